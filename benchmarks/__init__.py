@@ -1,0 +1,1 @@
+"""Runnable measurements; their outputs are committed under benchmarks/results."""

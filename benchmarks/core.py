@@ -1,0 +1,212 @@
+"""Does ELVIS' intra-modal term help, and is it the image's own content that helps?   python -m benchmarks.core
+
+Equal budget, three seeds, phantoms with known truth:  global;  + phrase_image;  + phrase_image + intra_modal;  the same with ANOTHER
+study's similarities as teacher (`shuffled`: the control, the form of the loss without its content);  beside a text-only prior, a
+centre prior and the oracle on the token grid. Headline: pointing game and mIoU on location-free phrases of focal findings, and on
+`comp` (kind x side x zone never seen in training). Every arm of a seed has the same initial weights, batches and augmentation.
+
+Every run is one process with its own run directory; a killed benchmark goes on where it was. Writes benchmarks/results/core.md and .json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elvis.errors import run_cli
+
+ARMS: dict[str, list[str]] = {
+    "global": ["objectives.phrase_image=null", "objectives.intra_modal=null", "model.local_heads=false"],
+    "phrase_image": ["objectives.intra_modal=null"],
+    "intra_modal": [],
+    "shuffled": ["objectives.intra_modal.teacher=shuffled"],
+}
+NAMES = {
+    "global": "global",
+    "phrase_image": "+ phrase_image",
+    "intra_modal": "+ phrase_image + intra_modal",
+    "shuffled": "control: teacher of another study",
+    "text_prior": "text-only prior",
+    "centre_prior": "centre prior",
+    "oracle": "oracle on the token grid",
+}
+CONFIG = "core_phantom"
+PAIRS = [("intra_modal", "phrase_image"), ("intra_modal", "shuffled"), ("phrase_image", "global")]
+# column -> (split, metric)
+HEADLINE = {
+    "lf PG": ("test", "lf_pointing"), "lf mIoU": ("test", "lf_miou"), "comp PG": ("comp", "focal_pointing"), "comp mIoU": ("comp", "focal_miou"),
+    "PG": ("test", "pointing"), "mIoU": ("test", "miou"), "CNR": ("test", "cnr"), "WID": ("test", "wid"), "swap": ("swap", "swap"),
+    "R@1": ("test", "r@1"), "R@5": ("test", "r@5"),
+}  # fmt: skip
+KEPT = {
+    "image corr": "image_corr", "report corr": "report_corr", "image spread before": "image_spread_before", "after": "image_spread_after",
+    "image rank before": "image_rank_before", "after ": "image_rank_after",
+}  # fmt: skip
+HERE = Path(__file__).parent
+
+
+def one(arm: str, seed: int, out: Path, overrides: Sequence[str]) -> None:
+    """One run: pretrain (or resume), evaluate, probe; nothing is repeated that is done."""
+    from benchmarks.probe import frozen_segmentation
+    from elvis import checkpoints, config, pretrain
+    from elvis.data.batches import Tokenizer
+
+    folder = out / f"{arm}-{seed}"
+    if not (folder / "results.json").is_file():
+        chosen = config.load(CONFIG, [*ARMS[arm], f"train.seed={seed}", *overrides])
+        resume = checkpoints.newest(folder)
+        run = pretrain.assemble(chosen, Tokenizer.load(resume / "tokenizer") if resume else None)
+        pretrain.pretrain(run, folder, resume, progress=False)
+    if not (folder / "probe.json").is_file():
+        scores = frozen_segmentation(checkpoints.load_pretrained(folder), config.load(str(folder / "config.yaml")))
+        (folder / "probe.json").write_text(json.dumps(scores))
+
+
+def launch(todo: Sequence[tuple[str, int]], out: Path, jobs: int, overrides: Sequence[str]) -> None:
+    """The runs as processes, `jobs` at a time, which share the cores; the first failure stops the benchmark with its log's end."""
+    waiting, running = list(todo), {}
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            arm, seed = waiting.pop(0)
+            log = (out / f"{arm}-{seed}.log").open("a")
+            command = [sys.executable, "-m", "benchmarks.core", "--out", str(out), "--one", arm, str(seed), *overrides]
+            running[arm, seed] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment), time.monotonic()
+        time.sleep(1)
+        for (arm, seed), (process, since) in list(running.items()):
+            if process.poll() is None:
+                continue
+            del running[arm, seed]
+            if process.returncode:
+                for other, _ in running.values():
+                    other.terminate()
+                tail = (out / f"{arm}-{seed}.log").read_text()[-1500:]
+                raise SystemExit(f"{arm}-{seed} ended with {process.returncode}:\n{tail}")
+            print(f"{arm}-{seed}: {time.monotonic() - since:.0f} s, {len(waiting)} waiting", flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- tables
+
+
+def rows_of(folder: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """(row, split) -> result of one run."""
+    return {(r["row"], r["split"]): r for r in json.loads((folder / "results.json").read_text())}
+
+
+def value(result: Mapping[str, Any] | None, metric: str) -> float:
+    return result["metrics"].get(metric, {}).get("value", np.nan) if result else np.nan
+
+
+def spread(values: Sequence[float]) -> str:
+    values = [v for v in values if np.isfinite(v)]
+    if not values:
+        return "–"
+    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
+
+
+def paired_difference(runs: Mapping[str, list[Mapping]], ours: str, other: str, split: str, metric: str) -> str:
+    """ours minus other per phrase of a focal finding (`lf_*`: location-free ones), meaned over seeds, macro over findings, bootstrap by patient."""
+    from elvis.metrics import bootstrap
+
+    prefix, _, metric = metric.partition("_")
+    wanted = {"focal", "location_free"} if prefix == "lf" else {"focal"}
+
+    def cases(arm: str) -> list[list[Mapping[str, Any]]]:
+        return [[c for c in rows["model", split]["per_case"] if wanted <= set(c["tags"])] for rows in runs[arm]]
+
+    a, b = cases(ours), cases(other)
+    keys = [(c["study"], c["phrase"], c["sentence"]) for c in a[0]]
+    for side in (*a, *b):
+        assert [(c["study"], c["phrase"], c["sentence"]) for c in side] == keys, "the arms were scored on different phrases"
+    mean = lambda sides: np.mean([[c[metric] for c in s] for s in sides], axis=0)  # noqa: E731
+    m = bootstrap.paired(mean(a), mean(b), [c["patient"] for c in a[0]], categories=[c["category"] for c in a[0]])
+    return f"{m.value:+.3f} [{m.low:+.3f}, {m.high:+.3f}]"
+
+
+def tables(out: Path, seeds: Sequence[int]) -> str:
+    runs = {arm: [rows_of(out / f"{arm}-{seed}") for seed in seeds] for arm in ARMS}
+    probes = {arm: [json.loads((out / f"{arm}-{seed}" / "probe.json").read_text()) for seed in seeds] for arm in ARMS}
+    lines = ["| arm | " + " | ".join(HEADLINE) + " |", "|---" * (len(HEADLINE) + 1) + "|"]
+    for arm in ARMS:
+        cells = [spread([value(r.get(("model", split)), metric) for r in runs[arm]]) for split, metric in HEADLINE.values()]
+        lines.append(f"| {NAMES[arm]} | " + " | ".join(cells) + " |")
+    for prior in ("text_prior", "centre_prior", "oracle"):
+        first = runs["intra_modal"][0]
+        cells = [spread([value(first.get((prior, split)), metric)]) for split, metric in HEADLINE.values()]
+        lines.append(f"| {NAMES[prior]} | " + " | ".join(cells) + " |")
+    text = "## Grounding, discrimination, retrieval\n\nmean ± sd over seeds\n\n" + "\n".join(lines) + "\n"
+
+    lines = ["| ours minus other | " + " | ".join(list(HEADLINE)[:4]) + " |", "|---" * 5 + "|"]
+    for ours, other in PAIRS:
+        cells = [paired_difference(runs, ours, other, split, metric) for split, metric in list(HEADLINE.values())[:4]]
+        lines.append(f"| {NAMES[ours]} minus {NAMES[other]} | " + " | ".join(cells) + " |")
+    text += "\n## Paired differences\n\nper phrase, meaned over seeds, macro over findings; 95 % interval by patient\n\n" + "\n".join(lines) + "\n"
+
+    lines = ["| arm | " + " | ".join(KEPT) + " | Dice before | Dice after |", "|---" * (len(KEPT) + 3) + "|"]
+    start = runs["intra_modal"][0].get(("model, step 0", "test"))
+    lines.append("| step 0 | " + " | ".join(spread([value(start, m)]) for m in KEPT.values()) + " | | |")
+    for arm in ARMS:
+        cells = [spread([value(r.get(("model", "test")), m) for r in runs[arm]]) for m in KEPT.values()]
+        dice = [spread([p[space] for p in probes[arm]]) for space in ("before", "after")]
+        lines.append(f"| {NAMES[arm]} | " + " | ".join([*cells, *dice]) + " |")
+    text += (
+        "\n## What the projection keeps, and frozen linear segmentation\n\nPearson of off-diagonal cosines before against after projection; "
+        "pooled Dice (macro over findings) of a 1x1 convolution on frozen tokens, 10 % of the training studies\n\n" + "\n".join(lines) + "\n"
+    )
+    return text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.core", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", default="runs/core", help="where the runs go (default runs/core)")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores (default 1)")
+    parser.add_argument("--one", nargs=2, metavar=("ARM", "SEED"), help=argparse.SUPPRESS)
+    parser.add_argument("--results", default=str(HERE / "results" / "core"), help="where the table goes, without suffix")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of the config, for all arms")
+    args = parser.parse_intermixed_args(argv)
+    out = Path(args.out)
+    if args.one:
+        one(args.one[0], int(args.one[1]), out, args.overrides)
+        return 0
+    out.mkdir(parents=True, exist_ok=True)
+    seeds = range(args.seeds)
+    since = time.monotonic()
+    launch([(arm, seed) for seed in seeds for arm in ARMS], out, args.jobs, args.overrides)
+    facts = json.loads((out / "intra_modal-0" / "results.json").read_text())[0]["provenance"]
+    command = " ".join(["python -m benchmarks.core", *args.overrides])
+    head = (
+        f"# Core benchmark\n\n`{command}`; commit {facts['commit']}, {facts['machine']}, torch {facts['versions']['torch']}, "
+        f"{len(seeds)} seeds; the last call took {(time.monotonic() - since) / 60:.0f} min. Config: `configs/pretrain/{CONFIG}.yaml`.\n"
+        "PG = pointing game; lf = location-free phrases of focal findings; comp = focal findings in a kind x side x zone never seen in training; "
+        "the rest over all findings of test.\n\n"
+    )
+    text = head + tables(out, seeds)
+    target = Path(args.results)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.with_suffix(".md").write_text(text)
+    summary = {
+        f"{arm}-{seed}": {
+            "probe": json.loads((out / f"{arm}-{seed}" / "probe.json").read_text()),
+            "rows": [{k: r[k] for k in ("row", "split", "metrics")} for r in rows_of(out / f"{arm}-{seed}").values()],
+        }
+        for seed in seeds
+        for arm in ARMS
+    }
+    target.with_suffix(".json").write_text(json.dumps({"provenance": facts, "command": command, "runs": summary}, indent=1))
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,180 @@
+"""Image encoders by name: the registered ones, and every image model of timm.
+
+    create_backbone("resnet50", in_chans=1)        # a timm name; `resolve` says whether it is a `cnn` or a `vit`
+    create_backbone("cnn", model="resnet50", in_chans=1)  # the same, in full
+    list_backbones("resnet*")
+
+A backbone is an nn.Module with keyword-only options (`in_chans` among them, each with a default that works) and
+
+    .spec                    BackboneSpec: what a head may rely on
+    forward(image B C *S)    -> ImageFeatures, tokens B N D on a grid, row-major
+    pyramid(image B C *S)    -> list of maps B C_i *S_i, finest first; the tokens lie on the last one
+    .recipe                  -> dict for `create_backbone(**recipe)`: the same module without weights and without network
+
+One file each in this folder (or anywhere, with `register_backbone`); tests/test_backbones.py holds every name to this.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from elvis.errors import ConfigError, nearest
+from elvis.registry import BACKBONES
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from elvis.types import BackboneSpec, ImageFeatures
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+def create_backbone(name: str, *, in_chans: int = 3, pretrained: bool = False, **options: Any) -> nn.Module:
+    """A backbone by registered name or timm name. `pretrained` downloads weights (timm's; first convolution adapted to `in_chans`).
+
+    Raises ConfigError for an unknown name or option (with the nearest valid ones), or weights that cannot be had.
+    """
+    name, options = resolve(name, options)
+    options = {"in_chans": in_chans, **options, **({"pretrained": True} if pretrained else {})}
+    if wrong := BACKBONES.check(name, options):
+        raise ConfigError("; ".join(wrong), f"options of '{name}': {', '.join(BACKBONES.options(name))}")
+    return BACKBONES.create(name, **options)
+
+
+def list_backbones(pattern: str = "*") -> list[str]:
+    """Names for `create_backbone`: registered ones, then timm's (a few of which give no maps and are refused); `pattern` as in file names."""
+    import timm
+
+    own = BACKBONES.names()
+    return fnmatch.filter(own + [n for n in timm.list_models() if n not in own], pattern)
+
+
+def register_backbone(name: str) -> Callable[[T], T]:
+    """Decorator that adds a backbone class to the registry (see the contract above)."""
+    return BACKBONES.register(name)
+
+
+def resolve(name: str, options: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    """(registered name, options): a timm name becomes `cnn` or `vit` with `model=name`.
+
+    A timm model whose feature levels all lie on one stride is a `vit`; one whose strides grow (convolutional or not) is a `cnn`.
+    """
+    options = dict(options or {})
+    if name in BACKBONES:
+        return name, options
+    import timm
+
+    if not timm.is_model(name):
+        raise ConfigError(
+            f"no backbone '{name}'{nearest(name, list_backbones())}",
+            f"registered: {', '.join(BACKBONES)}; and timm's: elvis.list_backbones('resnet*')",
+        )
+    strides = [stride for _, stride, _ in timm_levels(name)]
+    return ("vit" if len(set(strides)) == 1 else "cnn"), {"model": name, **options}
+
+
+# ---------------------------------------------------------------------------------------------- for the files that hold backbones
+
+
+def check_kind(model: str, kind: str) -> None:
+    """ConfigError if timm has no such model, or `resolve` calls it something else than `kind`."""
+    found, _ = resolve(model)
+    if found != kind:
+        raise ConfigError(f"timm's '{model}' is no '{kind}' but a '{found}'", f"set name: {found}, or name: {model}")
+
+
+def timm_levels(model: str, arch: Mapping[str, Any] | None = None) -> tuple[tuple[int, int, int], ...]:
+    """(index, stride, channels) of the feature levels of a timm model, finest first; nothing is allocated or downloaded."""
+    return _timm_levels(model, json.dumps(dict(arch or {})))
+
+
+@functools.lru_cache(maxsize=64)
+def _timm_levels(model: str, arch: str) -> tuple[tuple[int, int, int], ...]:
+    import torch
+
+    with torch.device("meta"):
+        info = timm_model(model, features_only=True, **json.loads(arch)).feature_info
+    return tuple(zip(info.out_indices, info.reduction(), info.channels(), strict=True))
+
+
+def timm_model(model: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
+    """`timm.create_model` whose refusals are ConfigErrors."""
+    import timm
+    import torch
+
+    pretrained = pretrained and torch.get_default_device().type != "meta"  # there shapes are asked for, not weights
+    if pretrained:
+        from elvis.hub import check_hub
+
+        check_hub(f"the weights of '{model}'", "set pretrained: false")
+    try:
+        return timm.create_model(model, pretrained=pretrained, **options)
+    except (TypeError, RuntimeError, AssertionError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"timm cannot build '{model}' here: {reason}", "change its options, or take another model (elvis.list_backbones)"
+        ) from error
+
+
+def timm_spec(model: str, *, in_chans: int, input_size: int | Sequence[int] | None, strides: Sequence[int], channels: Sequence[int]) -> BackboneSpec:
+    """The BackboneSpec of a timm model: statistics and default input size are those of its pretrained weights, whether or not they are loaded.
+
+    `mean` and `std` are averaged over the channels where `in_chans` is another number; the default size is rounded down to the last stride.
+    """
+    import timm
+
+    from elvis.types import BackboneSpec
+
+    cfg = timm.get_pretrained_cfg(model)
+    mean, std = (tuple(v) if len(v) == in_chans else (sum(v) / len(v),) * in_chans for v in (cfg.mean, cfg.std))
+    default = (n - n % strides[-1] for n in cfg.input_size[1:])
+    size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size or default)
+    _check_divisible(f"input_size of '{model}' is", size, strides[-1])
+    return BackboneSpec(model, 2, in_chans, channels[-1], tuple(channels), tuple(strides), mean, std, size)
+
+
+def has_fixed_size(model: str) -> bool:
+    """Whether timm says that the model's positions are made for one input size (Swin, MaxViT, ViT without `dynamic_img_size`)."""
+    import timm
+
+    return timm.get_pretrained_cfg(model).fixed_input_size
+
+
+def check_image(image: Tensor, spec: BackboneSpec, fixed: bool = False) -> None:
+    """ConfigError unless image is B C *S with the spec's channels and each of *S a multiple of its last stride (`fixed`: its input size)."""
+    given = tuple(image.shape[2:])
+    if image.ndim != spec.ndim + 2 or image.shape[1] != spec.in_channels:
+        wanted = _size(("B", spec.in_channels, *"ZYX"[-spec.ndim :]))
+        raise ConfigError(
+            f"backbone '{spec.name}' got images of {_size(image.shape)}, it takes {wanted}", "set in_chans, or choose a backbone for such images"
+        )
+    if fixed and given != spec.input_size:
+        raise ConfigError(
+            f"backbone '{spec.name}' got {_size(given)}, its positions are made for {_size(spec.input_size)} alone", f"set input_size={list(given)}"
+        )
+    _check_divisible(f"backbone '{spec.name}' got images of", given, spec.strides[-1])
+
+
+def _check_divisible(what: str, given: tuple[int, ...], stride: int) -> None:
+    if any(n % stride or n < stride for n in given):
+        low, high = (tuple(max(stride, rounded(n / stride) * stride) for n in given) for rounded in (math.floor, math.ceil))
+        sizes = " or ".join(dict.fromkeys((_size(low), _size(high))))
+        raise ConfigError(f"{what} {_size(given)}; each side must be a multiple of {stride}", f"nearest: {sizes}")
+
+
+def _size(sides: Iterable[object]) -> str:
+    return " x ".join(str(n) for n in sides)
+
+
+def image_features(features: Tensor, pooled: Tensor | None = None, levels: Mapping[str, ImageFeatures] | None = None) -> ImageFeatures:
+    """A map B D *S as ImageFeatures: tokens row-major, all real; `pooled` B D is their mean unless given."""
+    from elvis.types import ImageFeatures
+
+    tokens = features.flatten(2).transpose(1, 2)  # B N D
+    mask = tokens.new_ones(tokens.shape[:2]).bool()
+    return ImageFeatures(tokens.mean(1) if pooled is None else pooled, tokens, mask, tuple(features.shape[2:]), levels=levels or {})

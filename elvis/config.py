@@ -1,0 +1,327 @@
+"""A run as data: dataclass schemas, YAML with `extends:`, `key=value` overrides; every mistake of a config is listed at once.
+
+    config = load("elvis_phantom", ["train.steps=100", "objectives.intra_modal=null"])
+
+`train`, `model` and `evaluate` are closed dataclasses. `data`, `image`, `text`, `heads` and `objectives` hold, beside a few
+common keys, the options of a registered thing: the signature of its constructor is their schema (`elvis.registry`).
+No `_target_`, no eval, no environment other than ELVIS_* variables, no YAML aliases.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from elvis.errors import ConfigError, nearest
+
+
+@dataclass
+class Data:
+    """What every dataset shares; other keys of `data:` are options of the dataset `name`."""
+
+    name: str = "phantom"
+    units: list[str] = field(default_factory=lambda: ["report", "sentence"])
+    size: int = 224  # pixels, the square the model sees
+    fit: str = "pad"  # pad: the long side fits, zeros around | crop: the short side fits, centre kept
+    views: str = "first"  # first | random (pure function of seed, epoch, id) | all
+    max_views: int = 1
+    max_tokens: int = 256
+    max_units: int = 64  # per kind of unit
+    vocab_size: int = 1000  # of a tokenizer trained on the corpus (text encoders without their own)
+    augment: dict[str, Any] = field(default_factory=dict)  # keywords of elvis.data.augment.Augment; empty = none
+    cache: bool = False  # keep decoded images in memory
+    workers: int = 0
+    max_bad_fraction: float = 0.01  # a run stops when more studies than this cannot be read
+
+
+@dataclass
+class Model:
+    dim: int = 512  # of the shared space (LoVT: 512)
+    hidden: int = 2048  # of the projection heads (LoVT: 2048)
+    norm: str = "layer"  # inside the projection heads: layer | batch (over real tokens only; LoVT) | none
+    image_pool: str = "attention"  # attention (LoVT) | backbone (mean of a CNN, CLS of a ViT)
+    text_pool: str = "attention"  # attention | mean, over the sentences
+    sentence_pool: str = "max"  # max over its tokens (LoVT) | mean
+    views: str = "concat"  # tokens of several views: concat | mean | max
+    local_heads: bool = True  # own projections for tokens and sentences; false = through the global ones
+    scale: float = 1 / 0.07  # start of the learned inverse temperature (CLIP)
+
+
+@dataclass
+class Train:
+    steps: int = 1000
+    batch_size: int = 32  # studies per device and micro-batch: the number of negatives is batch_size * devices
+    accumulate: int = 1
+    lr: float = 1e-4
+    weight_decay: float = 0.05
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    warmup: float = 0.06  # share of the steps
+    clip: float = 1.0  # gradient norm; 0 = off
+    seed: int = 0
+    accelerator: str = "auto"
+    devices: str = "auto"
+    precision: str = "32-true"  # 32-true | bf16-mixed
+    checkpoint_every: int = 500
+    keep: int = 2
+    log_every: int = 10
+    evaluate_every: int = 0  # steps between validations (checkpoints/best); 0 = never
+
+
+@dataclass
+class Evaluate:
+    limit: int = 0  # studies per split; 0 = all
+    batch_size: int = 64
+    overlays: int = 12
+
+
+@dataclass
+class Config:
+    imports: list[str] = field(default_factory=list)  # modules outside elvis that register something
+    data: dict[str, Any] = field(default_factory=lambda: {"name": "phantom"})
+    image: dict[str, Any] = field(default_factory=lambda: {"name": "resnet50"})
+    text: dict[str, Any] = field(default_factory=lambda: {"name": "tiny"})
+    model: Model = field(default_factory=Model)
+    heads: dict[str, Any] = field(default_factory=dict)
+    objectives: dict[str, Any] = field(default_factory=dict)
+    train: Train = field(default_factory=Train)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    freeze: list[str] = field(default_factory=list)  # regexes on parameter names
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def to_yaml(self) -> str:
+        return OmegaConf.to_yaml(OmegaConf.create(self.to_dict()))
+
+
+# choices of closed options: key -> allowed words
+CHOICES = {
+    "data.fit": ("pad", "crop"),
+    "data.views": ("first", "random", "all"),
+    "model.norm": ("layer", "batch", "none"),
+    "model.image_pool": ("attention", "backbone"),
+    "model.text_pool": ("attention", "mean"),
+    "model.sentence_pool": ("max", "mean"),
+    "model.views": ("concat", "mean", "max"),
+    "train.precision": ("32-true", "bf16-mixed"),
+    "text.context": ("report", "sentence"),
+}
+UNITS = ("report", "sentence", "word")
+POSITIVE = ("train.steps", "train.batch_size", "train.accumulate", "train.lr", "train.checkpoint_every", "train.keep", "train.log_every", "data.size")
+
+
+def folder() -> Path:
+    """Where the shipped configs lie: inside the installed package, or at the root of a checkout."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def shipped(task: str = "pretrain") -> list[str]:
+    return sorted(p.stem for p in (folder() / task).glob("*.yaml"))
+
+
+def find(name: str, task: str = "pretrain") -> Path:
+    """A shipped config by its name, or any YAML file by its path."""
+    if name in (known := shipped(task)):
+        return folder() / task / f"{name}.yaml"
+    if (path := Path(name)).is_file():
+        return path
+    raise ConfigError(f"no config '{name}'{nearest(name, known)}", f"give a path to a YAML file or one of: {', '.join(known)}")
+
+
+def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML file as a plain dict, with what it `extends:` (a file beside it) merged below it."""
+    if path in seen:
+        raise ConfigError(f"{path.name} extends itself through {' -> '.join(p.name for p in seen)}", "break the circle")
+    try:
+        text = path.read_text(encoding="utf-8")
+        raw = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except OSError as error:
+        raise ConfigError(f"cannot read config {path}: {error.strerror}", "check the path") from error
+    except Exception as error:  # the YAML parser has many errors of its own; all mean the same to a user
+        raise ConfigError(f"{path.name} is not valid YAML: {' '.join(str(error).split())[:200]}", "mend the file") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path.name} holds no mapping", "a config is a YAML mapping of sections")
+    base = raw.pop("extends", None)
+    if base is None:
+        return raw
+    parent = path.parent / str(base)
+    if not parent.is_file():
+        raise ConfigError(f"{path.name} extends '{base}', which is not beside it", f"expected {parent.name} in {path.parent}")
+    return merge(read(parent, (*seen, path)), raw)
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings merge, anything else replaces. A changed `name` of image, text or data drops the options of the old one."""
+    out = dict(below)
+    for key, value in above.items():
+        old = out.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            if key in ("image", "text") and "name" in value and value["name"] != old.get("name"):
+                old = {}
+            out[key] = merge(old, value)
+        else:
+            out[key] = value
+    return out
+
+
+def load(name: str, overrides: Sequence[str] = (), *, task: str = "pretrain", schema: type = Config) -> Any:
+    """Find, merge and check a config. Raises one ConfigError that lists every mistake."""
+    raw = read(find(name, task))
+    for item in overrides:
+        key, equals, _ = item.partition("=")
+        if not equals or not key or key.startswith("-"):
+            raise ConfigError(f"'{item}' is not an override", "write key=value, for example train.steps=100")
+        try:
+            raw = merge(raw, OmegaConf.to_container(OmegaConf.from_dotlist([item]), resolve=False))
+        except Exception as error:
+            raise ConfigError(f"cannot read override '{item}': {' '.join(str(error).split())[:150]}", "write key=value") from error
+    return build(raw, schema, where=name)
+
+
+def build(raw: Mapping[str, Any], schema: type = Config, *, where: str = "config") -> Any:
+    """A checked config from a plain dict."""
+    raw = _resolve(raw)
+    wrong: list[str] = []
+    values: dict[str, Any] = {}
+    known = {f.name: f for f in fields(schema)}
+    defaults = schema()
+    for key, value in raw.items():
+        if key not in known:
+            wrong.append(f"unknown key '{key}'{nearest(key, known)}")
+            continue
+        default = getattr(defaults, key)
+        if dataclasses.is_dataclass(default):
+            values[key] = _section(type(default), value, key, wrong)
+        elif isinstance(default, dict) != isinstance(value, Mapping) and value is not None:
+            wrong.append(f"'{key}' must be a {'mapping' if isinstance(default, dict) else 'list'}, not {value!r}")
+        else:
+            values[key] = value if value is not None else default
+    config = schema(**values)
+    if isinstance(config, Config):
+        wrong += [w for w in check(config) if w not in wrong]
+    if wrong:
+        raise ConfigError(f"{where}: " + "; ".join(wrong), "mend the keys above; --print-config shows the whole config")
+    return config
+
+
+def data_section(config: Config) -> tuple[Data, dict[str, Any]]:
+    """`data:` as its common part and the options of the dataset (among them common keys it asks for by name)."""
+    from elvis.registry import DATASETS
+
+    common = {f.name for f in fields(Data)}
+    wrong: list[str] = []
+    section = _section(Data, {k: v for k, v in config.data.items() if k in common}, "data", wrong)
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+    options = {k: v for k, v in config.data.items() if k not in common}
+    shared = {k: getattr(section, k) for k in common & DATASETS.options(section.name).keys()}  # a phantom is drawn at data.size
+    return section, {**options, **shared}
+
+
+def check(config: Config) -> list[str]:
+    """What is wrong with the open sections: unknown names, unknown or missing options, words that are no choice."""
+    from elvis import backbones
+    from elvis.registry import BACKBONES, DATASETS, OBJECTIVES, TEXT_ENCODERS
+
+    wrong: list[str] = []
+    for module in config.imports:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            wrong.append(f"imports: cannot import '{module}' ({error})")
+    common = {f.name for f in fields(Data)}
+    data = _section(Data, {k: v for k, v in config.data.items() if k in common}, "data", wrong)
+    options = {k: v for k, v in config.data.items() if k not in common}
+    if data.name in DATASETS:
+        known = {*common, *DATASETS.options(data.name)}
+        wrong += [f"unknown key 'data.{o}' for dataset '{data.name}'{nearest(o, known)}" for o in options if o not in known]
+        wrong += [w for w in DATASETS.check(data.name, options) if "has no option" not in w]
+    else:
+        wrong += DATASETS.check(data.name, {})
+    wrong += [f"data.units: no unit '{u}'{nearest(u, UNITS)}" for u in data.units if u not in UNITS]
+    try:
+        wrong += BACKBONES.check(*backbones.resolve(config.image.get("name", ""), {k: v for k, v in config.image.items() if k != "name"}))
+    except ConfigError as error:
+        wrong.append(error.what)
+    name, text = config.text.get("name", ""), {k: v for k, v in config.text.items() if k not in ("name", "context")}
+    if name in TEXT_ENCODERS:
+        known = {"context", *TEXT_ENCODERS.options(name)} - {"vocab_size"}
+        wrong += [f"unknown key 'text.{o}' for text encoder '{name}'{nearest(o, known)}" for o in text if o not in known]
+        text = {k: v for k, v in text.items() if k in known}
+    wrong += TEXT_ENCODERS.check(name, text, provided=frozenset({"vocab_size"}))
+    if not any(config.objectives.values()) and not any(isinstance(v, Mapping) for v in config.objectives.values()):
+        wrong.append(f"no objective; choose from {', '.join(OBJECTIVES.names())}")
+    for label, given in config.objectives.items():
+        if given is None:
+            continue
+        if not isinstance(given, Mapping):
+            wrong.append(f"objectives.{label} must be a mapping such as {{weight: 1.0}} or null, not {given!r}")
+            continue
+        if not isinstance(given.get("weight", 1.0), (int, float)) or isinstance(given.get("weight"), bool):
+            wrong.append(f"objectives.{label}.weight must be a number, not {given['weight']!r}")
+        wrong += OBJECTIVES.check(given.get("kind", label), objective_options(given), provided=frozenset({"width"}))
+    for key, allowed in CHOICES.items():
+        section, _, name = key.partition(".")
+        value = data if section == "data" else getattr(config, section)
+        value = value.get(name, allowed[0]) if isinstance(value, Mapping) else getattr(value, name)
+        if value not in allowed:
+            wrong.append(f"{key}: no choice '{value}'{nearest(str(value), allowed)}")
+    for key in POSITIVE:
+        section, _, name = key.partition(".")
+        value = getattr(data if section == "data" else getattr(config, section), name)
+        if not value > 0:
+            wrong.append(f"{key} must be positive, not {value}")
+    return wrong
+
+
+def objective_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in given.items() if k not in ("weight", "kind")}
+
+
+def _section(schema: type, given: Any, where: str, wrong: list[str]) -> Any:
+    """One closed section, key by key, so that every mistake is found; falls back to defaults where wrong."""
+    values: dict[str, Any] = {}
+    known = {f.name for f in fields(schema)}
+    if not isinstance(given, Mapping):
+        wrong.append(f"'{where}' must be a mapping, not {given!r}")
+        return schema()
+    for key, value in given.items():
+        if key not in known:
+            wrong.append(f"unknown key '{where}.{key}'{nearest(key, known)}")
+            continue
+        try:
+            one = OmegaConf.merge(OmegaConf.structured(schema), {key: value})
+            values[key] = OmegaConf.to_container(one)[key]  # type: ignore[call-overload]
+        except OmegaConfBaseException as error:
+            wrong.append(f"{where}.{key}: {str(error).splitlines()[0]}")
+    return schema(**values)
+
+
+def _resolve(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Interpolations resolved; only ${other.key} and ${oc.env:ELVIS_...} are allowed."""
+    for text in _strings(raw):
+        if "${" in text and ":" in text.split("${", 1)[1].split("}", 1)[0] and "${oc.env:ELVIS_" not in text:
+            raise ConfigError(f"'{text}' uses a resolver", "only ${section.key} and ${oc.env:ELVIS_NAME} are read")
+    try:
+        return OmegaConf.to_container(OmegaConf.create(dict(raw)), resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0], "mend the interpolation, or set the variable") from error
+
+
+def _strings(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for v in value.values():
+            yield from _strings(v)
+    elif isinstance(value, (list, tuple)):
+        for v in value:
+            yield from _strings(v)

@@ -1,0 +1,1 @@
+"""From disk to batch: studies, images, reports, phantoms."""

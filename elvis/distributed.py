@@ -1,0 +1,72 @@
+"""One gather with gradient, a sum over ranks, rank zero. On one process all of them are the identity.
+
+A loss that compares across studies scores LOCAL rows against GATHERED columns. Its gradient reaches the other ranks'
+rows through the backward of the gather (a sum over ranks), so that  d(sum over ranks of their sums)  is exact everywhere.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if is_distributed() else 0
+
+
+class _Gather(torch.autograd.Function):
+    """All ranks' rows, concatenated in rank order. Backward: this rank's share of the gradient, summed over ranks."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.rows = x.shape[0]
+        parts = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+def gather(x: Tensor) -> Tensor:
+    """Rows of every rank, B ... -> W*B ..., with gradient. The row counts must be equal (the sampler sees to it)."""
+    return _Gather.apply(x) if is_distributed() else x
+
+
+def gather_padded(x: Tensor, dim: int = 1) -> Tensor:
+    """`gather` for tensors whose axis `dim` differs between ranks (ragged units, text lengths): zero-padded to the longest."""
+    if not is_distributed():
+        return x
+    longest = torch.tensor(x.shape[dim], device=x.device)
+    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+    extra = int(longest) - x.shape[dim]
+    if extra:
+        shape = list(x.shape)
+        shape[dim] = extra
+        x = torch.cat([x, x.new_zeros(shape)], dim)
+    return gather(x)
+
+
+def own_rows(rows: int, device: torch.device | None = None) -> Tensor:
+    """Where this rank's rows lie among the gathered ones: int64, `rows`."""
+    return torch.arange(rows, device=device) + rank() * rows
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """A detached sum over ranks (for counts and for logging)."""
+    x = x.detach().clone()
+    if is_distributed():
+        dist.all_reduce(x)
+    return x

@@ -1,0 +1,95 @@
+"""95 % intervals by resampling patients, plain and paired.
+
+Images of one patient are not independent, so whole patients are drawn with replacement. Every statistic here is a
+function of SUMS over cases (a mean is sum / count, a pooled Dice 2 I / S, a pooled Pearson six moments), so one draw is
+a vector of multiplicities w over patients and all draws are one matrix product:   statistic(w @ sums of each patient).
+
+Percentile interval (Efron & Tibshirani 1993, chapter 13). The model is fixed: the interval says how far the number would
+move with other patients, not with another training seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+
+from elvis.types import Metric
+
+Statistic = Callable[[np.ndarray], np.ndarray]  # sums (..., K) -> (...)
+
+
+def interval(
+    parts: np.ndarray,
+    groups: Sequence[Hashable],
+    statistic: Statistic,
+    *,
+    minus: np.ndarray | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Metric:
+    """`statistic` of the summed `parts` (cases, K) with its interval over `groups` (one label a case, the patient).
+
+    `minus`: the parts of a second model on the SAME cases; the metric is then the paired difference, both sides under
+    the same draws. Draws in which the statistic is not defined (no case of any category) are left out; with fewer
+    than two groups there is no interval.
+    """
+    _, member = np.unique(np.asarray([str(g) for g in groups], dtype=np.str_), return_inverse=True)
+    patients = int(member.max()) + 1 if len(member) else 0
+    sides = [_grouped(np.asarray(side, np.float64), member, patients) for side in (parts, minus) if side is not None]  # P K each
+    value = _difference(sides, statistic, np.ones(patients))
+    if patients < 2:
+        return Metric(float(value))
+    weights = np.random.default_rng(seed).multinomial(patients, np.full(patients, 1 / patients), size=resamples)  # R P
+    draws = _difference(sides, statistic, weights.astype(np.float64))
+    draws = draws[np.isfinite(draws)]
+    if not len(draws):
+        return Metric(float(value))
+    low, high = np.percentile(draws, (2.5, 97.5))
+    return Metric(float(value), float(low), float(high))
+
+
+def mean(values: np.ndarray, groups: Sequence[Hashable], *, categories: Sequence[str] | None = None, resamples: int = 1000, seed: int = 0) -> Metric:
+    """Mean of one value a case, NaN left out. With `categories`: the mean over categories of their means ("macro")."""
+    parts, statistic = _mean_parts(np.asarray(values, np.float64), categories)
+    return interval(parts, groups, statistic, resamples=resamples, seed=seed)
+
+
+def paired(
+    ours: np.ndarray,
+    other: np.ndarray,
+    groups: Sequence[Hashable],
+    *,
+    categories: Sequence[str] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Metric:
+    """Mean (or macro mean) of ours minus other on the same cases; a case that is NaN on either side is left out of both."""
+    difference = np.asarray(ours, np.float64) - np.asarray(other, np.float64)
+    return mean(difference, groups, categories=categories, resamples=resamples, seed=seed)
+
+
+def _mean_parts(values: np.ndarray, categories: Sequence[str] | None) -> tuple[np.ndarray, Statistic]:
+    """Sum and count of each category: cases, 2 C; and the statistic that makes the macro mean of them."""
+    names, category = np.unique(np.asarray(categories if categories is not None else [""] * len(values), dtype=np.str_), return_inverse=True)
+    belongs = (category[:, None] == np.arange(len(names))) & ~np.isnan(values)[:, None]  # cases C
+    parts = np.concatenate([np.where(belongs, values[:, None], 0.0), belongs], 1)
+    return parts, lambda sums: _macro(*np.split(sums, 2, axis=-1))
+
+
+def _macro(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean over the categories that occur; NaN where none does."""
+    occurs = (counts > 0).sum(-1)
+    total = (sums / np.maximum(counts, 1)).sum(-1)
+    return np.where(occurs > 0, total / np.maximum(occurs, 1), np.nan)
+
+
+def _grouped(parts: np.ndarray, member: np.ndarray, patients: int) -> np.ndarray:
+    out = np.zeros((patients, parts.shape[1]))
+    np.add.at(out, member, parts)
+    return out
+
+
+def _difference(sides: list[np.ndarray], statistic: Statistic, weights: np.ndarray) -> np.ndarray:
+    values = [np.asarray(statistic(weights @ side)) for side in sides]
+    return values[0] - values[1] if len(values) == 2 else values[0]

@@ -1,0 +1,215 @@
+"""The model: two encoders, projections into one space, and what inference needs of the heads.
+
+    image --backbone--> tokens --pool--> pooled          text --encoder--> tokens --per unit--> words, sentences --pool--> pooled
+            tokens, pooled --projection--> Pair.image            units, pooled --projection--> Pair.text
+            (before it: Pair.image_raw)                          (before it: Pair.text_raw)
+
+The projections are MLPs as in LoVT (hidden layer, norm, ReLU); features leave them unnormalised. ELVIS compares the
+similarities inside one image, or one report, before (`*_raw`) and after them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elvis.errors import ConfigError
+from elvis.ops import masked_max, masked_mean, upcast
+from elvis.pooling import AttentionPool, pool_units
+from elvis.types import Batch, ImageFeatures, Pair, TextFeatures, TextUnits, UnitFeatures
+
+MAX_SCALE = 100.0  # CLIP's clamp of the learned inverse temperature
+
+
+class MaskedBatchNorm(nn.BatchNorm1d):
+    """Batch norm whose statistics see real rows only (LoVT's included padded sentences)."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        out = torch.zeros_like(x)
+        out[mask] = super().forward(x[mask]).to(out.dtype)
+        return out
+
+
+class Projection(nn.Module):
+    """Linear, norm, ReLU, Linear: (..., width) -> (..., dim)."""
+
+    def __init__(self, width: int, hidden: int, dim: int, norm: str) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(width, hidden), nn.Linear(hidden, dim)
+        self.norm = {"layer": nn.LayerNorm, "batch": MaskedBatchNorm, "none": nn.Identity}[norm](hidden)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        h = self.into(x)
+        h = self.norm(h, mask) if isinstance(self.norm, MaskedBatchNorm) else self.norm(h)
+        return self.out(h.relu())
+
+
+class MeanPool(nn.Module):
+    """Masked mean with uniform weights; `values` is the identity (see AttentionPool)."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        weights = mask / mask.sum(-1, keepdim=True).clamp_min(1)
+        return masked_mean(x, mask), weights
+
+    def values(self, x: Tensor) -> Tensor:
+        return x
+
+
+class VisionLanguageModel(nn.Module):
+    """`forward(batch) -> Pair`. `recipe` rebuilds it without weights or network."""
+
+    def __init__(
+        self,
+        image: nn.Module,
+        text: nn.Module,
+        *,
+        dim: int = 512,
+        hidden: int = 2048,
+        norm: str = "layer",
+        image_pool: str = "attention",
+        text_pool: str = "attention",
+        sentence_pool: str = "max",
+        context: str = "report",
+        views: str = "concat",
+        local_heads: bool = True,
+        scale: float = 1 / 0.07,
+        cls_id: int = 2,
+        sep_id: int = 3,
+        heads: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.options = {
+            "dim": dim, "hidden": hidden, "norm": norm, "image_pool": image_pool, "text_pool": text_pool, "sentence_pool": sentence_pool,
+            "context": context, "views": views, "local_heads": local_heads, "scale": scale, "cls_id": cls_id, "sep_id": sep_id,
+        }  # fmt: skip
+        self.image, self.text = image, text
+        self.dim, self.context, self.views, self.sentence_pool, self.image_pool_kind = dim, context, views, sentence_pool, image_pool
+        self.special = (cls_id, sep_id)
+        wide, long = image.spec.width, text.width
+        self.image_pool = AttentionPool(wide) if image_pool == "attention" else MeanPool()
+        self.text_pool = AttentionPool(long) if text_pool == "attention" else MeanPool()
+        self.image_global, self.text_global = Projection(wide, hidden, dim, norm), Projection(long, hidden, dim, norm)
+        self.image_local = Projection(wide, hidden, dim, norm) if local_heads else None
+        self.text_local = Projection(long, hidden, dim, norm) if local_heads else None
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.heads = nn.ModuleDict(heads or {})
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return {"image": self.image.recipe, "text": self.text.recipe, "model": self.options}
+
+    @property
+    def scale(self) -> Tensor:
+        return upcast(self.log_scale).exp().clamp(max=MAX_SCALE)
+
+    def forward(self, batch: Batch) -> Pair:
+        image, image_raw = self.encode_image(batch.images, batch.view_mask)
+        text, text_raw = self.encode_text(batch.text_ids, batch.text_mask, batch.units)
+        return Pair(image=image, text=text, image_raw=image_raw, text_raw=text_raw, scale=self.scale)
+
+    # ------------------------------------------------------------------------------------------------ image
+
+    def encode_image(self, images: Tensor, view_mask: Tensor) -> tuple[ImageFeatures, ImageFeatures]:
+        """B V C *S, B V -> features after and before the projection; tokens are those of all views, or fused."""
+        studies, views = images.shape[:2]
+        seen = self.image(images.flatten(0, 1))  # of B*V single images
+        cells = seen.tokens.shape[1]
+        tokens = seen.tokens.unflatten(0, (studies, views))  # B V N D
+        if self.views == "concat":
+            raw, mask = tokens.flatten(1, 2), view_mask.repeat_interleave(cells, 1)  # B V*N D
+            view = torch.arange(views, device=mask.device).repeat_interleave(cells).expand(studies, -1)
+        else:
+            across = tokens.transpose(1, 2)  # B N V D
+            real = view_mask[:, None, :].expand(-1, cells, -1)
+            fuse = masked_mean if self.views == "mean" else masked_max
+            raw, mask = fuse(across, real), view_mask.any(1, keepdim=True).expand(-1, cells)  # B N D
+            view = torch.full_like(mask, -1, dtype=torch.int64)
+        if self.image_pool_kind == "backbone":
+            pooled, weights = masked_mean(seen.pooled.unflatten(0, (studies, views)), view_mask), MeanPool()(raw, mask)[1]
+        else:
+            pooled, weights = self.image_pool(raw, mask)
+        before = ImageFeatures(pooled=pooled, tokens=raw, mask=mask, grid=seen.grid, weights=weights, view=view, levels={})
+        local = self.image_local(raw, mask) if self.image_local is not None else self.image_global(self.image_pool.values(raw), mask)
+        after = replace(before, pooled=self.image_global(pooled, mask.any(1)), tokens=local)
+        return after, before
+
+    # ------------------------------------------------------------------------------------------------- text
+
+    def encode_text(self, ids: Tensor, mask: Tensor, units: Mapping[str, TextUnits]) -> tuple[TextFeatures, TextFeatures]:
+        """B L, B L, units -> features after and before the projection. Pooled over sentences where there are any, else tokens."""
+        tokens = self.text(ids, mask) if self.context == "report" else self._alone(ids, units["sentence"])  # B L D
+        vectors = {n: pool_units(tokens, u, "mean" if n == "word" else self.sentence_pool) for n, u in units.items()}  # B U D each
+        over, real = (vectors["sentence"], units["sentence"].mask) if "sentence" in units else (tokens, mask)
+        pooled, weights = self.text_pool(over, real)
+        raw = {n: UnitFeatures(v, units[n].mask, units[n].group, weights if n == "sentence" else None) for n, v in vectors.items()}
+        before = TextFeatures(pooled=pooled, tokens=tokens, mask=mask, grid=(mask.shape[1],), weights=None, units=raw)
+        if self.text_local is not None:
+            local = self.text_local
+        else:
+            local = lambda x, real: self.text_global(self.text_pool.values(x), real)  # noqa: E731
+        after = replace(
+            before,
+            pooled=self.text_global(pooled, real.any(1)),
+            tokens=local(tokens, mask),
+            units={n: replace(u, vectors=local(u.vectors, u.mask)) for n, u in raw.items()},
+        )
+        return after, before
+
+    def _alone(self, ids: Tensor, units: TextUnits) -> Tensor:
+        """Each sentence through the encoder by itself, its tokens put back where they stood: B L D."""
+        member = units.tokens & units.mask.unsqueeze(-1)  # B U L
+        study, unit = member.any(-1).nonzero(as_tuple=True)
+        mine = member[study, unit]  # S L, one row a sentence
+        length = mine.sum(-1)
+        longest = int(length.max()) if len(length) else 0
+        place = torch.sort(~mine, dim=-1, stable=True).indices[:, :longest]  # S longest: positions of its tokens, in order
+        real = torch.arange(longest, device=ids.device) < length[:, None]
+        rows = ids[study].gather(1, place).masked_fill(~real, 0)
+        cls, sep = (ids.new_full((len(rows), 1), s) for s in self.special)
+        ends = torch.cat([cls, rows, torch.zeros_like(cls)], 1)
+        ends.scatter_(1, length[:, None] + 1, sep)
+        seen = torch.arange(longest + 2, device=ids.device) < length[:, None] + 2
+        out = self.text(ends, seen)[:, 1 : longest + 1]  # S longest D
+        tokens = out.new_zeros(*ids.shape, out.shape[-1])
+        where = real.nonzero(as_tuple=True)
+        return tokens.index_put((study[where[0]], place[where]), out[where])
+
+    # ------------------------------------------------------------------------------------------------- wiring
+
+    def wire(self, needs: frozenset[str], units: list[str]) -> None:
+        """Check that the batch and the model give what the objectives need, and freeze the projections none of them reads."""
+        for need in sorted(needs):
+            owner, _, field = need.partition(".")
+            owner = owner.removesuffix("_raw")
+            if owner == "text" and field not in ("pooled", "tokens") and field not in units:
+                raise ConfigError(f"an objective needs '{need}', but data.units is {units}", f"add {field} to data.units")
+            if owner in ("regions", "codes") and field not in self.heads:
+                raise ConfigError(f"an objective needs '{need}', but there is no head '{field}'", f"add heads.{field} to the config")
+            if owner == "teacher":
+                raise ConfigError("an objective needs a teacher, and none is configured", "choose another objective")
+            if owner not in ("image", "text", "regions", "codes"):
+                raise ConfigError(f"an objective needs '{need}', which no model gives", "mend its `needs`")
+        local = {n for n in needs if n == "image.tokens" or (n.startswith("text.") and n != "text.pooled")}
+        if self.image_local is not None and not local:
+            raise ConfigError("no objective trains the local projections", "set model.local_heads=false, or add a local objective")
+        if not {"image.pooled", "text.pooled"} & needs and self.image_local is not None:
+            for module in (self.image_pool, self.text_pool, self.image_global, self.text_global):
+                module.requires_grad_(False)
+            self.log_scale.requires_grad_(False)
+
+
+def build_model(recipe: Mapping[str, Any], *, vocab_size: int | None = None) -> VisionLanguageModel:
+    """A model from its recipe, randomly initialised (weights come from the checkpoint)."""
+    from elvis.backbones import create_backbone
+    from elvis.registry import TEXT_ENCODERS
+
+    image = create_backbone(**recipe["image"])
+    text = dict(recipe["text"])
+    if vocab_size is not None:
+        text["vocab_size"] = vocab_size
+    return VisionLanguageModel(image, TEXT_ENCODERS.create(text.pop("name"), **text), **recipe["model"])

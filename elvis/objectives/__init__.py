@@ -1,0 +1,1 @@
+"""Objectives, one file each; every file registers itself in `elvis.registry.OBJECTIVES`."""

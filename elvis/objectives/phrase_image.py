@@ -1,0 +1,86 @@
+"""Phrase to image: every sentence looks for itself in every image; what it finds must tell its own image from the others.
+
+    a_nir = softmax_r( s cos(t_n, v_ir) )          sentence n attends the tokens r of image i
+    l_ni  = s cos(t_n, sum_r a_nir v_ir)           unit vectors v, s: one learned scale for both
+
+    sentence_to_image   rows n, multi-positive NCE over images
+    image_to_sentence   rows i, multi-positive NCE over the sentences of the batch
+
+VL-CABS with the MP-NCE of RadZero (arXiv 2504.07416). Ours: an image is a positive of every sentence its report contains
+word by word, so that the same sentence in two reports is a positive of both images; studies of one group are not
+negatives; and every image counts once in `image_to_sentence` (RadZero: every sentence once).
+
+Patches stay on their rank: the sentences of all ranks are gathered and scored against local images, in recomputed chunks
+(no N B R D tensor); the N x B logits are gathered for the rows, of which each rank keeps its own sentences.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from elvis.distributed import gather, gather_padded, own_rows
+from elvis.objectives._shared import in_chunks
+from elvis.ops import attend, info_nce, masked_zero, normalize
+from elvis.registry import OBJECTIVES
+from elvis.types import Batch, Pair
+
+
+@OBJECTIVES.register("phrase_image")
+class PhraseImage(nn.Module):
+    """Terms `sentence_to_image` (mean over sentences) and `image_to_sentence` (mean over images with a sentence), times their weights."""
+
+    needs = frozenset({"image.tokens", "text.sentence"})
+    max_scale = 100.0  # CLIP
+
+    def __init__(
+        self,
+        *,
+        sentence_to_image: float = 0.5,  # weight of the direction; RadZero: the mean of both
+        image_to_sentence: float = 0.5,
+        scale: float = 1 / 0.07,  # start of s, RadZero
+        chunk: int = 256,  # sentences scored at once; more of them are recomputed in the backward. Changes memory, not the result
+    ) -> None:
+        super().__init__()
+        self.weight = {"sentence_to_image": sentence_to_image, "image_to_sentence": image_to_sentence}
+        self.chunk = chunk
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+
+    def forward(self, pair: Pair, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        image, sentence = pair.image, pair.text.units["sentence"]
+        real = gather_padded(sentence.mask)  # W*B U
+        owner = real.nonzero()[:, 0]  # N, the study each real sentence is of
+        sentences = normalize(gather_padded(sentence.vectors)[real])  # N D
+        tokens = normalize(masked_zero(image.tokens, image.mask))  # B R D
+        scale = self.log_scale.exp().clamp(max=self.max_scale)
+        local = phrase_image_logits(sentences, tokens, image.mask, scale, chunk=self.chunk)  # B N
+        logits = gather(local)  # W*B N
+
+        _, kind = torch.unique(gather_padded(sentence.group)[real], return_inverse=True)  # N, equal text = equal kind
+        said = torch.zeros(len(real), len(kind), dtype=torch.bool, device=real.device)
+        said[owner, kind] = True  # which study says what
+        seen = gather(image.mask.any(1)).unsqueeze(-1)
+        study = gather(batch.study)
+        positive = said[:, kind] & seen  # W*B N
+        negative = ~said[:, kind] & seen & (study.unsqueeze(-1) != study[owner])
+
+        rows = own_rows(len(batch), real.device)
+        mine = torch.isin(owner, rows)  # the sentences of this rank
+        by_image = info_nce(local, positive[rows], negative[rows])  # B
+        by_sentence = info_nce(logits[:, mine], positive[:, mine], negative[:, mine], dim=0)  # own N
+        return {
+            "sentence_to_image": (self.weight["sentence_to_image"] * by_sentence.sum(), positive[:, mine].any(0).sum().to(local.dtype)),
+            "image_to_sentence": (self.weight["image_to_sentence"] * by_image.sum(), positive[rows].any(1).sum().to(local.dtype)),
+        }
+
+
+def phrase_image_logits(sentences: Tensor, tokens: Tensor, mask: Tensor, scale: Tensor, *, chunk: int = 256) -> Tensor:
+    """Unit sentences N D against the unit tokens B R D of images with mask B R -> logits B N."""
+
+    def score(some: Tensor) -> Tensor:  # n D -> B n
+        pooled, _ = attend(some, tokens, tokens, mask, scale)  # B n D
+        return scale * (normalize(pooled) * some).sum(-1)
+
+    return in_chunks(score, sentences, chunk=chunk)

@@ -1,0 +1,105 @@
+"""Sentence to region inside one study: each region meets what the report says of it, each sentence what the image shows of it.
+
+    h_k   = LN O( sum_m softmax_m( K z_k . K z_m / sqrt D ) V z_m )       a region k attends the sentences m; and the reverse
+    L     = sum_k w_k  CE( p_k , softmax_l( cos(z_k, h_l) / tau ) )       regions against contexts, and contexts against regions
+    p_kl  ~ exp(-lambda d_kl) where d_kl <= threshold                     d: distance on the grid, in diagonals
+
+The local loss of LoVT (Mueller et al., ECCV 2022): key, value and output projections are shared by both modalities, w are
+the attention-pool weights, all negatives lie inside the study. For sentences p is one-hot. Three things differ from its code:
+ - LayerNorm after the output instead of BatchNorm: statistics over a batch would see padded sentences and depend on the world size;
+ - the threshold is compared on integer squared distances: on an even grid some pairs lie exactly on it, and float decides them by chance;
+ - the positives may follow content instead of position (`similarity`): p = softmax of the cosines before projection, a soft target from
+   inside the modality. That is a reconstruction of ELVIS (arXiv 2304.05303), whose formula is not public.
+Several views: regions are compared within their view only, since no distance between views is known.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+from elvis.objectives._shared import choose
+from elvis.ops import attend, cosine, grid_distance, masked_mean, masked_pairs, masked_softmax, masked_zero, soft_cross_entropy, upcast
+from elvis.registry import OBJECTIVES
+from elvis.types import Batch, Pair
+
+
+@OBJECTIVES.register("sentence_region")
+class SentenceRegion(nn.Module):
+    """Terms `region_to_context`, `context_to_region`, `sentence_to_context`, `context_to_sentence`: means over studies with both.
+
+    LoVT weighs each of the four .375 beside a global loss of 1: `weight: 0.375` in the config.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        positives: str = "distance",  # of a region: LoVT's smooth kernel | one_hot | similarity
+        report_positives: str = "one_hot",  # of a sentence: LoVT | similarity
+        temperature: float = 0.3,  # tau, LoVT
+        threshold: float = 0.5,  # LoVT, in grid diagonals
+        decay: float = 1.0,  # lambda, LoVT
+        positive_temperature: float = 0.1,  # of the cosines before projection; ours
+        image_weight: float = 1.0,  # of the two region terms
+        report_weight: float = 1.0,  # of the two sentence terms
+    ) -> None:
+        super().__init__()
+        self.positives = choose("positives", positives, {"one_hot": self.one_hot, "distance": self.distance, "similarity": self.similarity})
+        self.report_positives = choose("report_positives", report_positives, {"one_hot": self.one_hot, "similarity": self.similarity})
+        self.temperature, self.positive_temperature = temperature, positive_temperature
+        self.threshold, self.decay = Fraction(str(threshold)), decay
+        self.image_weight, self.report_weight = image_weight, report_weight
+        self.key, self.value, self.output = (nn.Linear(width, width) for _ in range(3))
+        self.norm = nn.LayerNorm(width)
+        raw = {"image_raw.tokens": positives, "text_raw.sentence": report_positives}
+        self.needs = frozenset({"image.tokens", "text.sentence"} | {need for need, p in raw.items() if p == "similarity"})
+
+    def forward(self, pair: Pair, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        image, text = pair.image, pair.text.units["sentence"]
+        regions, sentences = masked_zero(upcast(image.tokens), image.mask), masked_zero(upcast(text.vectors), text.mask)  # B N D, B U D
+        said = self.context(regions, sentences, text.mask)  # B N D, what the report says of each region
+        shown = self.context(sentences, regions, image.mask)  # B U D, what the image shows of each sentence
+
+        near, same = masked_pairs(image.mask, image.view), masked_pairs(text.mask)  # B N N, B U U
+        of_region = self.positives(near, image.grid, pair.image_raw.tokens)  # B N N
+        of_sentence = self.report_positives(same, (), pair.text_raw.units["sentence"].vectors)  # B U U
+
+        both = image.mask.any(1) & text.mask.any(1)  # B
+        a, b = cosine(regions, said) / self.temperature, cosine(sentences, shown) / self.temperature  # B N N, B U U
+        terms = {}
+        for name, logits, target, pairs, one, weight in (
+            ("region_to_context", a, of_region, near, image, self.image_weight),
+            ("context_to_region", a.mT, of_region, near, image, self.image_weight),
+            ("sentence_to_context", b, of_sentence, same, text, self.report_weight),
+            ("context_to_sentence", b.mT, of_sentence, same, text, self.report_weight),
+        ):
+            each = soft_cross_entropy(logits, target, pairs)  # B N
+            study = masked_mean(each.unsqueeze(-1), one.mask & both.unsqueeze(-1), one.weights)  # B 1
+            terms[name] = (weight * study.sum(), both.sum().to(each.dtype))
+        return terms
+
+    def context(self, rows: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+        """Each row attends the other modality: B N D, B M D, mask B M -> B N D."""
+        attended, _ = attend(self.key(rows), self.key(other), self.value(other), mask)
+        return self.norm(self.output(attended))
+
+    # Positives: comparable pairs B N N, grid, features before projection B N * -> p, rows sum to 1 over real columns.
+
+    def distance(self, pairs: Tensor, grid: tuple[int, ...], raw: Tensor) -> Tensor:
+        squared, diagonal = grid_distance(grid, pairs.device), sum(n * n for n in grid)  # N N and a number, integers
+        close = squared * self.threshold.denominator**2 <= self.threshold.numerator**2 * diagonal
+        dtype = torch.promote_types(raw.dtype, torch.float32)
+        kernel = torch.exp(-self.decay * (squared.to(dtype) / diagonal).sqrt()) * close
+        views = pairs.shape[-1] // len(kernel)
+        kernel = kernel.repeat(views, views) * pairs
+        return kernel / kernel.sum(-1, keepdim=True).clamp_min(1.0)  # a real row holds itself: e^0 = 1
+
+    def similarity(self, pairs: Tensor, grid: tuple[int, ...], raw: Tensor) -> Tensor:
+        raw = masked_zero(raw.detach(), pairs.any(-1))
+        return masked_softmax(cosine(raw, raw) / self.positive_temperature, pairs)
+
+    def one_hot(self, pairs: Tensor, grid: tuple[int, ...], raw: Tensor) -> Tensor:
+        return torch.eye(pairs.shape[-1], dtype=torch.bool, device=pairs.device) & pairs

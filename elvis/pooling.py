@@ -1,0 +1,124 @@
+"""Tokens to fewer vectors: of a unit (a word, a sentence), of everything, of a region that a query asks for.
+
+    pool_units       u = mean or max of the unit's own tokens                                            no parameters
+    AttentionPool    q = W_q mean(x);        p   = W_o sum_n softmax_n(q . W_k x_n / sqrt(d)) W_v x_n     LoVT's and CLIP's pooling
+    RegionQuery      q = W_q s, or learned;  v_q = W_o sum_n softmax_n(q . W_k x_n / (t sqrt(d))) W_v x_n
+
+(several heads, d = D / heads). Sources: LoVT (average-pooled query, 8 heads), CLIP's AttentionPool2d (Radford et al. 2021;
+here without positions, so that any grid works). RegionQuery is ours: one form for what SILC (topics from sentences) and SO-ITC (learned
+structure queries) do with different blocks around it. Padding never matters; where nothing is real, the result is 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from elvis.ops import attend, masked_fill_low, masked_mean, masked_softmax, upcast
+from elvis.types import Regions, TextUnits
+
+
+def pool_units(tokens: Tensor, units: TextUnits, how: str) -> Tensor:
+    """Vectors B U D of the units of tokens B L D, in fp32 at least: `how` is "mean" or "max" over each unit's tokens; zeros where it has none.
+
+    A token may serve several units. No B U L D tensor is made: beyond copies of the input, memory is O(B U D + B U L).
+    """
+    member = units.tokens & units.mask.unsqueeze(-1)  # B U L
+    tokens = upcast(tokens).masked_fill(~member.any(1).unsqueeze(-1), 0.0)  # NaN in padding must not leak through 0 * NaN
+    return {"mean": _mean, "max": _max}[how](tokens, member)
+
+
+def _mean(tokens: Tensor, member: Tensor) -> Tensor:
+    with torch.autocast(tokens.device.type, enabled=False):
+        return member.to(tokens.dtype) @ tokens / member.sum(-1, keepdim=True).clamp_min(1)
+
+
+def _max(tokens: Tensor, member: Tensor) -> Tensor:
+    with torch.no_grad():  # which token wins, one unit at a time; among equal ones the first
+        winner = [masked_fill_low(tokens, own.unsqueeze(-1)).argmax(1) for own in member.unbind(1)]
+    winner = torch.stack(winner, 1)  # B U D
+    return tokens.gather(1, winner).masked_fill(~member.any(-1, keepdim=True), 0.0)
+
+
+class AttentionPool(nn.Module):
+    """One vector of all tokens: their mean asks, multi-head attention answers.
+
+    `heads` is the most there may be: the largest number up to it that divides `width` is taken.
+    """
+
+    def __init__(self, width: int, heads: int = 8) -> None:
+        super().__init__()
+        self.heads = _dividing(width, heads)
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens B N D, mask B N -> pooled B D (zeros without a real token), weights B N (mean over heads, detached, sum 1 over real tokens)."""
+        tokens = tokens.masked_fill(~mask.unsqueeze(-1), 0.0)
+        query = self.query(masked_mean(tokens, mask)).unsqueeze(1)  # B 1 D
+        query, key, value = (_split(x, self.heads) for x in (query, self.key(tokens), self.value(tokens)))  # B heads 1|N d
+        seen, attention = attend(query, key, value, mask.unsqueeze(1))  # B heads 1 d, B heads 1 N
+        pooled = self.out(_join(seen).squeeze(1)).masked_fill(~mask.any(1, keepdim=True), 0.0)
+        return pooled, attention.mean((1, 2)).detach()
+
+    def values(self, tokens: Tensor) -> Tensor:
+        """B N D -> B N D: each token as `forward` would pool it if it were alone, so that a map can be compared with `pooled` (as MaskCLIP does)."""
+        return self.out(self.value(tokens))
+
+
+class RegionQuery(nn.Module):
+    """Where a query looks among the tokens, and what it sees there: queries come from text vectors, or are learned."""
+
+    def __init__(
+        self,
+        *,
+        width: int,  # of the tokens and of what comes out
+        queries: int | None = None,  # how many learned ones; None = they are predicted from the `query` of each call
+        query_width: int | None = None,  # of that `query`; None = width
+        heads: int = 1,  # one: a map per query, as SILC's topics; at most, see AttentionPool
+        top_k: int | None = None,  # each head looks only at the k tokens it likes best; None = at all
+        temperature: float = 1.0,  # below 1 sharpens
+    ) -> None:
+        super().__init__()
+        self.heads, self.top_k = _dividing(width, heads), top_k
+        self.scale = 1.0 / (temperature * math.sqrt(width / self.heads))
+        self.learned = None if queries is None else nn.Parameter(torch.randn(queries, width))
+        self.query = nn.Linear(query_width or width, width) if queries is None else nn.Identity()
+        self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, tokens: Tensor, mask: Tensor, query: Tensor | None = None, query_mask: Tensor | None = None) -> Regions:
+        """tokens B N D, mask B N; query B Q D', query_mask B Q (None = all real; both unused when queries are learned).
+
+        Regions: vectors B Q D, mask B Q (a real query and a real token to look at), attention B Q heads N, zeros where not real.
+        """
+        if self.learned is not None:
+            query, query_mask = self.learned.expand(len(tokens), -1, -1), None
+        elif query is None:
+            raise ValueError("this RegionQuery predicts its queries: call it with `query`, or build it with queries=<how many>")
+        real = mask.any(1, keepdim=True).expand(-1, query.shape[1])  # B Q
+        real = real if query_mask is None else real & query_mask
+        tokens, query = tokens.masked_fill(~mask.unsqueeze(-1), 0.0), query.masked_fill(~real.unsqueeze(-1), 0.0)
+        query, key, value = (_split(x, self.heads) for x in (self.query(query), self.key(tokens), self.value(tokens)))  # B heads Q|N d
+        logits = upcast(query) @ upcast(key).transpose(-1, -2) * self.scale  # B heads Q N
+        seen = mask[:, None, None] & real[:, None, :, None]
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            best = masked_fill_low(logits, seen).topk(self.top_k).indices
+            seen = seen & torch.zeros_like(logits, dtype=torch.bool).scatter(-1, best, True)
+        attention = masked_softmax(logits, seen)
+        vectors = self.out(_join(attention @ upcast(value))).masked_fill(~real.unsqueeze(-1), 0.0)
+        return Regions(vectors, real, attention.transpose(1, 2), "text" if self.learned is None else "learned")
+
+
+def _dividing(width: int, heads: int) -> int:
+    return next(h for h in range(heads, 0, -1) if width % h == 0)
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    """B N D -> B heads N D/heads."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _join(x: Tensor) -> Tensor:
+    """B heads N d -> B N heads*d."""
+    return x.transpose(1, 2).flatten(2)

@@ -1,0 +1,419 @@
+"""Pretraining, one command:  python -m elvis.pretrain [--config NAME|PATH] [--out DIR] [key=value ...]
+
+    config -> studies -> batches -> model -> Pair -> objectives' terms -> weighted sum -> checkpoint -> what the run says of itself
+
+Without arguments it trains ELVIS on phantom radiographs (no download). A run directory holds config.yaml, log.jsonl, metrics.csv,
+results.json, table.md, index.html, figures/, checkpoints/, bad_studies.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from elvis import config as configs
+from elvis.errors import ConfigError, run_cli
+from elvis.types import Metric, Result
+
+CONTINUED = ("data", "image", "text", "model", "heads", "objectives", "freeze")  # must not change on --resume
+
+
+# ------------------------------------------------------------------------------------------------------ ingredients
+
+
+def create_objectives(config: configs.Config) -> tuple[Any, dict[str, float]]:
+    """The objectives of a config as a ModuleDict by label, and their weights."""
+    from torch import nn
+
+    from elvis.registry import OBJECTIVES
+
+    modules, weights = nn.ModuleDict(), {}
+    for label, given in config.objectives.items():
+        if given is None:
+            continue
+        name, options = given.get("kind", label), configs.objective_options(given)
+        if "width" in OBJECTIVES.options(name):
+            options["width"] = config.model.dim
+        modules[label] = OBJECTIVES.create(name, **options)
+        weights[label] = float(given.get("weight", 1.0))
+    return modules, weights
+
+
+def create_tokenizer(config: configs.Config, texts: Sequence[str]) -> Any:
+    """The tokenizer of the text encoder, or, when it has none, a WordPiece trained on `texts`."""
+    from elvis.data.batches import Tokenizer
+    from elvis.registry import TEXT_ENCODERS
+
+    own = getattr(TEXT_ENCODERS.get(config.text["name"]), "load_tokenizer", None)
+    if own is not None and config.text.get("checkpoint"):
+        return Tokenizer(own(config.text["checkpoint"]))
+    data, _ = configs.data_section(config)
+    return Tokenizer.train(texts, data.vocab_size)
+
+
+def create_model(config: configs.Config, tokenizer: Any) -> Any:
+    """The model of a config, with pretrained towers where it names them."""
+    from elvis.backbones import create_backbone
+    from elvis.model import VisionLanguageModel
+    from elvis.registry import TEXT_ENCODERS
+
+    data, _ = configs.data_section(config)
+    text = {k: v for k, v in config.text.items() if k not in ("name", "context")}
+    encoder = TEXT_ENCODERS.create(config.text["name"], vocab_size=tokenizer.vocab_size, **text)
+    if encoder.max_length < data.max_tokens:
+        raise ConfigError(
+            f"data.max_tokens={data.max_tokens}, but the text encoder reads {encoder.max_length}", f"set data.max_tokens={encoder.max_length}"
+        )
+    return VisionLanguageModel(
+        create_backbone(**config.image),
+        encoder,
+        **asdict(config.model),
+        context=config.text.get("context", "report"),
+        cls_id=tokenizer.cls_id,
+        sep_id=tokenizer.sep_id,
+    )
+
+
+def create_preprocess(config: configs.Config, model: Any) -> Any:
+    from elvis.data.images import Preprocess
+
+    data, _ = configs.data_section(config)
+    spec = model.image.spec
+    return Preprocess(size=(data.size,) * spec.ndim, fit=data.fit, mean=spec.mean, std=spec.std)
+
+
+def pretraining_module(model: Any, objectives: Any) -> Any:
+    """forward(batch) -> {"label/term": (sum, count)}: the model in the precision of the run, the objectives in fp32."""
+    import torch
+    from torch import nn
+
+    class Pretraining(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.objectives = model, objectives
+
+        def forward(self, batch: Any) -> dict[str, Any]:
+            pair = self.model(batch)
+            with torch.autocast(batch.images.device.type, enabled=False):
+                return {f"{label}/{term}": value for label, objective in self.objectives.items() for term, value in objective(pair, batch).items()}
+
+    return Pretraining()
+
+
+def needs_of(objectives: Any) -> frozenset[str]:
+    return frozenset().union(*(o.needs for o in objectives.values()))
+
+
+# -------------------------------------------------------------------------------------------------------------- run
+
+
+@dataclass
+class Run:
+    """Everything a run is made of, built once from its config."""
+
+    config: configs.Config
+    studies: tuple[Any, ...]
+    notes: list[str]
+    pretrained: Any  # model + tokenizer + preprocess
+    objectives: Any
+    weights: dict[str, float]
+
+    @property
+    def module(self) -> Any:
+        return pretraining_module(self.pretrained.model, self.objectives)
+
+    def split(self, name: str) -> list[Any]:
+        """Studies of a split; of an evaluation split at most `evaluate.limit`."""
+        from elvis.data.studies import split
+
+        found = split(self.studies, name)
+        limit = self.config.evaluate.limit
+        return found[:limit] if limit and name != "train" else found
+
+
+def assemble(config: configs.Config, tokenizer: Any = None) -> Run:
+    """Studies, tokenizer, model and objectives of a config, seeded and wired. Raises before anything is written."""
+    import torch
+
+    from elvis.data import studies
+    from elvis.pretrained import Pretrained
+    from elvis.training import freeze
+
+    data, options = configs.data_section(config)
+    table = studies.load(data.name, **options)
+    notes = list(table.notes) + [f"{count} studies left out: {reason}" for reason, count in table.left_out.items() if count]
+    train = studies.split(table.studies, "train")
+    texts = [s.text for study in train for s in study.sentences]
+    tokenizer = tokenizer or create_tokenizer(config, texts)
+    torch.manual_seed(config.train.seed)
+    model = create_model(config, tokenizer)
+    objectives, weights = create_objectives(config)
+    model.wire(needs_of(objectives), data.units)
+    frozen = freeze(model, config.freeze)
+    if frozen:
+        notes.append(f"frozen: {len(frozen)} parameters, {frozen[0]} ... {frozen[-1]}")
+    pretrained = Pretrained(model, tokenizer, create_preprocess(config, model), max_tokens=data.max_tokens)
+    return Run(config, table.studies, notes, pretrained, objectives, weights)
+
+
+def loader_for(run: Run, fabric: Any, start: int) -> Any:
+    """The micro-batches of the training split from the `start`-th on."""
+    from elvis.data import studies
+    from elvis.data.augment import Augment
+    from elvis.data.batches import StepSampler, StudyDataset, loader
+
+    data, _ = configs.data_section(run.config)
+    train = run.config.train
+    table = run.split("train")
+    studies.enough(table, train.batch_size * fabric.world_size)
+    dataset = StudyDataset(
+        table,
+        run.pretrained.tokenizer,
+        run.pretrained.preprocess,
+        units=list(dict.fromkeys(["report", *data.units])),  # equal reports are never negatives
+        max_tokens=data.max_tokens,
+        max_units=data.max_units,
+        views=data.views,
+        max_views=data.max_views,
+        augment=Augment(**data.augment) if data.augment else None,
+        seed=train.seed,
+        cache=data.cache,
+        channels=run.pretrained.model.image.spec.in_channels,
+    )
+    sampler = StepSampler(
+        [s.id for s in table],
+        train.batch_size,
+        seed=train.seed,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+        start_step=start,
+        steps=train.steps * train.accumulate,
+    )
+    return loader(dataset, sampler, workers=data.workers, pin=fabric.device.type == "cuda")
+
+
+def pretrain(run: Run, out: Path, resume: Path | None = None, *, progress: bool = True) -> list[Any]:
+    """Train, checkpoint, evaluate, write the run directory; returns the results."""
+    import torch
+
+    from elvis import checkpoints, evaluation
+    from elvis.data.studies import BadStudies
+    from elvis.training import RunLog, fit, make_fabric
+
+    config, pretrained = run.config, run.pretrained
+    fabric = make_fabric(config.train)
+    lead = fabric.is_global_zero
+    module = run.module
+    state = None
+    if resume is not None:
+        from safetensors.torch import load_file
+
+        state = checkpoints.load_state(resume)
+        pretrained.model.load_state_dict(load_file(resume / "model.safetensors"))
+        run.objectives.load_state_dict(state["objectives"])
+    if lead:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.yaml").write_text(config.to_yaml())
+    text = config.to_yaml()
+    facts = checkpoints.provenance(config.to_dict(), data=config.data["name"], studies=len(run.split("train")), seed=config.train.seed)
+    pretrained.model.to(fabric.device)
+    test = run.split("test") or run.split("val")
+    before = _at_start(out, lambda: evaluation.preservation(pretrained.eval(), test), lead) if test else {}
+
+    def write(target: Path, step: int, snapshot: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> Path:
+        if lead:
+            whole = None if snapshot is None else {**snapshot, "objectives": run.objectives.state_dict()}
+            checkpoints.save(target, pretrained, config_yaml=text, metrics=metrics, provenance={**facts, "step": step}, state=whole)
+        fabric.barrier()
+        return target
+
+    def save(step: int, snapshot: dict[str, Any]) -> Path:
+        target = write(out / "checkpoints" / f"step_{step:08d}", step, snapshot, {})
+        if lead:
+            checkpoints.prune(out / "checkpoints", config.train.keep)
+        return target
+
+    best = [float("-inf")]
+    if resume is not None and (out / "checkpoints" / "best" / "metrics.json").is_file():
+        best[0] = json.loads((out / "checkpoints" / "best" / "metrics.json").read_text()).get("validation", best[0])
+
+    def validate(step: int, snapshot: dict[str, Any]) -> None:
+        score = evaluation.score(pretrained.eval(), run.split("val"))
+        if score > best[0]:
+            best[0] = score
+            write(out / "checkpoints" / "best", step, None, {"validation": score})
+
+    bad = BadStudies(out / "bad_studies.jsonl" if lead else None, len(run.split("train")), configs.data_section(config)[0].max_bad_fraction)
+
+    def note_bad(batch: Any) -> None:
+        for id, reason in batch.extra.get("bad", ()):
+            bad.add(id, reason)
+
+    log = RunLog(out, active=lead)
+    fit(
+        fabric,
+        module,
+        lambda start: loader_for(run, fabric, start),
+        train=config.train,
+        weights=run.weights,
+        log=log,
+        save=save,
+        state=state,
+        validate=validate if run.split("val") else None,
+        on_batch=note_bad,
+        progress=progress,
+    )
+    if not lead:
+        return []
+    if fabric.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return _report(run, out, before, log, facts, fabric.world_size)
+
+
+def _at_start(out: Path, measure: Callable[[], Mapping[str, Metric]], lead: bool) -> dict[str, Metric]:
+    """Intra-modal preservation before the first step, kept in the run directory so that a resumed run still has it."""
+    path = out / "start.json"
+    if path.is_file():
+        return {k: Metric(**v) for k, v in json.loads(path.read_text()).items()}
+    numbers = dict(measure()) if lead else {}
+    if lead:
+        path.write_text(json.dumps({k: asdict(m) for k, m in numbers.items()}))
+    return numbers
+
+
+def _report(run: Run, out: Path, before: Mapping[str, Metric], log: Any, facts: Mapping[str, Any], devices: int) -> list[Result]:
+    """Evaluate on every split but train, write the page, print the table, the checkpoint and what to type next."""
+    from elvis import checkpoints, evaluation, results
+
+    config, pretrained = run.config, run.pretrained.eval()
+    splits = {name: run.split(name) for name in dict.fromkeys(s.split for s in run.studies)}
+    if splits.get("test"):
+        splits.pop("val", None)  # validation chose the checkpoint; it is not what a run is judged by
+    best = out / "checkpoints" / "best"
+    path = best if best.is_dir() else max((out / "checkpoints").glob("step_*"))
+    if path == best:
+        pretrained = run.pretrained = checkpoints.load_pretrained(best)
+    found = evaluation.evaluate(
+        pretrained, splits, dataset=config.data["name"], start=before, batch_size=config.evaluate.batch_size, provenance=facts
+    )
+    measured = {k: m.value for r in found if r.row == "model" and r.split in ("test", "val") for k, m in r.metrics.items()}
+    checkpoints.annotate(path, measured, pretrained)
+    overlays = evaluation.examples(pretrained, splits.get("test") or splits.get("val", []), count=config.evaluate.overlays)
+    negatives = config.train.batch_size * devices - 1
+    more = f"; accumulating {config.train.accumulate} micro-batches adds none" if config.train.accumulate > 1 else ""
+    notes = [*run.notes, f"each study was told apart from {negatives} others at a time (negatives{more})"]
+    commands = [
+        f"python -c \"import elvis; print(elvis.load_backbone('{path}').spec)\"",
+        f"python -m elvis.pretrain --config {out / 'config.yaml'} --out {out}-without objectives.intra_modal=null",
+    ]
+    results.write(
+        out,
+        found,
+        curves=log.rows,
+        overlays=overlays,
+        notes=notes,
+        next_commands=commands,
+        config_yaml=config.to_yaml(),
+        public_text=config.data["name"] == "phantom",  # report text of patients stays out of pages
+    )
+    print("\n" + results.table(found) + "\n")
+    print("\n".join(f"note: {note}" for note in notes))
+    print(f"checkpoint: {path}\npage: {out / 'index.html'}\n\nnext:\n  " + "\n  ".join(commands))
+    return found
+
+
+# -------------------------------------------------------------------------------------------------------------- CLI
+
+
+def dry_run(run: Run) -> None:
+    """The config, parameter counts and the shapes of one batch; nothing is trained or written."""
+    from elvis.training import make_fabric
+
+    fabric = make_fabric(run.config.train)
+    batch = next(iter(loader_for(run, fabric, 0)))
+    model = run.pretrained.model
+    print(run.config.to_yaml())
+    for name, part in (("image", model.image), ("text", model.text), ("model", model), ("objectives", run.objectives)):
+        total = sum(p.numel() for p in part.parameters())
+        live = sum(p.numel() for p in part.parameters() if p.requires_grad)
+        print(f"{name:<11} {total:>12,} parameters, {live:,} trained")
+    print(f"\nbatch: images {tuple(batch.images.shape)}, text {tuple(batch.text_ids.shape)}")
+    for name, units in batch.units.items():
+        print(f"  {name}: {tuple(units.mask.shape)}, {int(units.mask.sum())} real")
+    counts = {s: len(run.split(s)) for s in dict.fromkeys(study.split for study in run.studies)}
+    print("studies: " + ", ".join(f"{s} {n}" for s, n in counts.items()))
+    for note in run.notes:
+        print(f"note: {note}")
+
+
+def output_folder(given: str | None, name: str, resume: bool) -> Path:
+    """--out, or runs/NAME; a folder with a run in it is only entered with --resume."""
+    out = Path(given) if given else Path("runs") / Path(name).stem
+    taken = (out / "log.jsonl").exists() or (out / "checkpoints").exists()
+    if taken and not resume:
+        if given:
+            raise ConfigError(f"{out} holds a run already", "add --resume to go on with it, or choose another --out")
+        number = 2
+        while (Path(f"{out}-{number}") / "log.jsonl").exists():
+            number += 1
+        out = Path(f"{out}-{number}")
+    return out
+
+
+def continued(out: Path, config: configs.Config | None, overrides: Sequence[str]) -> configs.Config:
+    """The config of a run to resume: its own, with overrides of `train` and `evaluate` only."""
+    path = out / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"nothing to resume in {out}", "give the --out of an earlier run, or start without --resume")
+    old = configs.load(str(path))
+    new = config or configs.load(str(path), overrides)
+    changed = [key for key in CONTINUED if getattr(old, key) != getattr(new, key)]
+    if changed:
+        raise ConfigError(f"--resume with another {', '.join(changed)} than the run in {out} began with", "leave them as they were, or start anew")
+    return new
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m elvis.pretrain", description="Pretrain image and text encoders so that where things are survives."
+    )
+    parser.add_argument("--config", metavar="NAME|PATH", help=f"one of {', '.join(configs.shipped())}, or a YAML file (default elvis_phantom)")
+    parser.add_argument("--out", metavar="DIR", help="run directory (default runs/NAME)")
+    parser.add_argument("--resume", action="store_true", help="go on from the last good checkpoint of --out")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print config, parameter counts and one batch's shapes, and stop")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=100 objectives.intra_modal=null")
+    args = parser.parse_intermixed_args(argv)
+    name = args.config or "elvis_phantom"
+    out = output_folder(args.out, name, args.resume)
+    if args.resume:
+        given = configs.load(args.config, args.overrides) if args.config else None
+        config = continued(out, given, args.overrides)
+    else:
+        config = configs.load(name, args.overrides)
+    if args.print_config:
+        print(config.to_yaml(), end="")
+        return 0
+    resume, tokenizer = None, None
+    if args.resume:
+        from elvis import checkpoints
+        from elvis.data.batches import Tokenizer
+
+        resume = checkpoints.newest(out)
+        tokenizer = Tokenizer.load(resume / "tokenizer") if resume is not None else None
+    run = assemble(config, tokenizer)
+    if args.dry_run:
+        dry_run(run)
+        return 0
+    print(f"run directory: {out}", flush=True)
+    pretrain(run, out, resume, progress=not args.quiet)
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

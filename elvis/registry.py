@@ -1,0 +1,88 @@
+"""Names for things a config may choose. A file registers what it holds; a lookup imports the package's files once.
+
+The signature of what is registered IS the schema of its options: `Registry.check` compares a mapping with it and says
+what is wrong, `Registry.create` calls it. Outside packages join by `imports: [my_lab.losses]` or by an entry point.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from elvis.errors import ConfigError, nearest
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+class Registry:
+    """`kind` is the word used in messages; `package` holds the files that register; also the entry-point group."""
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind, self.package = kind, package
+        self._entries: dict[str, Callable[..., Any]] = {}
+        self._loaded = False
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator. A name taken twice by different things is an error."""
+
+        def add(entry: T) -> T:
+            other = self._entries.get(name)
+            if other is not None and (other.__module__, other.__qualname__) != (entry.__module__, entry.__qualname__):
+                raise ConfigError(f"{self.kind} '{name}' is already {other.__module__}.{other.__qualname__}", "choose another name")
+            self._entries[name] = entry
+            return entry
+
+        return add
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{self.package}.{module.name}")
+        for point in entry_points(group=self.package):
+            self._entries.setdefault(point.name, point.load())
+
+    def names(self) -> list[str]:
+        self._load()
+        return sorted(self._entries)
+
+    def __contains__(self, name: str) -> bool:
+        self._load()
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def get(self, name: str) -> Callable[..., Any]:
+        if name not in self:
+            raise ConfigError(f"no {self.kind} '{name}'{nearest(name, self._entries)}", f"known: {', '.join(self.names())}")
+        return self._entries[name]
+
+    def options(self, name: str) -> dict[str, inspect.Parameter]:
+        """The keyword options of an entry, by name."""
+        parameters = inspect.signature(self.get(name)).parameters
+        return {n: p for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    def check(self, name: str, options: Mapping[str, Any], provided: frozenset[str] = frozenset()) -> list[str]:
+        """What is wrong with these options, one sentence each. `provided`: keywords the caller supplies itself."""
+        if name not in self:
+            return [f"no {self.kind} '{name}'{nearest(name, self._entries)}"]
+        known = {n: p for n, p in self.options(name).items() if n not in provided}
+        wrong = [f"{self.kind} '{name}' has no option '{o}'{nearest(o, known)}" for o in options if o not in known]
+        missing = [n for n, p in known.items() if p.default is inspect.Parameter.empty and options.get(n) in (None, "???")]
+        return wrong + [f"{self.kind} '{name}' needs '{n}'" for n in missing]
+
+    def create(self, name: str, *args: Any, **options: Any) -> Any:
+        return self.get(name)(*args, **options)
+
+
+BACKBONES = Registry("backbone", "elvis.backbones")
+TEXT_ENCODERS = Registry("text encoder", "elvis.text")
+OBJECTIVES = Registry("objective", "elvis.objectives")
+DATASETS = Registry("dataset", "elvis.data.datasets")

@@ -1,0 +1,316 @@
+"""Every command ends here: numbers for programs, a table for the terminal, and one page that opens from disk, alone.
+
+    write(out, results, ...) -> out/results.json  out/table.md  out/figures/*.png  out/index.html
+
+The page needs no network and no script: images are embedded, every text is escaped. With `public_text=False` it names findings
+but quotes no phrase, because a report must not leave its owner's machine inside a page that is passed on.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from elvis.types import Metric, Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HEADLINE = (
+    "lf_pointing",
+    "lf_miou",
+    "focal_pointing",
+    "focal_miou",
+    "pointing",
+    "miou",
+    "cnr",
+    "wid",
+    "swap",
+    "r@1",
+    "r@5",
+)  # in this order, others after them
+PRESERVATION = tuple(
+    f"{side}_{name}" for side in ("image", "report") for name in ("corr", "spread_before", "spread_after", "rank_before", "rank_after")
+)
+DETAILS = frozenset(  # in results.json and in the page's last table
+    [
+        "lf_cnr",
+        "lf_wid",
+        "focal_cnr",
+        "focal_wid",
+        "cnr_abs",
+        "cnr_micro",
+        "pointing_micro",
+        "miou_micro",
+        "swap_global",
+        "swap_image",
+        "swap_image_global",
+    ]
+    + ["image_corr_pooled", "report_corr_study"]
+    + [f"r@{k}_{way}" for k in (1, 5) for way in ("image_to_text", "text_to_image")]
+)
+GREY = "#808080"  # legible on white and on black
+PANEL = 224  # height of an overlay's panels
+
+
+class Overlay(NamedTuple):
+    """A phrase on an image. `heat` H W float, NaN = unseen; boxes (x1, y1, x2, y2) in pixels of `image` (uint8 H W)."""
+
+    title: str
+    image: np.ndarray
+    heat: np.ndarray
+    boxes: Sequence[Sequence[float]]
+    phrase: str = ""
+
+
+def write(
+    out: Path | str,
+    results: Sequence[Result],
+    *,
+    curves: Path | Iterable[Mapping[str, Any]] | None = None,
+    overlays: Iterable[Overlay | tuple[Any, ...]] = (),
+    notes: Sequence[str] = (),
+    next_commands: Sequence[str] = (),
+    config_yaml: str = "",
+    title: str = "",
+    public_text: bool = False,
+) -> Path:
+    """Write everything a run has to show into `out`; returns the page.
+
+    curves: log.jsonl or its rows (a "step" and numbers); overlays: `Overlay`s or tuples in its order; public_text: whether
+    phrases may stand on the page (phantoms: yes; patients' reports: no).
+    """
+    out = Path(out)
+    figures = out / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    (out / "results.json").write_text(json.dumps([_plain(asdict(r)) for r in results], indent=1, allow_nan=False) + "\n")
+    (out / "table.md").write_text(markdown(results))
+    rows = _rows(curves)
+    lines = draw_curves(rows) if len(rows) > 1 else None
+    if lines is not None:
+        lines.savefig(figures / "curves.png", dpi=110, transparent=True)
+    shown = []
+    for i, overlay in enumerate(Overlay(*o) for o in overlays):
+        path = figures / f"overlay_{i + 1:02d}.png"
+        _image(draw_overlay(overlay)).save(path)
+        shown.append({"title": overlay.title, "phrase": overlay.phrase if public_text else "", "source": _embed(path)})
+    page = _template().render(
+        title=title or out.resolve().name,
+        blocks=[_for_page(b) for b in (*_headline(results), *_preservation(results))],
+        details=[_for_page(b) for b in _details(results)],
+        curves=_embed(figures / "curves.png") if lines is not None else "",
+        overlays=shown,
+        notes=[*notes, *_absences(results)],
+        protocols=list(dict.fromkeys((r.row, r.protocol) for r in results)),
+        commands=next_commands,
+        config=config_yaml,
+        provenance=_plain(results[0].provenance) if results else {},
+    )
+    (out / "index.html").write_text(page, encoding="utf-8")
+    return out / "index.html"
+
+
+def read(path: Path | str) -> list[Result]:
+    """The results of a results.json; a number that was not finite comes back as NaN."""
+    rows = json.loads(Path(path).read_text())
+    metrics = lambda found: {n: Metric(**{**m, "value": math.nan if m["value"] is None else m["value"]}) for n, m in found.items()}  # noqa: E731
+    return [Result(**{**row, "metrics": metrics(row["metrics"]), "per_case": tuple(row["per_case"])}) for row in rows]
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+
+
+@dataclass(frozen=True)
+class Block:
+    """One table: column heads, and rows of a name and a cell per column."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Metric | None, ...]], ...]
+
+
+def table(results: Sequence[Result]) -> str:
+    """For the terminal: a block per split, rows x metrics, headline columns first; then preservation, and why a row is missing."""
+    return "\n\n".join([*(_aligned(b) for b in (*_headline(results), *_preservation(results))), *_absences(results)]) + "\n"
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """The same tables and the details in Markdown, with 95 % intervals in brackets."""
+    parts = []
+    for block in (*_headline(results), *_preservation(results), *_details(results)):
+        lines = [[block.title, *block.columns], ["---"] + ["---:"] * len(block.columns)]
+        lines += [[name, *(_with_interval(cell) for cell in cells)] for name, cells in block.rows]
+        parts.append("\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines))
+    return "\n\n".join([*parts, *_absences(results)]) + "\n"
+
+
+def _headline(results: Sequence[Result]) -> list[Block]:
+    names = [n for r in results for n in r.metrics if n not in PRESERVATION and n not in DETAILS]
+    return _by_split(results, sorted(dict.fromkeys(names), key=lambda n: HEADLINE.index(n) if n in HEADLINE else len(HEADLINE)), "")
+
+
+def _details(results: Sequence[Result]) -> list[Block]:
+    return _by_split(results, list(dict.fromkeys(n for r in results for n in r.metrics if n in DETAILS)), "details")
+
+
+def _by_split(results: Sequence[Result], names: Sequence[str], what: str) -> list[Block]:
+    blocks = []
+    for split in dict.fromkeys(r.split for r in results):
+        here = [r for r in results if r.split == split]
+        columns = tuple(n for n in names if any(n in r.metrics for r in here))
+        rows = tuple((r.row, tuple(r.metrics.get(n) for n in columns)) for r in here if any(n in r.metrics for n in columns))
+        counts = next((f" ({r.config['phrases']} phrases, {r.config['patients']} patients)" for r in here if r.config.get("phrases")), "")
+        if rows:
+            blocks.append(Block(f"{split}{counts}{' ' * bool(what)}{what}", columns, rows))
+    return blocks
+
+
+def _preservation(results: Sequence[Result]) -> list[Block]:
+    """Metrics down, rows across (step 0, end): ELVIS' Figure 1 as numbers."""
+    blocks = []
+    for split in dict.fromkeys(r.split for r in results):
+        here = [r for r in results if r.split == split and any(n in r.metrics for n in PRESERVATION)]
+        names = [n for n in PRESERVATION if any(n in r.metrics for r in here)]
+        if here:
+            rows = tuple((n, tuple(r.metrics.get(n) for r in here)) for n in names)
+            blocks.append(Block(f"preservation, {split}", tuple(r.row for r in here), rows))
+    return blocks
+
+
+def _absences(results: Sequence[Result]) -> list[str]:
+    return list(dict.fromkeys(f"no {row}: {why}" for r in results for row, why in r.config.get("absent", {}).items()))
+
+
+def _aligned(block: Block) -> str:
+    lines = [[block.title, *block.columns]] + [[name, *(_number(cell) for cell in cells)] for name, cells in block.rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(t.rjust(w) if i else t.ljust(w) for i, (t, w) in enumerate(zip(line, widths, strict=True))).rstrip() for line in lines)
+
+
+def _number(metric: Metric | None) -> str:
+    if metric is None or not math.isfinite(metric.value):
+        return "-"
+    return f"{metric.value:.3f}" if abs(metric.value) < 10 else f"{metric.value:.1f}"
+
+
+def _interval(metric: Metric | None) -> str:
+    return f"[{_number(Metric(metric.low))}, {_number(Metric(metric.high))}]" if metric and metric.low is not None and metric.high is not None else ""
+
+
+def _with_interval(metric: Metric | None) -> str:
+    return f"{_number(metric)} {_interval(metric)}".rstrip()
+
+
+def _for_page(block: Block) -> dict[str, Any]:
+    return {
+        "title": block.title,
+        "columns": block.columns,
+        "rows": [(name, [(_number(cell), _interval(cell)) for cell in cells]) for name, cells in block.rows],
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ figures
+
+
+def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """A small panel per logged number over the steps; transparent, grey on nothing, to be read on a light and a dark page."""
+    from matplotlib.figure import Figure
+
+    names = [n for n in dict.fromkeys(n for row in rows for n in row) if n != "step" and any(_is_number(row.get(n)) for row in rows)]
+    across = min(4, max(1, len(names)))
+    down = -(-len(names) // across) or 1
+    figure = Figure(figsize=(2.9 * across, 1.9 * down), layout="constrained")
+    figure.get_layout_engine().set(hspace=0.12)
+    for i, name in enumerate(names):
+        axes = figure.add_subplot(down, across, i + 1)
+        points = [(row["step"], row[name]) for row in rows if _is_number(row.get(name)) and "step" in row]
+        axes.plot(*zip(*points, strict=True), color="#3b82c4", linewidth=1.4, marker="." if len(points) < 12 else None)
+        axes.set_title(name, fontsize=9, color=GREY)
+        axes.tick_params(colors=GREY, labelsize=7)
+        axes.patch.set_alpha(0)
+        for side, spine in axes.spines.items():
+            spine.set_visible(side in ("left", "bottom"))
+            spine.set_color(GREY)
+    return figure
+
+
+def draw_overlay(overlay: Overlay) -> np.ndarray:
+    """Three panels beside each other, uint8 h w 3: the image; the map over it, its maximum a cross; the truth boxes, the same cross."""
+    from matplotlib import colormaps
+    from PIL import ImageDraw
+
+    scale = PANEL / overlay.image.shape[0]
+    size = (max(1, round(overlay.image.shape[1] * scale)), PANEL)
+    plain = np.asarray(_image(overlay.image).resize(size)).astype(np.float32)
+    seen = np.isfinite(overlay.heat)
+    values = np.where(seen, overlay.heat, np.min(overlay.heat, where=seen, initial=np.inf))
+    span = np.ptp(values) if seen.any() else 0.0
+    shade = (values - values.min()) / span if span > 0 else np.zeros(values.shape)
+    colours = (colormaps["inferno"](shade)[..., :3] * 255).astype(np.uint8)
+    colours[~seen] = 96
+    colours = np.asarray(_image(colours).resize(size)).astype(np.float32)
+    grey = np.repeat(plain[..., None], 3, -1)
+    panels = [_image(p.astype(np.uint8)) for p in (grey, 0.4 * grey + 0.6 * colours, grey)]
+    for panel, boxes in zip(panels[1:], ((), overlay.boxes), strict=True):
+        pen = ImageDraw.Draw(panel)
+        for x1, y1, x2, y2 in boxes:
+            pen.rectangle([x1 * scale, y1 * scale, x2 * scale, y2 * scale], outline=(80, 255, 120), width=2)
+        if span > 0:
+            y, x = (scale * (float(i) + 0.5) for i in np.unravel_index(np.argmax(np.where(seen, overlay.heat, -np.inf)), overlay.heat.shape))
+            for ends in ([x - 5, y, x + 5, y], [x, y - 5, x, y + 5]):
+                pen.line(ends, fill=(90, 200, 255), width=2)
+    gap = np.full((PANEL, 4, 3), 128, np.uint8)
+    return np.concatenate([np.asarray(panels[0]), gap, np.asarray(panels[1]), gap, np.asarray(panels[2])], 1)
+
+
+# -------------------------------------------------------------------------------------------------------------- pieces
+
+
+def _rows(curves: Path | Iterable[Mapping[str, Any]] | None) -> list[Mapping[str, Any]]:
+    if not isinstance(curves, Path | str):
+        return list(curves or ())
+    path = Path(curves)
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: sets sorted, tuples as lists, numpy scalars and paths as their own, numbers that are not finite as null."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(_plain(v) for v in value)
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _image(pixels: np.ndarray) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(pixels)
+
+
+def _embed(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _template() -> Any:
+    from jinja2 import Environment, StrictUndefined
+
+    page = Path(__file__).with_name("page.html.jinja").read_text(encoding="utf-8")
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(page)

@@ -1,0 +1,235 @@
+"""The values that flow from disk to result: frozen dataclasses, the same for image and text, 2D and 3D.
+
+Letters used for shapes everywhere in the project: B studies, V views, C channels, *S spatial, N image tokens,
+L text tokens, U units (words, sentences, structures), Q region queries, M what a query attends over, D width, K codes.
+
+After the backbone nothing knows the number of spatial dimensions: `tokens` with `grid` is the whole 2D/3D answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+
+# ---------------------------------------------------------------------------------------------- what is on disk
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """An image that is computed instead of stored (a phantom). Anything picklable with these two members."""
+
+    @property
+    def id(self) -> str: ...
+
+    def read(self) -> np.ndarray:
+        """The image as uint8, H W (2D) or Z H W (3D)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence of a report: `text == sections[section][start:end]`, white space folded."""
+
+    text: str
+    section: str = "findings"
+    start: int = 0
+    end: int = 0
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """A phrase and where it is: boxes are (x1, y1, x2, y2) in pixels of the ORIGINAL image, x2 and y2 exclusive."""
+
+    phrase: str
+    boxes: tuple[tuple[float, float, float, float], ...]
+    category: str = ""
+    sentence: int | None = None  # index into Study.sentences; None = not one of them
+    image: int = 0  # index into Study.images
+    tags: frozenset[str] = frozenset()  # e.g. location_free, focal, side:left, zone:upper; what a protocol selects by
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study: its image(s), its text, its patient, its truth. Paths are absolute or an ImageSource; no pixels inside."""
+
+    id: str
+    patient: str
+    split: str
+    images: tuple[Path | ImageSource, ...]
+    views: tuple[str, ...] = ()  # AP, PA, LATERAL, UNKNOWN; one per image
+    spacing: tuple[float, ...] = ()  # mm, (z,) y, x; empty = unknown
+    sections: Mapping[str, str] = field(default_factory=dict)
+    sentences: tuple[Sentence, ...] = ()
+    groundings: tuple[Grounding, ...] = ()
+    labels: Mapping[str, int] = field(default_factory=dict)  # 1, 0, -1 uncertain
+    group: str = ""  # studies of one group are never each other's negatives; empty = id
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------------------------------------- what a step sees
+
+
+class _Tensors:
+    """`.to()` for a frozen dataclass of tensors, nested."""
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Self:
+        return replace(self, **{f.name: _map(getattr(self, f.name), fn) for f in fields(self) if f.init})  # type: ignore[type-var, arg-type]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        return self.map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:  # what a DataLoader with pin_memory=True calls
+        return self.map(lambda t: t.pin_memory())
+
+
+def _map(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return fn(value)
+    if isinstance(value, _Tensors):
+        return value.map(fn)
+    if isinstance(value, Mapping):
+        return {k: _map(v, fn) for k, v in value.items()}
+    return value
+
+
+@dataclass(frozen=True)
+class TextUnits(_Tensors):
+    """Which tokens of the report belong to which unit. Multi-label: a sentence may serve two structures."""
+
+    tokens: Tensor  # B U L bool, membership
+    mask: Tensor  # B U bool, True = real
+    group: Tensor  # B U int64, hash of the normalised text: equal text is never a negative
+
+
+@dataclass(frozen=True)
+class Batch(_Tensors):
+    images: Tensor  # B V C *S
+    view_mask: Tensor  # B V bool
+    text_ids: Tensor  # B L int64, the WHOLE report, so that sentences see their context
+    text_mask: Tensor  # B L bool
+    units: Mapping[str, TextUnits]  # "word" | "sentence" | "structure" | "report"
+    study: Tensor  # B int64, equal = the same study (or group): not a negative
+    ids: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.study.shape[0]
+
+
+# ---------------------------------------------------------------------------------------------- what a model gives
+
+
+@dataclass(frozen=True)
+class Features(_Tensors):
+    pooled: Tensor  # B D
+    tokens: Tensor  # B N D
+    mask: Tensor  # B N bool, True = real
+    grid: tuple[int, ...]  # (H, W) | (Z, H, W) | (L,); of ONE view
+    weights: Tensor | None = None  # B N, pooling weights, sum 1 over real tokens, detached
+
+    def __post_init__(self) -> None:
+        cells, tokens = math.prod(self.grid), self.tokens.shape[1]
+        if cells == 0 or tokens % cells:
+            raise ValueError(f"{tokens} tokens do not fill whole views of grid {self.grid}")
+
+
+@dataclass(frozen=True)
+class ImageFeatures(Features):
+    view: Tensor | None = None  # B N int64, which view a token is of; -1 = fused
+    levels: Mapping[str, Features] = field(default_factory=dict)  # earlier maps, for losses that use them
+
+
+@dataclass(frozen=True)
+class UnitFeatures(_Tensors):
+    vectors: Tensor  # B U D
+    mask: Tensor  # B U bool
+    group: Tensor  # B U int64
+    weights: Tensor | None = None  # B U, pooling weights, sum 1 over real units, detached
+
+
+@dataclass(frozen=True)
+class TextFeatures(Features):
+    units: Mapping[str, UnitFeatures] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Regions(_Tensors):
+    """What a region query saw."""
+
+    vectors: Tensor  # B Q D
+    mask: Tensor  # B Q bool
+    attention: Tensor  # B Q heads M
+    source: str = "text"  # text | learned | code | image
+
+
+@dataclass(frozen=True)
+class Codes(_Tensors):
+    vectors: Tensor  # K M
+    index: Tensor  # B U int64, the nearest code of each unit
+
+
+@dataclass(frozen=True)
+class Pair(_Tensors):
+    """Image and text of a batch, after the projections (not normalised) and before them (`*_raw`: what ELVIS compares)."""
+
+    image: ImageFeatures
+    text: TextFeatures
+    image_raw: ImageFeatures
+    text_raw: TextFeatures
+    scale: Tensor  # scalar, 1 / temperature of the global comparison
+    regions: Mapping[str, Regions] = field(default_factory=dict)
+    codes: Mapping[str, Codes] = field(default_factory=dict)
+    teacher: Pair | None = None
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """What a head may rely on. `channels` and `strides` describe the pyramid, finest first; tokens lie on the last one."""
+
+    name: str
+    ndim: int  # 2 | 3
+    in_channels: int
+    width: int  # D of the tokens
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    mean: tuple[float, ...]  # one per input channel, of images in [0, 1]
+    std: tuple[float, ...]
+    input_size: tuple[int, ...]  # *S it was made for; other sizes divisible by the last stride work
+
+
+# ---------------------------------------------------------------------------------------------- what a command says
+
+
+@dataclass(frozen=True)
+class Metric:
+    value: float
+    low: float | None = None  # 95 % interval
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of a table: one model (or prior) on one split under one protocol."""
+
+    task: str
+    dataset: str
+    protocol: str
+    split: str
+    row: str  # what is measured: a model, a prior, the oracle
+    metrics: Mapping[str, Metric]
+    per_case: tuple[Mapping[str, Any], ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)

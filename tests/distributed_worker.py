@@ -1,0 +1,82 @@
+"""One rank of two (gloo): every objective's loss and gradients on this rank's studies; rank 0 saves what came out.
+
+Run by test_distributed.py:  python distributed_worker.py RANK WORLD STORE OUT
+With WORLD 1 it is the single process that sees all studies at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.tiny import random_batch, rows, tiny_model
+
+SENTENCES = [3, 4, 2, 5, 0, 4]  # uneven, one report without a sentence
+CASES: dict[str, dict[str, Any]] = {
+    "global_contrastive": {},
+    "global_contrastive_sigmoid": {"kind": "global_contrastive", "form": "sigmoid"},
+    "phrase_image": {},
+    "sentence_region": {"positives": "distance"},
+    "word_region": {},
+    "intra_modal": {},
+    "intra_modal_mse": {"kind": "intra_modal", "form": "mse"},
+    "intra_modal_shuffled": {"kind": "intra_modal", "teacher": "shuffled"},
+}
+
+
+class Plain:
+    """What `_backward` asks of Fabric, without the rest of it."""
+
+    def no_backward_sync(self, module: Any, enabled: bool) -> Any:
+        return module.no_sync() if enabled and hasattr(module, "no_sync") else contextlib.nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+
+def main(rank: int, world: int, store: str, out: str) -> None:
+    from elvis.config import Config
+    from elvis.pretrain import create_objectives, pretraining_module
+    from elvis.training import _backward
+
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    whole = random_batch(SENTENCES, seed=3)
+    share = len(SENTENCES) // world
+    results = {}
+    for name, options in CASES.items():
+        for micro in (1, 3) if name in ("intra_modal", "sentence_region") else (1,):  # micro-batches: losses inside a study stay exact
+            model = tiny_model(1).double()
+            config = Config(objectives={name: dict(options)})
+            config.model.dim = model.dim
+            torch.manual_seed(5)
+            objectives, weights = create_objectives(config)
+            objectives.double()
+            module = pretraining_module(model, objectives)
+            wrapped = torch.nn.parallel.DistributedDataParallel(module, find_unused_parameters=True) if world > 1 else module
+            mine = rows(whole, rank * share, (rank + 1) * share)
+            size = share // micro if world == 1 else share
+            batches = [rows(mine, k, k + size) for k in range(0, share, size)]
+            batches = [b.map(lambda t: t.double() if t.is_floating_point() else t) for b in batches]
+            means = _backward(Plain(), wrapped, batches, weights)  # type: ignore[arg-type]
+            key = name if micro == 1 else f"{name}_micro"
+            results[key] = {
+                "terms": {t.partition("/")[2]: v for t, v in means.items()},
+                "gradients": {n: p.grad for n, p in module.named_parameters() if p.grad is not None},
+            }
+    if rank == 0:
+        torch.save(results, out)
+    if world > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])

@@ -1,0 +1,117 @@
+"""A random `Pair` and its `Batch`: what a model would give for a few ragged studies, without a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elvis.registry import OBJECTIVES
+from elvis.types import Batch, ImageFeatures, Pair, TextFeatures, TextUnits, UnitFeatures
+
+GRIDS = {"2D": (4, 4), "3D": (2, 3, 4)}
+
+
+def make(
+    *,
+    grid: tuple[int, ...] = (4, 4),
+    views: int = 1,
+    sentences: Sequence[int] = (3, 1, 4, 2),
+    words: Sequence[int] = (5, 2, 6, 3),
+    width: int = 6,
+    raw: int = 5,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    requires_grad: bool = False,
+) -> tuple[Pair, Batch]:
+    """len(sentences) studies of that many sentences and words; `grid` is that of one view, `width` the projected, `raw` the encoders'.
+
+    A study without words has no report. With two views study 1 has one. The first sentence of studies 0 and 2 is the same, as
+    is the second sentence of study 2 (a sentence twice in a report). Padding holds random numbers; pooling weights are given.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    studies, cells = len(sentences), math.prod(grid)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64).to(dtype).requires_grad_(requires_grad)
+
+    def weigh(mask: Tensor) -> Tensor:
+        w = torch.rand(mask.shape, generator=draw, dtype=torch.float64) * mask
+        return (w / w.sum(-1, keepdim=True).clamp_min(1e-9)).to(dtype)
+
+    view_mask = torch.ones(studies, views, dtype=torch.bool)
+    if views > 1 and studies > 1:
+        view_mask[1, 1:] = False
+    image_mask = view_mask.repeat_interleave(cells, 1)
+    view = torch.arange(views).repeat_interleave(cells).expand(studies, -1)
+    image_weights = weigh(image_mask)
+    image, image_raw = (
+        ImageFeatures(pooled=noise(studies, d), tokens=noise(studies, views * cells, d), mask=image_mask, grid=grid, weights=image_weights, view=view)
+        for d in (width, raw)
+    )
+
+    real = {"report": torch.tensor([[n > 0] for n in words]), "sentence": ragged(sentences), "word": ragged(words)}
+    group = {n: torch.randint(1, 2**40, m.shape, generator=draw) for n, m in real.items()}
+    if studies > 2:
+        group["sentence"][2, :2] = group["sentence"][0, 0]
+    units = {n: TextUnits(membership(m, real["word"]), m, group[n]) for n, m in real.items()}
+    sentence_weights = weigh(real["sentence"])
+    text, text_raw = (
+        TextFeatures(
+            pooled=noise(studies, d),
+            tokens=noise(studies, real["word"].shape[1], d),
+            mask=real["word"],
+            grid=(real["word"].shape[1],),
+            units={n: UnitFeatures(noise(*m.shape, d), m, group[n], sentence_weights if n == "sentence" else None) for n, m in real.items()},
+        )
+        for d in (width, raw)
+    )
+    scale = torch.tensor(1 / 0.07, dtype=torch.promote_types(dtype, torch.float32), requires_grad=requires_grad)
+    batch = Batch(
+        images=torch.rand(studies, views, 1, *(4 * n for n in grid), generator=draw),
+        view_mask=view_mask,
+        text_ids=torch.randint(5, 50, real["word"].shape, generator=draw) * real["word"],
+        text_mask=real["word"],
+        units=units,
+        study=torch.arange(studies),
+        ids=tuple(f"s{b}" for b in range(studies)),
+    )
+    return Pair(image=image, text=text, image_raw=image_raw, text_raw=text_raw, scale=scale), batch
+
+
+def ragged(counts: Sequence[int]) -> Tensor:
+    """(2, 1) -> [[True, True], [True, False]]; one column at least."""
+    return torch.arange(max(1, *counts)) < torch.tensor(counts).unsqueeze(-1)
+
+
+def membership(units: Tensor, words: Tensor) -> Tensor:
+    """The words of a report dealt out over its units, in order: B U, B L -> B U L bool."""
+    place = torch.arange(words.shape[1]) * units.sum(-1, keepdim=True) // words.sum(-1, keepdim=True).clamp_min(1)  # B L
+    return (place.unsqueeze(1) == torch.arange(units.shape[1])[:, None]) & units.unsqueeze(-1) & words.unsqueeze(1)
+
+
+def parts(pair: Pair) -> dict[str, Tensor]:
+    """The tensors an objective may need, by the names it needs them by."""
+    out = {"scale": pair.scale}
+    for name in ("image", "image_raw"):
+        out |= {f"{name}.pooled": getattr(pair, name).pooled, f"{name}.tokens": getattr(pair, name).tokens}
+    for name in ("text", "text_raw"):
+        text = getattr(pair, name)
+        out |= {f"{name}.pooled": text.pooled, **{f"{name}.{unit}": u.vectors for unit, u in text.units.items()}}
+    return out
+
+
+def build(name: str, *, width: int = 6, dtype: torch.dtype = torch.float64, seed: int = 0, **options: Any) -> torch.nn.Module:
+    """A registered objective, with the width it asks for and reproducible parameters."""
+    torch.manual_seed(seed)
+    if "width" in OBJECTIVES.options(name):
+        options["width"] = width
+    return OBJECTIVES.create(name, **options).to(dtype)
+
+
+def total(terms: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+    """Sum of the sums: something to differentiate."""
+    return sum(value for value, _ in terms.values())  # type: ignore[return-value]

@@ -1,0 +1,307 @@
+"""What every registered backbone promises, run over `BACKBONES.names()` in 2D and 3D alike, and over a choice of timm's models."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from elvis.backbones import create_backbone, list_backbones, register_backbone, resolve
+from elvis.errors import ConfigError
+from elvis.registry import BACKBONES
+from elvis.types import ImageFeatures
+
+SMALL: dict[str, dict[str, Any]] = {  # options that keep a test quick; a new backbone is tested with its defaults
+    "cnn": {"model": "test_resnet"},
+    "vit": {"model": "test_vit", "depth": 2},
+}
+CASES: dict[str, tuple[str, Mapping[str, Any]]] = {
+    **{name: (name, SMALL.get(name, {})) for name in BACKBONES.names()},
+    "cnn, cut at stride 8": ("cnn", {"model": "test_resnet", "stride": 8, "levels": [2, 4]}),
+    "cnn, other channels": ("resnet10t", {"stride": 8, "arch": {"channels": [8, 16, 32, 64], "stem_width": 8}}),
+    "convnext": ("test_convnext", {}),
+    "efficientnet, cut": ("test_efficientnet", {"stride": 16}),
+    "channels last inside": ("test_mambaout", {"stride": 16}),
+    "no norms": ("test_nfnet", {}),
+    "vit, patch 8": ("vit_tiny_patch16_224", {"depth": 2, "levels": [0], "arch": {"patch_size": 8, "embed_dim": 24, "num_heads": 2}}),
+    "vit, register, no class token": ("test_vit2", {"depth": 1}),
+    "vit, pooled by attention": ("test_vit3", {"depth": 1}),
+    "vit, pooled by mean": ("vit_medium_patch16_gap_240", {"depth": 1, "arch": {"embed_dim": 32, "num_heads": 2}}),
+    "eva, patch 14": ("eva02_tiny_patch14_224", {"depth": 1, "arch": {"embed_dim": 32, "num_heads": 2}}),
+}
+EVERY = pytest.mark.parametrize("case", CASES)
+IN_CHANS = pytest.mark.parametrize("in_chans", [1, 3])
+
+
+def build(case: str, in_chans: int = 1, seed: int = 0) -> nn.Module:
+    """With all parameters moved a little, so that what starts at 0 (a block's last norm) counts too."""
+    name, options = CASES[case]
+    torch.manual_seed(seed)
+    backbone = create_backbone(name, in_chans=in_chans, **options)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return backbone
+
+
+def images(backbone: nn.Module, cells: int = 2, count: int = 2) -> Tensor:
+    """B C *S: `cells` token cells along the first axis, one more along the others (no two axes alike in what may be swapped)."""
+    spec = backbone.spec
+    size = [spec.strides[-1] * (cells + (axis > 0)) for axis in range(spec.ndim)]
+    return torch.randn(count, spec.in_channels, *size, generator=torch.Generator().manual_seed(cells))
+
+
+def tensors(features: ImageFeatures) -> list[Tensor]:
+    return [features.pooled, features.tokens, *(t for level in features.levels.values() for t in (level.pooled, level.tokens))]
+
+
+@EVERY
+@IN_CHANS
+@pytest.mark.parametrize("cells", [2, 3], ids=["small", "large"])
+def test_tokens_fill_the_grid_and_the_spec_is_what_the_pyramid_gives(case: str, in_chans: int, cells: int) -> None:
+    backbone = build(case, in_chans).eval()
+    spec, image = backbone.spec, images(backbone, cells)
+    with torch.no_grad():
+        features, maps = backbone(image), backbone.pyramid(image)
+    assert spec.in_channels == in_chans == len(spec.mean) == len(spec.std)
+    assert features.grid == tuple(n // spec.strides[-1] for n in image.shape[2:])
+    assert features.tokens.shape == (2, math.prod(features.grid), spec.width)
+    assert features.pooled.shape == (2, spec.width)
+    assert features.mask.shape == features.tokens.shape[:2]
+    assert features.mask.dtype == torch.bool
+    assert features.mask.all()
+    assert [m.shape[1] for m in maps] == list(spec.channels)
+    assert [m.shape[2:] for m in maps] == [tuple(n // s for n in image.shape[2:]) for s in spec.strides]
+    assert list(spec.strides) == sorted(set(spec.strides))
+    assert all(n % spec.strides[-1] == 0 for n in spec.input_size)
+    assert len(spec.input_size) == spec.ndim
+    for t in (*tensors(features), *maps):
+        assert t.isfinite().all()
+    torch.testing.assert_close(maps[-1].flatten(2).transpose(1, 2), features.tokens)  # row-major, on the last map
+
+
+@EVERY
+def test_a_token_lies_where_its_pixels_are(case: str) -> None:
+    """What changes in the corner with the last row and the first column changes the tokens of that corner most."""
+    backbone = build(case).eval()
+    image = images(backbone, cells=4, count=1)
+    stride, changed = backbone.spec.strides[-1], image.clone()
+    corner = tuple(slice(-stride, None) if axis == 0 else slice(0, stride) for axis in range(backbone.spec.ndim))
+    changed[(slice(None), slice(None), *corner)] += 3.0
+    with torch.no_grad():
+        before, after = backbone(image), backbone(changed)
+    moved = (after.tokens - before.tokens).square().sum(-1)[0].reshape(before.grid)
+    centre = [float((moved.movedim(axis, 0).flatten(1).sum(1) / moved.sum() * torch.arange(n)).sum()) for axis, n in enumerate(before.grid)]
+    assert centre[0] > 0.6 * (before.grid[0] - 1)
+    assert all(c < 0.4 * (n - 1) for c, n in zip(centre[1:], before.grid[1:], strict=True))
+
+
+@EVERY
+def test_gradients_are_finite_and_reach_every_parameter(case: str) -> None:
+    backbone = build(case)
+    features = backbone(images(backbone))
+    torch.manual_seed(1)
+    sum((t * torch.randn_like(t)).sum() for t in tensors(features)).backward()
+    for name, parameter in backbone.named_parameters():
+        assert parameter.grad is not None, f"{name} is not used"
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@EVERY
+def test_an_image_does_not_see_the_others_in_eval_mode_and_twice_is_the_same(case: str) -> None:
+    backbone = build(case).eval()
+    image = images(backbone, count=3)
+    with torch.no_grad():
+        features = backbone(image)
+        assert torch.equal(backbone(image).tokens, features.tokens)
+        torch.testing.assert_close(backbone(image[1:2]).tokens, features.tokens[1:2], rtol=1e-4, atol=1e-4)
+
+
+@EVERY
+@IN_CHANS
+def test_a_recipe_and_weights_rebuild_it_bit_for_bit(case: str, in_chans: int) -> None:
+    backbone = build(case, in_chans).eval()
+    recipe = json.loads(json.dumps(backbone.recipe))
+    again = create_backbone(**recipe).eval()
+    again.load_state_dict({k: v.contiguous().clone() for k, v in backbone.state_dict().items()})  # as a file gives them
+    image = images(backbone)
+    assert again.spec == backbone.spec
+    assert again.recipe == backbone.recipe
+    assert recipe["name"] in BACKBONES
+    assert "pretrained" not in recipe
+    with torch.no_grad():
+        one, two = backbone(image), again(image)
+    assert one.levels.keys() == two.levels.keys()
+    assert all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(two), strict=True))
+
+
+@EVERY
+def test_it_works_on_the_meta_device(case: str) -> None:
+    name, options = CASES[case]
+    with torch.device("meta"):
+        backbone = create_backbone(name, in_chans=1, **options).eval()
+        image = torch.zeros(1, 1, *backbone.spec.input_size)
+        features = backbone(image)
+    assert {p.device.type for p in backbone.parameters()} == {"meta"}
+    assert features.tokens.shape == (1, math.prod(features.grid), backbone.spec.width)
+
+
+@EVERY
+def test_a_size_that_does_not_fit_is_refused_with_the_nearest_that_do(case: str) -> None:
+    backbone = build(case)
+    spec = backbone.spec
+    stride = spec.strides[-1]
+    given, low, high = ([stride * 3 + rest] + [stride * 2] * (spec.ndim - 1) for rest in (1, 0, stride))
+    text = [" x ".join(map(str, s)) for s in (given, low, high)]
+    with pytest.raises(ConfigError, match=f"images of {text[0]}; each side must be a multiple of {stride}") as refusal:
+        backbone(torch.zeros(1, spec.in_channels, *given))
+    assert refusal.value.fix == f"nearest: {text[1]} or {text[2]}"
+    with pytest.raises(ConfigError, match=f"it takes B x {spec.in_channels} x"):
+        backbone.pyramid(torch.zeros(1, spec.in_channels + 1, *low))
+
+
+# ---------------------------------------------------------------------------------------------------------- cnn and vit
+
+
+def test_a_timm_name_means_cnn_or_vit() -> None:
+    for name in ("test_resnet", "test_convnext", "swin_tiny_patch4_window7_224", "resnet50.a1_in1k"):
+        assert resolve(name) == ("cnn", {"model": name})
+    for name in ("test_vit", "vit_base_patch16_224", "eva02_tiny_patch14_224"):
+        assert resolve(name, {"depth": 2}) == ("vit", {"model": name, "depth": 2})
+    assert resolve("cnn", {"stride": 8}) == ("cnn", {"stride": 8})
+
+
+def test_the_defaults_build() -> None:
+    with torch.device("meta"):
+        specs = {name: create_backbone(name).spec for name in ("cnn", "vit")}
+    assert (specs["cnn"].width, specs["cnn"].strides, specs["cnn"].input_size) == (2048, (2, 4, 8, 16, 32), (224, 224))
+    assert (specs["vit"].width, specs["vit"].strides, specs["vit"].input_size) == (768, (4, 8, 16), (224, 224))
+    assert specs["cnn"].mean == (0.485, 0.456, 0.406)
+
+
+def test_one_channel_has_the_mean_of_the_channels_statistics() -> None:
+    spec = create_backbone("test_resnet", in_chans=1).spec
+    three = create_backbone("test_resnet", in_chans=3).spec
+    assert spec.mean == (pytest.approx(sum(three.mean) / 3),)
+    assert spec.std == (pytest.approx(sum(three.std) / 3),)
+
+
+def test_a_cut_cnn_gives_the_same_maps_as_the_whole_one() -> None:
+    whole, cut = build("cnn").eval(), build("cnn, cut at stride 8").eval()
+    cut.load_state_dict({k: v for k, v in whole.state_dict().items() if k in cut.state_dict()})
+    image = images(whole)
+    assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in whole.parameters())
+    with torch.no_grad():
+        for a, b in zip(cut.pyramid(image), whole.pyramid(image), strict=False):
+            torch.testing.assert_close(a, b)
+        levels = cut(image).levels
+        assert list(levels) == ["stride2", "stride4"]
+        torch.testing.assert_close(levels["stride4"].tokens, whole.pyramid(image)[1].flatten(2).transpose(1, 2))
+
+
+def test_the_weights_of_a_cnn_keep_the_names_of_timm() -> None:
+    import timm
+
+    ours, theirs = create_backbone("test_resnet").state_dict(), timm.create_model("test_resnet").state_dict()
+    assert {k.removeprefix("net.model.") for k in ours} <= theirs.keys()
+
+
+def test_a_vit_gives_what_timm_gives() -> None:
+    import timm
+
+    reference = timm.create_model("test_vit", in_chans=1, num_classes=0).eval()
+    backbone = create_backbone("test_vit", in_chans=1, levels=[1]).eval()
+    backbone.net.load_state_dict(reference.state_dict())
+    image = torch.randn(2, 1, *backbone.spec.input_size)
+    with torch.no_grad():
+        features, expected = backbone(image), reference.forward_features(image)
+        block = reference.forward_intermediates(image, indices=[1], norm=True, intermediates_only=True)[0]
+    torch.testing.assert_close(features.tokens, expected[:, 1:])
+    torch.testing.assert_close(features.pooled, expected[:, 0])
+    torch.testing.assert_close(features.levels["block1"].tokens, block.flatten(2).transpose(1, 2))
+
+
+def test_a_vit_without_a_class_token_pools_the_mean_of_its_tokens() -> None:
+    backbone = build("vit, register, no class token").eval()
+    features = backbone(images(backbone))
+    torch.testing.assert_close(features.pooled, features.tokens.mean(1))
+
+
+def test_a_model_with_fixed_positions_takes_its_size_alone() -> None:
+    backbone = create_backbone("test_maxvit", in_chans=1, input_size=[64, 64]).eval()
+    assert backbone(torch.zeros(1, 1, 64, 64)).grid == (2, 2)
+    with pytest.raises(ConfigError, match="made for 64 x 64 alone") as refusal:
+        backbone(torch.zeros(1, 1, 96, 96))
+    assert "input_size=[96, 96]" in refusal.value.fix
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "a typo in a timm name": ("resnet5", {}, "did you mean 'resnet50'"),
+    "a typo in our name": ("vitt", {}, "did you mean 'vit'"),
+    "a typo in the model of cnn": ("cnn", {"model": "resnet5"}, "did you mean 'resnet50'"),
+    "a vit as a cnn": ("cnn", {"model": "test_vit"}, "no 'cnn' but a 'vit'"),
+    "a pyramid as a vit": ("vit", {"model": "swin_tiny_patch4_window7_224"}, "no 'vit' but a 'cnn'"),
+    "a tag that is not there": ("resnet50.nope", {}, "Invalid pretrained tag"),
+    "an unknown option": ("test_resnet", {"strid": 8}, "no option 'strid'.*did you mean 'stride'"),
+    "an option of the other kind": ("test_vit", {"stride": 8}, "'vit' has no option 'stride'"),
+    "a stride that is not there": ("test_resnet", {"stride": 5}, "no map at stride 5"),
+    "a level behind the tokens": ("test_resnet", {"stride": 8, "levels": [16]}, "no map at stride 16"),
+    "a block that is not there": ("test_vit", {"depth": 2, "levels": [2]}, "after block 1"),
+    "a keyword that timm does not know": ("test_resnet", {"arch": {"foo": 1}}, "unexpected keyword argument 'foo'"),
+    "an input size that does not fit": ("test_vit", {"input_size": [100, 96]}, "100 x 96; each side must be a multiple of 16"),
+    "a vit whose positions cannot be interpolated": ("test_vit_relpos", {}, "cannot build 'test_vit_relpos'"),
+}
+
+
+@pytest.mark.parametrize(("name", "options", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_mistakes_are_refused_in_one_short_message(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as refusal:
+        create_backbone(name, **options)
+    assert len(str(refusal.value)) < 400
+    assert refusal.value.fix
+
+
+def test_pretrained_weights_without_network_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(ConfigError, match="does not answer") as refusal:
+        create_backbone("resnet18", pretrained=True)
+    assert "pretrained: false" in refusal.value.fix
+    with torch.device("meta"):
+        assert create_backbone("resnet18", pretrained=True).spec.width == 512
+
+
+def test_the_list_holds_ours_and_timms_and_takes_patterns() -> None:
+    names = list_backbones()
+    assert names[: len(BACKBONES.names())] == BACKBONES.names()
+    assert {"resnet50", "vit_base_patch16_224", "convnext_tiny"} <= set(names)
+    assert len(names) == len(set(names))
+    assert "resnet50" in list_backbones("resnet*")
+    assert all(n.startswith("resnet") for n in list_backbones("resnet*"))
+    assert list_backbones("cnn") == ["cnn"]
+    assert list_backbones("no_such_*") == []
+
+
+def test_an_outsider_can_register_a_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BACKBONES, "_entries", dict(BACKBONES._entries))
+
+    @register_backbone("mine")
+    class Mine(nn.Module):
+        def __init__(self, *, in_chans: int = 3, depth: int = 1) -> None:
+            super().__init__()
+            self.depth = depth
+            self.spec = replace(create_backbone("test_resnet").spec, name="mine", in_channels=in_chans)
+
+    assert create_backbone("mine", in_chans=1, depth=4).depth == 4
+    assert "mine" in list_backbones("m*")
+    with pytest.raises(ConfigError, match="no option 'pretrained'"):
+        create_backbone("mine", pretrained=True)

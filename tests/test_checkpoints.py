@@ -1,0 +1,169 @@
+"""The checkpoint directory: it opens from anywhere, bit for bit, or says why not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import elvis
+from elvis import checkpoints
+from elvis.data.batches import Tokenizer
+from elvis.data.images import Preprocess
+from elvis.errors import CheckpointError
+from elvis.pretrained import Pretrained
+from tests.tiny import tiny_model
+
+SENTENCES = ["There is a small left effusion.", "No pneumothorax is seen.", "The lungs are clear."]
+
+
+def pretrained(seed: int = 0) -> Pretrained:
+    model = tiny_model(seed)
+    spec = model.image.spec
+    return Pretrained(model.eval(), Tokenizer.train(SENTENCES, 50), Preprocess((32, 32), "pad", spec.mean, spec.std), max_tokens=64)
+
+
+def save(target: Path, seed: int = 0, **state: object) -> Path:
+    facts = {"commit": "abc", "data": "none", "step": 3}
+    return checkpoints.save(target, pretrained(seed), config_yaml="train: {}\n", metrics={"pointing": 0.5}, provenance=facts, state=state or None)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save(tmp_path / "here")
+
+
+def test_a_checkpoint_holds_what_the_readme_says(folder: Path) -> None:
+    names = {p.name for p in folder.iterdir()}
+    files = "config.yaml model.json model.safetensors preprocess.json tokenizer MODEL_CARD.md metrics.json provenance.json manifest.json"
+    assert names == set(files.split())
+    assert "pointing | 0.5" in (folder / "MODEL_CARD.md").read_text()
+
+
+def test_another_process_in_another_directory_gets_bit_equal_features_without_lightning(folder: Path, tmp_path: Path) -> None:
+    image = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    torch.save(image, tmp_path / "image.pt")
+    code = (
+        "import sys, torch, elvis; b = elvis.load_backbone(sys.argv[1]);"
+        "torch.save(b(torch.load('image.pt', weights_only=True)).tokens.detach(), 'tokens.pt');"
+        "heavy = {'lightning', 'transformers', 'omegaconf', 'albumentations', 'datasets', 'open_clip', 'torchmetrics'};"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "image.pt").rename(elsewhere / "image.pt")
+    subprocess.run([sys.executable, "-c", code, str(folder)], cwd=elsewhere, check=True, timeout=120)
+    mine = elvis.load_backbone(folder)(image).tokens
+    assert torch.equal(torch.load(elsewhere / "tokens.pt", weights_only=True), mine)
+    assert torch.equal(pretrained().model.image(image).tokens, mine)
+
+
+def test_a_loaded_model_gives_the_same_maps(folder: Path) -> None:
+    image = torch.randint(0, 255, (40, 30), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
+    phrases = ["small left effusion", "clear lungs"]
+    (before,) = pretrained().similarity([image], phrases)
+    (after,) = elvis.load_pretrained(folder).similarity([image], phrases)
+    assert after.shape == (2, 40, 30)
+    assert torch.equal(before, after)
+    assert after.abs().max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json", "preprocess.json", "tokenizer/tokenizer.json"])
+def test_a_flipped_byte_is_refused_with_exit_code_4(folder: Path, name: str) -> None:
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(bytes(content))
+    with pytest.raises(CheckpointError, match="differs from its sha256") as caught:
+        elvis.load_backbone(folder)
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])
+def test_a_missing_file_is_refused(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError):
+        elvis.load_pretrained(folder)
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(CheckpointError) as caught:
+            elvis.load_backbone(path)
+        assert len(str(caught.value)) < 400
+
+
+def test_a_manifest_may_not_point_outside(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder.parent / "secret").write_text("x")
+    manifest["sha256"]["../secret"] = "0"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="missing"):
+        checkpoints.verify(folder)
+
+
+def test_a_run_directory_gives_best_else_the_newest_good_step_and_says_what_it_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path / "checkpoints" / f"step_{step:08d}", seed=step)
+    assert checkpoints.resolve(tmp_path).name == "step_00000003"
+    (tmp_path / "checkpoints" / "step_00000003" / "model.json").write_text("{}")
+    assert checkpoints.resolve(tmp_path).name == "step_00000002"
+    assert "passing over step_00000003" in capsys.readouterr().err
+    save(tmp_path / "checkpoints" / "best")
+    assert checkpoints.resolve(tmp_path).name == "best"
+    assert checkpoints.newest(tmp_path).name == "step_00000002"
+
+
+def test_writing_over_a_checkpoint_replaces_it_whole(folder: Path) -> None:
+    save(folder, seed=7)
+    image = torch.rand(1, 1, 32, 32)
+    assert torch.equal(elvis.load_backbone(folder)(image).tokens, pretrained(7).model.image(image).tokens)
+    assert [p.name for p in folder.parent.iterdir()] == ["here"]
+
+
+def test_a_failed_write_leaves_the_old_checkpoint_and_no_rubbish(folder: Path) -> None:
+    before = (folder / "manifest.json").read_text()
+
+    def fill(stage: Path) -> None:
+        (stage / "half").write_text("x")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="No space left"):
+        checkpoints.write(folder, fill)
+    assert (folder / "manifest.json").read_text() == before
+    assert [p.name for p in folder.parent.iterdir()] == ["here"]
+
+
+def test_pruning_keeps_the_newest_and_sweeps_what_a_crash_left(tmp_path: Path) -> None:
+    for name in ("step_00000001", "step_00000002", "step_00000003", ".stage-x", "best"):
+        (tmp_path / name).mkdir()
+    checkpoints.prune(tmp_path, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "step_00000002", "step_00000003"]
+
+
+def test_trainer_state_travels_without_pickles(tmp_path: Path) -> None:
+    folder = save(tmp_path / "here", step=3, optimizer={"state": {0: {"exp_avg": torch.ones(2)}}})
+    state = checkpoints.load_state(folder)
+    assert state["step"] == 3
+    assert torch.equal(state["optimizer"]["state"][0]["exp_avg"], torch.ones(2))
+
+
+def test_provenance_names_no_user_host_or_path() -> None:
+    import getpass
+    import socket
+
+    text = json.dumps(checkpoints.provenance({"data": {"root": "/home/someone/data"}}))
+    assert "someone" not in text
+    assert socket.gethostname() not in text
+    assert getpass.getuser() not in text.replace("ubuntu", "") or getpass.getuser() in ("root",)
+    assert str(Path.cwd()) not in text
+
+
+def test_measured_numbers_are_written_into_a_finished_checkpoint(folder: Path) -> None:
+    checkpoints.annotate(folder, {"lf_pointing": 0.25}, pretrained())
+    checkpoints.verify(folder)
+    assert json.loads((folder / "metrics.json").read_text()) == {"pointing": 0.5, "lf_pointing": 0.25}
+    assert "lf_pointing | 0.25" in (folder / "MODEL_CARD.md").read_text()

@@ -1,0 +1,93 @@
+"""Configs: every mistake at once, short, with the nearest names; merging; what resume relies on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from elvis import config as configs
+from elvis.errors import ConfigError
+
+
+def test_overrides_change_one_value_and_null_deletes_an_objective() -> None:
+    config = configs.load("elvis_phantom", ["train.steps=7", "objectives.intra_modal=null", "train.lr=1e-4"])
+    assert config.train.steps == 7
+    assert config.train.lr == 1e-4
+    assert config.objectives["intra_modal"] is None
+
+
+@pytest.mark.parametrize(
+    ("override", "clue"),
+    [
+        ("train.stepz=3", "did you mean 'steps'"),
+        ("trian.steps=3", "did you mean 'train'"),
+        ("objectives.intramodal.weight=1", "did you mean 'intra_modal'"),
+        ("objectives.intra_modal.temprature=1", "has no option 'temprature'"),
+        ("image.name=resnet51", "resnet50"),
+        ("data.name=phantoms", "did you mean 'phantom'"),
+        ("data.levle=2", "did you mean 'level'"),
+        ("text.name=bert", "tiny"),
+        ("text.contxt=report", "context"),
+        ("model.norm=group", "model.norm"),
+        ("train.steps=many", "train.steps"),
+        ("train.batch_size=0", "must be positive"),
+        ("data.units=[sentense]", "did you mean 'sentence'"),
+        ("nonsense", "key=value"),
+    ],
+)
+def test_a_mistake_is_one_short_message_with_the_nearest_name(override: str, clue: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configs.load("elvis_phantom", [override])
+    assert clue in str(caught.value)
+    assert len(str(caught.value)) < 400
+    assert caught.value.exit_code == 2
+
+
+def test_all_mistakes_are_listed_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        configs.load("elvis_phantom", ["train.stepz=3", "model.dimm=2", "data.name=phantoms"])
+    for word in ("stepz", "dimm", "phantoms"):
+        assert word in str(caught.value)
+
+
+def test_a_file_extends_another_and_wins(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("train: {steps: 5, lr: 0.1}\nobjectives: {global_contrastive: {weight: 1.0}}\n")
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\ntrain: {steps: 6}\nmodel: {local_heads: false}\n")
+    config = configs.load(str(tmp_path / "mine.yaml"))
+    assert (config.train.steps, config.train.lr) == (6, 0.1)
+
+
+def test_a_circle_of_extends_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    with pytest.raises(ConfigError, match="extends itself"):
+        configs.load(str(tmp_path / "a.yaml"))
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "train: 3\n"])
+def test_a_broken_file_is_a_config_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "broken.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        configs.load(str(tmp_path / "broken.yaml"))
+    assert len(str(caught.value)) < 400
+
+
+def test_only_elvis_variables_are_read_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "env.yaml").write_text("train: {seed: '${oc.env:SECRET}'}\n")
+    with pytest.raises(ConfigError, match="resolver"):
+        configs.load(str(tmp_path / "env.yaml"))
+    monkeypatch.setenv("ELVIS_STEPS", "3")
+    (tmp_path / "env.yaml").write_text("train: {steps: '${oc.env:ELVIS_STEPS}'}\nobjectives: {phrase_image: {weight: 1.0}}\n")
+    assert configs.load(str(tmp_path / "env.yaml")).train.steps == 3
+
+
+def test_a_printed_config_loads_to_itself(tmp_path: Path) -> None:
+    config = configs.load("elvis_phantom", ["train.steps=9"])
+    (tmp_path / "again.yaml").write_text(config.to_yaml())
+    assert configs.load(str(tmp_path / "again.yaml")) == config
+
+
+def test_an_unknown_config_names_the_shipped_ones() -> None:
+    with pytest.raises(ConfigError, match="elvis_phantom"):
+        configs.load("elvis_fantom")

@@ -1,0 +1,125 @@
+"""Every shipped config: its full-size model is built (on the meta device) and trained for a step on fixtures with tiny encoders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import elvis
+from elvis import config as configs
+from elvis import pretrain
+from elvis.data.batches import Tokenizer
+from tests.layouts import write_boxes, write_manifest, write_mimic
+from tests.tiny_encoders import bert_config, write_bert
+
+RUNNABLE = [n for n in configs.shipped() if n != "cxr"]
+BERT_BASE = bert_config(
+    hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, max_position_embeddings=512, vocab_size=28996
+)
+SMALL = {
+    "phantom": ["data.size=64", "data.train=8", "data.val=0", "data.test=4", "data.comp=4", "data.decor=0", "data.swap=2"],
+    "mimic_cxr": [
+        "data.size=64",
+        "data.max_tokens=64",
+        "data.workers=0",
+        "data.max_bad_fraction=1",
+        "image.name=resnet10t",
+        "image.pretrained=false",
+    ],
+    "manifest": ["data.size=64", "data.max_tokens=64"],
+}
+
+
+def source(name: str) -> str:
+    return configs.read(configs.find(name))["data"]["name"]
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Where the data of each dataset is, as overrides."""
+    folder = tmp_path_factory.mktemp("data")
+    write_mimic(folder / "jpg", reports=folder / "reports")
+    texts = [
+        "small left pleural effusion",
+        "no pleural effusion",
+        "lungs are clear",
+        "the heart is enlarged",
+        "right upper lobe opacity",
+        "small nodule",
+    ]
+    rows = [
+        {"id": f"s{i}", "image": f"i/{i}.png", "text": f"{t}.", "patient": f"p{i}", "split": "test" if i > 3 else "train"}
+        for i, t in enumerate(texts)
+    ]
+    write_manifest(folder / "own", rows)
+    images = [{"id": 1, "path": "i/4.png", "study_id": "s4"}]
+    write_boxes(folder / "own" / "boxes.json", images, [{"image_id": 1, "bbox": [5, 5, 20, 10], "label_text": "right upper lobe opacity"}])
+    bert = write_bert(
+        folder / "bert",
+        [*texts, "the lungs are clear. there is a nodule in the left upper lobe, near c7. no acute process."],
+        max_position_embeddings=64,
+        num_hidden_layers=4,
+    )
+    return {
+        "phantom": [],
+        "manifest": [f"data.root={folder / 'own'}"],
+        "mimic_cxr": [f"data.root={folder / 'jpg'}", f"data.reports={folder / 'reports'}", f"text.checkpoint={bert}", "freeze=['text.*embeddings']"],
+    }
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_shipped_config_builds_at_full_size(name: str) -> None:
+    own = source(name)
+    changes = {"phantom": [], "manifest": ["data.root=."], "mimic_cxr": ["data.root=.", "data.reports=.", "image.pretrained=false"]}[own]
+    config = configs.load(name, changes)
+    if own == "mimic_cxr":
+        config.text.pop("checkpoint")
+        config.text["config"] = BERT_BASE
+    tokenizer = Tokenizer.train(["the lungs are clear"], 100)
+    with torch.device("meta"):
+        model = pretrain.create_model(config, tokenizer)
+        objectives, weights = pretrain.create_objectives(config)
+    model.wire(pretrain.needs_of(objectives), configs.data_section(config)[0].units)
+    from elvis.training import freeze
+
+    frozen = freeze(model, config.freeze)
+    assert bool(frozen) == bool(config.freeze)
+    assert all(w > 0 for w in weights.values())
+    if own == "mimic_cxr":
+        assert sum(p.numel() for p in model.parameters()) > 100e6
+        assert any("layer.5." in n for n in frozen)
+        assert not any("layer.6." in n for n in frozen)
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_shipped_config_trains_a_step_on_fixtures(name: str, roots: dict[str, list[str]], tmp_path: Path) -> None:
+    own = source(name)
+    small = [
+        "train.batch_size=2",
+        "train.steps=1",
+        "train.precision=32-true",
+        "model.dim=16",
+        "model.hidden=16",
+        "evaluate.overlays=0",
+        "data.augment={}",
+    ]
+    out = tmp_path / "run"
+    assert pretrain.main(["--config", name, "--out", str(out), "--quiet", *SMALL[own], *small, *roots[own]]) == 0
+    assert elvis.load_pretrained(out).model.dim == 16
+    assert json.loads((out / "log.jsonl").read_text().splitlines()[0])["loss"] > 0
+
+
+def test_the_ablations_of_elvis_differ_from_it_by_their_objectives_only() -> None:
+    changes = ["data.root=.", "data.reports=."]
+    elvis_config = configs.load("elvis_cxr", changes)
+    assert set(elvis_config.objectives) == {"global_contrastive", "phrase_image", "intra_modal"}
+    lovt, elvis_lovt = configs.load("lovt_cxr", changes), configs.load("elvis_lovt_cxr", changes)
+    assert set(elvis_lovt.objectives) - set(lovt.objectives) == {"intra_modal"}
+    assert lovt.model == elvis_lovt.model
+    for name in ("lovt_cxr", "gloria_cxr", "clip_cxr"):
+        other = configs.load(name, changes)
+        assert other.train == elvis_config.train
+        assert other.data["name"] == elvis_config.data["name"]

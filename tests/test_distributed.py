@@ -1,0 +1,50 @@
+"""Two gloo ranks with uneven sentence counts against one process that sees all studies: loss and gradients of every objective."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed_worker import CASES
+
+WORKER = Path(__file__).with_name("distributed_worker.py")
+NAMES = [*CASES, "intra_modal_micro", "sentence_region_micro"]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
+    """(one process, two ranks), each a mapping of case -> terms and gradients; one launch for all checks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+    def start(rank: int, world: int) -> subprocess.Popen:
+        command = [sys.executable, str(WORKER), str(rank), str(world), str(folder / f"store{world}"), str(folder / f"out{world}.pt")]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    running = [start(0, 1), start(0, 2), start(1, 2)]
+    outputs = [process.communicate(timeout=240)[0] for process in running]
+    for process, output in zip(running, outputs, strict=True):
+        assert process.returncode == 0, output[-2000:]
+    return tuple(torch.load(folder / f"out{w}.pt", weights_only=True) for w in (1, 2))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_ranks_give_the_loss_of_one_process(name: str, outcomes: tuple[dict, dict]) -> None:
+    one, two = (o[name.removesuffix("_micro")] if o is outcomes[1] else o[name] for o in outcomes)
+    assert one["terms"].keys() == two["terms"].keys()
+    for term, value in one["terms"].items():
+        assert value.abs() > 1e-6, f"{term} is idle"
+        torch.testing.assert_close(two["terms"][term], value, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_ranks_give_the_gradients_of_one_process(name: str, outcomes: tuple[dict, dict]) -> None:
+    one, two = (o[name.removesuffix("_micro")] if o is outcomes[1] else o[name] for o in outcomes)
+    assert max(g.abs().max() for g in one["gradients"].values()) > 1e-6
+    for parameter, gradient in one["gradients"].items():
+        torch.testing.assert_close(two["gradients"][parameter], gradient, rtol=1e-8, atol=1e-12, msg=lambda m, p=parameter: f"{p}: {m}")

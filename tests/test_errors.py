@@ -1,0 +1,41 @@
+"""What a user sees when something is wrong: one short message, the exit code, a traceback only when asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from elvis.errors import CheckpointError, ConfigError, DataError, ElvisError, NumericsError, nearest, run_cli
+
+
+@pytest.mark.parametrize(("kind", "code"), [(ConfigError, 2), (DataError, 2), (NumericsError, 3), (CheckpointError, 4)])
+def test_each_kind_of_error_has_its_exit_code_and_no_traceback(kind: type[ElvisError], code: int, capsys: pytest.CaptureFixture) -> None:
+    def main() -> int:
+        raise kind("what is wrong", "what to do")
+
+    with pytest.raises(SystemExit) as caught:
+        run_cli(main)
+    assert caught.value.code == code
+    assert capsys.readouterr().err == "error: what is wrong\nwhat to do\n"
+
+
+def test_a_traceback_comes_with_elvis_debug(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELVIS_DEBUG", "1")
+
+    def main() -> int:
+        raise DataError("what is wrong")
+
+    with pytest.raises(SystemExit):
+        run_cli(main)
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_message_is_cut_and_its_fix_is_kept() -> None:
+    message = str(ConfigError("x" * 900, "do this"))
+    assert len(message) <= 400
+    assert message.endswith("do this")
+
+
+def test_a_typo_finds_its_neighbour_and_few_names_are_listed() -> None:
+    assert nearest("intramodal", ["intra_modal", "word_region"]) == " (did you mean 'intra_modal'?)"
+    assert nearest("zzz", ["a", "b"]) == " (known: a, b)"
+    assert nearest("zzz", [str(n) for n in range(50)]) == ""

@@ -1,0 +1,142 @@
+"""The model: what each option does to the Pair, that padding and neighbours never matter, and what `wire` refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from elvis.errors import ConfigError
+from elvis.model import MaskedBatchNorm, build_model
+from tests.tiny import random_batch, rows, tiny_model
+
+SENTENCES = [3, 1, 0, 2]
+
+
+@pytest.mark.parametrize("context", ["report", "sentence"])
+@pytest.mark.parametrize("views", [1, 2])
+def test_shapes_and_masks_are_those_of_the_types(context: str, views: int) -> None:
+    batch = random_batch(SENTENCES, views=views)
+    model = tiny_model(context=context).eval()
+    pair = model(batch)
+    cells = pair.image.grid[0] * pair.image.grid[1]
+    assert pair.image.tokens.shape == (4, views * cells, 16)
+    assert pair.image.pooled.shape == pair.text.pooled.shape == (4, 16)
+    assert pair.image_raw.tokens.shape[-1] == model.image.spec.width
+    assert pair.text.units["sentence"].vectors.shape == (4, 3, 16)
+    assert torch.equal(pair.text.units["sentence"].mask, batch.units["sentence"].mask)
+    assert torch.allclose(pair.image.weights.sum(1), torch.ones(4))
+    if views == 2:
+        assert not pair.image.mask[1, cells:].any()
+        assert pair.image.view[0].unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("context", ["report", "sentence"])
+def test_a_study_does_not_depend_on_its_neighbours_or_their_padding(context: str) -> None:
+    batch = random_batch(SENTENCES, views=2)
+    model = tiny_model(context=context).eval()
+    whole, alone = model(batch), model(rows(batch, 1, 2))
+    units = alone.text.units["sentence"].vectors.shape[1]
+    torch.testing.assert_close(alone.image.pooled[0], whole.image.pooled[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone.text.pooled[0], whole.text.pooled[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone.text.units["sentence"].vectors[0], whole.text.units["sentence"].vectors[1, :units], rtol=1e-4, atol=1e-5)
+
+
+def test_a_masked_view_changes_nothing() -> None:
+    batch = random_batch(SENTENCES, views=2)
+    model = tiny_model().eval()
+    other = batch.images.clone()
+    other[1, 1] = 7.0  # the view that study 1 does not have
+    a, b = model(batch), model(replace(batch, images=other))
+    assert torch.equal(a.image.pooled, b.image.pooled)
+
+
+def test_a_sentence_alone_does_not_see_the_rest_of_its_report() -> None:
+    batch = random_batch([2, 2])
+    changed = batch.text_ids.clone()
+    second = batch.units["sentence"].tokens[0, 1]
+    changed[0, second] = 7
+    for context, same in (("sentence", True), ("report", False)):
+        model = tiny_model(context=context).eval()
+        first, again = (model(replace(batch, text_ids=ids)).text_raw.units["sentence"].vectors[0, 0] for ids in (batch.text_ids, changed))
+        assert torch.equal(first, again) == same, context
+
+
+def test_a_sentence_alone_equals_the_sentence_as_the_only_one_of_its_report() -> None:
+    batch = random_batch([3])
+    model = tiny_model(context="sentence").eval()
+    from elvis.types import TextUnits
+
+    member = batch.units["sentence"].tokens[0, 1]
+    ids = torch.cat([batch.text_ids[:, :1], batch.text_ids[0, member][None], torch.tensor([[3]])], 1)
+    tokens = torch.zeros(1, 1, ids.shape[1], dtype=torch.bool)
+    tokens[:, :, 1:-1] = True
+    one = {"sentence": TextUnits(tokens, torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.int64))}
+    alone, _ = model.encode_text(ids, torch.ones_like(ids, dtype=torch.bool), one)
+    torch.testing.assert_close(alone.units["sentence"].vectors[0, 0], model(batch).text.units["sentence"].vectors[0, 1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("views", ["mean", "max"])
+def test_views_are_fused_over_the_real_ones(views: str) -> None:
+    batch = random_batch(SENTENCES, views=2)
+    model = tiny_model(views=views).eval()
+    pair = model(batch)
+    single = model(replace(batch, images=batch.images[:, :1], view_mask=batch.view_mask[:, :1]))
+    assert pair.image.tokens.shape[1] == pair.image.grid[0] * pair.image.grid[1]
+    assert (pair.image.view == -1).all()
+    torch.testing.assert_close(pair.image_raw.tokens[1], single.image_raw.tokens[1])
+    assert not torch.allclose(pair.image_raw.tokens[0], single.image_raw.tokens[0])
+
+
+def test_without_local_heads_the_pooled_image_is_its_token_when_there_is_one() -> None:
+    """The map of a global model goes through the global projection: with a single token, token and pooled vector agree."""
+    model = tiny_model(local_heads=False).eval()
+    image = torch.rand(1, 1, 1, 16, 16)  # one patch of 16 x 16
+    seen, _ = model.encode_image(image, torch.ones(1, 1, dtype=torch.bool))
+    assert seen.tokens.shape[1] == 1
+    torch.testing.assert_close(seen.tokens[:, 0], seen.pooled, rtol=1e-4, atol=1e-5)
+
+
+def test_the_recipe_rebuilds_the_model_bit_for_bit() -> None:
+    model = tiny_model(context="sentence", norm="batch", image_pool="backbone").eval()
+    again = build_model(model.recipe).eval()
+    again.load_state_dict(model.state_dict())
+    batch = random_batch(SENTENCES)
+    assert torch.equal(model(batch).text.pooled, again(batch).text.pooled)
+    assert torch.equal(model(batch).image.tokens, again(batch).image.tokens)
+
+
+def test_batch_norm_statistics_see_real_rows_only() -> None:
+    norm = MaskedBatchNorm(4)
+    x, mask = torch.randn(3, 5, 4), torch.rand(3, 5) > 0.4
+    reference = torch.nn.BatchNorm1d(4)
+    expected = reference(x[mask])
+    x[~mask] = 1e6
+    out = norm(x, mask)
+    torch.testing.assert_close(out[mask], expected)
+    assert (out[~mask] == 0).all()
+    torch.testing.assert_close(norm.running_mean, reference.running_mean)
+
+
+@pytest.mark.parametrize(
+    ("needs", "clue"),
+    [
+        ({"text.word", "image.tokens"}, "add word to data.units"),
+        ({"regions.topic", "image.tokens"}, "no head 'topic'"),
+        ({"teacher", "image.tokens"}, "teacher"),
+        ({"image.pooled", "text.pooled"}, "local_heads=false"),
+        ({"sound.tokens", "image.tokens"}, "no model gives"),
+    ],
+)
+def test_what_the_model_does_not_give_is_said_before_the_first_step(needs: set[str], clue: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        tiny_model().wire(frozenset(needs), ["report", "sentence"])
+    assert clue in str(caught.value)
+
+
+def test_projections_no_objective_reads_are_frozen() -> None:
+    model = tiny_model()
+    model.wire(frozenset({"image.tokens", "text.sentence"}), ["sentence"])
+    frozen = {n.split(".")[0] for n, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"image_pool", "text_pool", "image_global", "text_global", "log_scale"}

@@ -1,0 +1,282 @@
+"""Pooling against loops, and what it does with padding, with nothing to pool, and with gradients."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from elvis.pooling import AttentionPool, RegionQuery, pool_units
+from elvis.types import Regions, TextUnits
+
+CLOSE = dict(rtol=0, atol=1e-12)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def lengths(*real: int, longest: int) -> Tensor:
+    return torch.arange(longest) < torch.tensor(real)[:, None]
+
+
+# ---------------------------------------------------------------------------------------------------------- pool_units
+
+
+def some_units() -> TextUnits:
+    """2 texts of 5 and 3 tokens (of 6); 3 units: overlapping ones, one without a token, one that is not real but has members."""
+    tokens = torch.zeros(2, 3, 6, dtype=torch.bool)
+    tokens[0, 0, :3] = True
+    tokens[0, 1, 2:5] = True  # shares token 2 with unit 0
+    tokens[1, 1, 1] = True
+    tokens[1, 2, :3] = True
+    mask = torch.tensor([[True, True, False], [True, True, False]])
+    return TextUnits(tokens, mask, torch.zeros(2, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("how", ["mean", "max"])
+def test_units_pool_like_a_loop(how: str) -> None:
+    tokens, units = draw(2, 6, 4), some_units()
+    vectors = pool_units(tokens, units, how)
+    assert vectors.shape == (2, 3, 4)
+    for b in range(2):
+        for u in range(3):
+            own = [tokens[b, n] for n in range(6) if units.tokens[b, u, n] and units.mask[b, u]]
+            for d in range(4):
+                values = [float(t[d]) for t in own]
+                expected = (max(values) if how == "max" else math.fsum(values) / len(values)) if values else 0.0
+                assert float(vectors[b, u, d]) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("how", ["mean", "max"])
+def test_units_without_a_token_are_zero_and_gradients_stay_finite(how: str) -> None:
+    tokens, units = draw(2, 6, 4).requires_grad_(), some_units()
+    vectors = pool_units(tokens, units, how)
+    assert (vectors[1, 0] == 0).all()
+    assert (vectors[:, 2] == 0).all()
+    (vectors * draw(2, 3, 4, seed=1)).sum().backward()
+    assert tokens.grad.isfinite().all()
+    assert (tokens.grad[0, 5] == 0).all()
+    assert (tokens.grad[0, :5].abs().sum(-1) > 0).any()
+
+
+@pytest.mark.parametrize("how", ["mean", "max"])
+def test_tokens_of_no_unit_never_matter_even_if_nan(how: str) -> None:
+    tokens, units = draw(2, 6, 4), some_units()
+    expected = pool_units(tokens, units, how)
+    tokens[0, 5:] = tokens[1, 3:] = math.nan
+    assert torch.equal(pool_units(tokens, units, how), expected)
+
+
+@pytest.mark.parametrize("how", ["mean", "max"])
+def test_the_gradient_of_pooled_units_is_right(how: str) -> None:
+    units = some_units()
+    assert torch.autograd.gradcheck(lambda t: pool_units(t, units, how), (draw(2, 6, 4).requires_grad_(),))
+
+
+@pytest.mark.parametrize("how", ["mean", "max"])
+def test_units_of_half_precision_tokens_are_pooled_in_fp32(how: str) -> None:
+    tokens, units = draw(2, 6, 4).bfloat16(), some_units()
+    with torch.autocast("cpu", torch.bfloat16):
+        vectors = pool_units(tokens, units, how)
+    torch.testing.assert_close(vectors, pool_units(tokens.float(), units, how), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("how", ["mean", "max"])
+def test_what_backward_keeps_does_not_grow_with_units_times_tokens_times_width(how: str) -> None:
+    studies, count, length, width = 2, 40, 50, 64
+    units = TextUnits(torch.rand(studies, count, length) < 0.2, torch.ones(studies, count).bool(), torch.zeros(studies, count))
+    kept: dict[int, int] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        pool_units(torch.randn(studies, length, width, requires_grad=True), units, how)
+    assert sum(kept.values()) < 4 * studies * width * (3 * count + 2 * length) < 4 * studies * count * length * width / 4
+
+
+# ---------------------------------------------------------------------------------------------------------- AttentionPool
+
+
+def looped_attention(
+    query: Tensor, keys: Tensor, values: Tensor, allowed: list[int], temperature: float = 1.0
+) -> tuple[list[float], dict[int, float]]:
+    """One query of one head over the tokens in `allowed`: (vector, {token: weight})."""
+    logits = {n: sum(float(a) * float(b) for a, b in zip(query, keys[n], strict=True)) / (math.sqrt(len(query)) * temperature) for n in allowed}
+    top = max(logits.values())
+    total = math.fsum(math.exp(v - top) for v in logits.values())
+    weights = {n: math.exp(v - top) / total for n, v in logits.items()}
+    return [math.fsum(w * float(values[n][d]) for n, w in weights.items()) for d in range(len(query))], weights
+
+
+def pool(width: int = 8, heads: int = 2) -> AttentionPool:
+    torch.manual_seed(0)
+    return AttentionPool(width, heads).double()
+
+
+def test_attention_pool_is_like_a_loop() -> None:
+    tokens, mask, module = draw(2, 5, 8), lengths(5, 3, longest=5), pool()
+    pooled, weights = module(tokens, mask)
+    with torch.no_grad():
+        for b in range(2):
+            real = [n for n in range(5) if mask[b, n]]
+            query = module.query(torch.stack([tokens[b, n] for n in real]).mean(0))
+            keys, values = module.key(tokens[b]), module.value(tokens[b])
+            seen, mean = [], dict.fromkeys(range(5), 0.0)
+            for h in range(2):
+                part = slice(4 * h, 4 * h + 4)
+                vector, attention = looped_attention(query[part], keys[:, part], values[:, part], real)
+                seen += vector
+                for n, w in attention.items():
+                    mean[n] += w / 2
+            torch.testing.assert_close(pooled[b], module.out(torch.tensor(seen, dtype=torch.float64)), **CLOSE)
+            torch.testing.assert_close(weights[b], torch.tensor(list(mean.values()), dtype=torch.float64), **CLOSE)
+
+
+def test_attention_weights_are_detached_and_sum_to_one_over_real_tokens() -> None:
+    mask = lengths(5, 3, 0, longest=5)
+    _, weights = pool()(draw(3, 5, 8), mask)
+    assert not weights.requires_grad
+    torch.testing.assert_close(weights.sum(1), torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64), **CLOSE)
+    assert (weights[~mask] == 0).all()
+
+
+def test_padding_never_matters_to_attention_pool() -> None:
+    tokens, mask, module = draw(3, 5, 8), lengths(5, 3, 0, longest=5), pool()
+    expected = module(tokens, mask)
+    torch.testing.assert_close(module(tokens.masked_fill(~mask.unsqueeze(-1), math.nan), mask), expected, rtol=0, atol=0)
+    torch.testing.assert_close(module(tokens[1:2, :3], mask[1:2, :3])[0], expected[0][1:2], **CLOSE)
+
+
+def test_attention_pool_of_nothing_is_zero_and_its_gradients_are_finite() -> None:
+    tokens, module = draw(2, 5, 8).requires_grad_(), pool()
+    pooled, _ = module(tokens, lengths(4, 0, longest=5))
+    assert (pooled[1] == 0).all()
+    pooled.square().sum().backward()
+    assert tokens.grad.isfinite().all()
+    assert (tokens.grad[1] == 0).all()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_the_order_of_tokens_does_not_change_what_is_pooled() -> None:
+    tokens, mask, module = draw(1, 5, 8), lengths(5, longest=5), pool()
+    order = torch.tensor([4, 2, 0, 1, 3])
+    torch.testing.assert_close(module(tokens[:, order], mask)[0], module(tokens, mask)[0], **CLOSE)
+
+
+def test_values_are_what_a_lone_token_is_pooled_to() -> None:
+    tokens, module = draw(3, 1, 8), pool()
+    torch.testing.assert_close(module.values(tokens)[:, 0], module(tokens, torch.ones(3, 1).bool())[0], **CLOSE)
+
+
+@pytest.mark.parametrize(("width", "heads", "taken"), [(8, 8, 8), (12, 8, 6), (185, 8, 5), (7, 4, 1)])
+def test_the_heads_are_the_most_that_divide_the_width(width: int, heads: int, taken: int) -> None:
+    assert AttentionPool(width, heads).heads == RegionQuery(width=width, heads=heads).heads == taken
+
+
+# ---------------------------------------------------------------------------------------------------------- RegionQuery
+
+
+def region_query(**options: Any) -> RegionQuery:
+    torch.manual_seed(0)
+    return RegionQuery(**{"width": 8, **options}).double()
+
+
+def looped_regions(module: RegionQuery, tokens: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor, temperature: float) -> Regions:
+    studies, count, heads, width = len(tokens), query.shape[1], module.heads, tokens.shape[-1]
+    vectors = torch.zeros(studies, count, width, dtype=torch.float64)
+    attention = torch.zeros(studies, count, heads, tokens.shape[1], dtype=torch.float64)
+    real = torch.zeros(studies, count, dtype=torch.bool)
+    size = width // heads
+    for b in range(studies):
+        allowed = [n for n in range(tokens.shape[1]) if mask[b, n]]
+        keys, values = module.key(tokens[b]), module.value(tokens[b])
+        for q in range(count):
+            if not allowed or not query_mask[b, q]:
+                continue
+            real[b, q] = True
+            asked, seen = module.query(query[b, q]), []
+            for h in range(heads):
+                part = slice(h * size, (h + 1) * size)
+                best = sorted(allowed, key=lambda n: -float(asked[part] @ keys[n][part]))[: module.top_k]
+                vector, weights = looped_attention(asked[part], keys[:, part], values[:, part], best, temperature)
+                seen += vector
+                for n, w in weights.items():
+                    attention[b, q, h, n] = w
+            vectors[b, q] = module.out(torch.tensor(seen, dtype=torch.float64))
+    return Regions(vectors, real, attention)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("top_k", [None, 2, 9], ids=["all tokens", "two tokens", "more than there are"])
+@pytest.mark.parametrize("learned", [False, True], ids=["from text", "learned"])
+def test_regions_are_like_a_loop(heads: int, top_k: int | None, learned: bool) -> None:
+    module = region_query(heads=heads, top_k=top_k, temperature=0.5, queries=3 if learned else None)
+    tokens, mask, query = draw(4, 5, 8), lengths(5, 3, 1, 0, longest=5), draw(4, 3, 8, seed=1)
+    query_mask = torch.ones(4, 3).bool() if learned else lengths(3, 1, 2, 3, longest=3)
+    seen = module(tokens, mask) if learned else module(tokens, mask, query, query_mask)
+    with torch.no_grad():
+        asked = module.learned.expand(4, -1, -1) if learned else query
+        expected = looped_regions(module, tokens, mask, asked, query_mask, temperature=0.5)
+    assert torch.equal(seen.mask, expected.mask)
+    torch.testing.assert_close(seen.vectors, expected.vectors, **CLOSE)
+    torch.testing.assert_close(seen.attention, expected.attention, **CLOSE)
+    assert seen.source == ("learned" if learned else "text")
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_region_attention_sums_to_one_over_at_most_k_real_tokens(top_k: int | None) -> None:
+    mask, query_mask = lengths(5, 1, 0, longest=5), lengths(2, 1, 2, longest=2)
+    seen = region_query(heads=2, top_k=top_k)(draw(3, 5, 8), mask, draw(3, 2, 8, seed=1), query_mask)
+    assert seen.attention.shape == (3, 2, 2, 5)
+    assert seen.mask.tolist() == [[True, True], [True, False], [False, False]]
+    torch.testing.assert_close(seen.attention.sum(-1), seen.mask.double().unsqueeze(-1).expand(-1, -1, 2), **CLOSE)
+    assert ((seen.attention > 0).sum(-1) <= (top_k or 5)).all()
+    assert (seen.attention[:, :, :, :].masked_fill(mask[:, None, None], 0) == 0).all()
+
+
+def test_padding_never_matters_to_a_region_query() -> None:
+    tokens, mask, query, query_mask = draw(3, 5, 8), lengths(5, 3, 0, longest=5), draw(3, 2, 8, seed=1), lengths(2, 1, 2, longest=2)
+    module = region_query(top_k=2)
+    expected = module(tokens, mask, query, query_mask)
+    seen = module(tokens.masked_fill(~mask.unsqueeze(-1), math.nan), mask, query.masked_fill(~query_mask.unsqueeze(-1), math.nan), query_mask)
+    assert torch.equal(seen.vectors, expected.vectors)
+    assert torch.equal(seen.attention, expected.attention)
+
+
+@pytest.mark.parametrize("options", [{}, {"queries": 2}, {"top_k": 2, "heads": 2}], ids=["from text", "learned", "two tokens"])
+def test_region_gradients_are_finite_and_reach_every_parameter(options: dict[str, Any]) -> None:
+    module = region_query(**options)
+    tokens, query = draw(3, 5, 8).requires_grad_(), draw(3, 2, 8, seed=1).requires_grad_()
+    seen = module(tokens, lengths(5, 3, 0, longest=5), query, lengths(2, 1, 2, longest=2))
+    (seen.vectors * draw(3, 2, 8, seed=2)).sum().backward()
+    assert tokens.grad.isfinite().all()
+    assert (tokens.grad[0].abs().sum(-1) > 0).any()
+    assert "queries" in options or query.grad[0].abs().sum() > 0
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0 or name == "key.bias", name  # a constant on all logits changes no softmax
+
+
+def test_a_low_temperature_sharpens() -> None:
+    tokens, mask, query = draw(1, 5, 8), lengths(5, longest=5), draw(1, 1, 8, seed=1)
+    soft, sharp = (region_query(temperature=t)(tokens, mask, query).attention.amax() for t in (1.0, 0.05))
+    assert sharp > soft
+
+
+def test_a_query_may_have_a_width_of_its_own() -> None:
+    seen = region_query(query_width=6)(draw(2, 5, 8), lengths(5, 5, longest=5), draw(2, 3, 6))
+    assert seen.vectors.shape == (2, 3, 8)
+
+
+def test_a_region_query_that_predicts_says_so_when_asked_nothing() -> None:
+    with pytest.raises(ValueError, match="queries="):
+        region_query()(draw(1, 5, 8), lengths(5, longest=5))

@@ -1,0 +1,177 @@
+"""python -m elvis.pretrain as a user meets it: what a run leaves behind, resuming, wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import elvis
+from elvis import checkpoints, pretrain
+from elvis.errors import ElvisError
+
+SMALL = [
+    "data.size=64", "data.train=24", "data.val=6", "data.test=8", "data.comp=6", "data.decor=0", "data.swap=6", "data.max_tokens=96", "model.dim=16",
+    "model.hidden=32",
+    "text.width=32", "text.depth=1", "train.batch_size=6", "train.steps=6", "train.checkpoint_every=3", "train.log_every=1", "evaluate.overlays=2",
+    "image.arch={channels: [8, 16, 32, 64], stem_width: 8}",
+]  # fmt: skip
+
+
+def run(out: Path, *extra: str) -> int:
+    return pretrain.main(["--out", str(out), "--quiet", *SMALL, *extra])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "first"
+    assert run(out, "train.evaluate_every=3") == 0
+    return out
+
+
+def test_a_run_leaves_all_it_promises(finished: Path) -> None:
+    for name in (
+        "config.yaml",
+        "results.json",
+        "table.md",
+        "index.html",
+        "log.jsonl",
+        "metrics.csv",
+        "checkpoints/best",
+        "checkpoints/step_00000006",
+    ):
+        assert (finished / name).exists(), name
+    rows = {(r["row"], r["split"]): r["metrics"] for r in json.loads((finished / "results.json").read_text())}
+    for row in ("model", "centre_prior", "text_prior", "oracle"):
+        assert {"pointing", "miou", "cnr"} <= set(rows[row, "test"]), row
+    assert {"r@1", "r@5", "image_corr", "report_corr", "image_rank_after"} <= set(rows["model", "test"])
+    assert "swap" in rows["model", "swap"]
+    assert "image_corr" in rows["model, step 0", "test"]
+    page = (finished / "index.html").read_text()
+    assert 'src="http' not in page
+    assert "data:image/png;base64" in page
+
+
+def test_the_log_names_every_term_and_the_loss_is_their_weighted_sum(finished: Path) -> None:
+    last = json.loads((finished / "log.jsonl").read_text().splitlines()[-1])
+    terms = [k for k in last if "/" in k]
+    assert {t.split("/")[0] for t in terms} == {"global_contrastive", "phrase_image", "intra_modal"}
+    assert last["loss"] == pytest.approx(sum(last[t] for t in terms), rel=1e-5)
+    assert last["step"] == 6
+
+
+def test_the_checkpoint_of_a_run_opens(finished: Path) -> None:
+    model = elvis.load_pretrained(finished)
+    spec = elvis.load_backbone(finished).spec
+    assert spec.in_channels == 1
+    assert model.tokenizer.vocab_size > 10
+    facts = json.loads((checkpoints.resolve(finished) / "provenance.json").read_text())
+    assert facts["data"] == "phantom"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_mid_epoch_ends_in_the_same_bits(finished: Path, tmp_path: Path, workers: int) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(finished, again)
+    shutil.rmtree(again / "checkpoints" / "step_00000006")
+    (again / "results.json").unlink()
+    assert (
+        pretrain.main(["--out", str(again), "--quiet", "--resume", "evaluate.limit=2"]) == 0
+        if workers == 0
+        else resume_with_workers(again, workers) == 0
+    )
+    name = "checkpoints/step_00000006/model.safetensors"
+    one, two = load_file(finished / name), load_file(again / name)
+    assert all((one[k] == two[k]).all() for k in one)
+    assert [json.loads(line)["step"] for line in (again / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+
+
+def resume_with_workers(out: Path, workers: int) -> int:
+    """The number of workers may change what nothing depends on: it is set in the run's own config."""
+    text = (out / "config.yaml").read_text().replace("workers: 0", "").replace("data:\n", f"data:\n  workers: {workers}\n", 1)
+    (out / "config.yaml").write_text(text)
+    return pretrain.main(["--out", str(out), "--quiet", "--resume", "evaluate.limit=2"])
+
+
+def test_sigterm_saves_and_exits_143(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "elvis.pretrain", "--out", str(out), "--quiet", *SMALL, "train.steps=5000", "train.checkpoint_every=5000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    log = out / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    (saved,) = (out / "checkpoints").glob("step_*")
+    checkpoints.verify(saved)
+    assert checkpoints.load_state(saved)["step"] == int(saved.name.removeprefix("step_"))
+
+
+def test_a_run_directory_is_not_overwritten(finished: Path) -> None:
+    with pytest.raises(ElvisError, match="--resume") as caught:
+        run(finished)
+    assert caught.value.exit_code == 2
+
+
+def test_resume_refuses_another_model(finished: Path) -> None:
+    with pytest.raises(ElvisError, match="another model") as caught:
+        pretrain.main(["--out", str(finished), "--resume", "model.dim=32"])
+    assert caught.value.exit_code == 2
+
+
+def test_resume_without_a_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ElvisError, match="nothing to resume"):
+        pretrain.main(["--out", str(tmp_path / "none"), "--resume"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "clue"),
+    [
+        (["train.batch_size=500"], "batch"),
+        (["objectives.word_region.weight=1"], "add word to data.units"),
+        (["objectives.phrase_image=null", "objectives.intra_modal=null"], "local_heads"),
+        (["freeze=['nothing_of_this_name']"], "matches no parameter"),
+        (["data.max_tokens=4000"], "data.max_tokens"),
+        (["text.name=hf", "text.checkpoint=/no/such/folder"], "/no/such/folder"),
+        (["data.knobs.contrst=1"], "contrast"),
+        (["image.stride=5"], "stride"),
+    ],
+)
+def test_what_cannot_run_is_one_short_message_before_anything_is_written(tmp_path: Path, overrides: list[str], clue: str) -> None:
+    with pytest.raises(ElvisError) as caught:
+        run(tmp_path / "run", *overrides)
+    assert clue in str(caught.value)
+    assert len(str(caught.value)) < 400
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_dry_run_shows_shapes_and_counts_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert pretrain.main(["--out", str(tmp_path / "run"), "--dry-run", *SMALL]) == 0
+    printed = capsys.readouterr().out
+    assert "images (6, 1, 1, 64, 64)" in printed
+    assert "parameters" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_print_config_prints_what_loads_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert pretrain.main(["--print-config", *SMALL]) == 0
+    (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
+    assert pretrain.main(["--print-config", "--config", str(tmp_path / "c.yaml")]) == 0
+
+
+@pytest.mark.slow
+def test_a_diverging_run_stops_with_the_numerics_code(tmp_path: Path) -> None:
+    with pytest.raises(ElvisError) as caught:
+        run(tmp_path / "run", "train.lr=1e30", "train.clip=0")
+    assert caught.value.exit_code == 3

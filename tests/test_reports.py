@@ -1,0 +1,185 @@
+import pytest
+
+from elvis.data.reports import normalise, parse, sentences, text_hash
+from tests import layouts
+
+
+def texts(report):
+    return [s.text for s in sentences(parse(report).sections)]
+
+
+def split(text):
+    return [s.text for s in sentences({"findings": text})]
+
+
+# --------------------------------------------------------------------------------------------------------- sections
+
+
+def test_a_mimic_report_gives_its_sections():
+    report = parse(layouts.REPORT.format(number=7))
+    assert report.source == "header"
+    assert report.sections == {
+        "examination": "CHEST (PA AND LAT)",
+        "indication": "___F with cough // eval for pneumonia",
+        "comparison": "Chest radiograph ___",
+        "findings": "The lungs are clear. There is a 1.5 cm nodule in the left upper lobe, near C7. No pneumothorax.",
+        "impression": "1. No acute process.\n2. Small nodule in study 7.",
+    }
+
+
+@pytest.mark.parametrize(
+    ("header", "section"),
+    [
+        (" FINDINGS:", "findings"),
+        ("Findings:", "findings"),
+        ("FINDINGS AND IMPRESSION:", "findings"),
+        ("CONCLUSION:", "impression"),
+        ("IMPRESION:", "impression"),
+        ("FIDINGS :", "findings"),
+        ("REASON FOR EXAM:", "indication"),
+        ("NDICATION:", "indication"),
+        ("COMPARISONS:", "comparison"),
+        ("TECHNIQUE:", "technique"),
+    ],
+)
+def test_headers_are_known_by_several_names_and_misspelt(header, section):
+    assert section in parse(f"{header} Something is said here.\n").sections
+
+
+@pytest.mark.parametrize("header", [" PORTABLE AP CHEST:", " CHEST, TWO VIEWS:", " PA AND LATERAL VIEWS OF THE CHEST:"])
+def test_a_header_that_names_the_view_is_followed_by_findings(header):
+    report = parse(f" FINAL REPORT\n INDICATION: Cough.\n{header}  The lungs are clear.\n")
+    assert (report.source, report.sections["findings"]) == ("header", "The lungs are clear.")
+
+
+def test_the_last_occurrence_of_a_section_wins_unless_it_is_empty():
+    report = parse(" FINDINGS: Old text here.\n FINDINGS: New text here.\n IMPRESSION: Said once.\n IMPRESSION:\n")
+    assert report.sections == {"findings": "New text here.", "impression": "Said once."}
+
+
+def test_an_empty_section_is_dropped():
+    assert parse(" FINDINGS:\n\n IMPRESSION: No change.\n").sections == {"impression": "No change."}
+
+
+def test_the_organs_of_a_structured_report_stay_in_its_findings():
+    report = parse(" FINDINGS:\n LUNGS: Clear on both sides.\n HEART: Not enlarged.\n IMPRESSION: Normal chest.\n NOTE: Dictated by phone.\n")
+    assert report.sections["findings"] == "LUNGS: Clear on both sides. HEART: Not enlarged."
+    assert report.sections["impression"] == "Normal chest."
+
+
+def test_two_headers_on_one_line_are_two_sections():
+    assert parse("FINDINGS: Lungs clear IMPRESSION: Normal chest.").sections == {"findings": "Lungs clear", "impression": "Normal chest."}
+    assert parse("Findings: Lungs clear. Impression: Normal chest.").sections == {"findings": "Lungs clear.", "impression": "Normal chest."}
+
+
+def test_a_word_with_a_colon_inside_a_sentence_is_no_header():
+    report = parse("Two findings: a nodule and a mass, at 10:20 AM. Clinical details: cough.")
+    assert report.source == "full"
+
+
+def test_without_findings_and_impression_the_last_paragraph_counts():
+    report = parse(" FINAL REPORT\n INDICATION:  Cough.\n\n AP view of the chest.  The lungs\n are clear.\n")
+    assert report.source == "last_paragraph"
+    assert report.sections == {"indication": "Cough.", "last_paragraph": "AP view of the chest. The lungs are clear."}
+    assert [s.section for s in sentences(report.sections)] == ["last_paragraph"] * 2
+
+
+def test_a_title_under_final_report_is_not_text():
+    report = parse("           FINAL REPORT\n CHEST, SINGLE AP VIEW\n\n The lungs are clear.\n")
+    assert (report.source, report.sections) == ("last_paragraph", {"last_paragraph": "The lungs are clear."})
+
+
+def test_a_text_without_headers_is_findings_in_full():
+    report = parse("Hazy opacity in the right base.\nNo effusion is seen.")
+    assert (report.source, report.sections) == ("full", {"findings": "Hazy opacity in the right base. No effusion is seen."})
+
+
+def test_only_what_stands_under_the_rule_of_an_addendum_counts():
+    rule = "_" * 78
+    assert texts(f" ADDENDUM  Called to the ward.\n {rule}\n FINAL REPORT\n FINDINGS: The lungs are clear.\n") == ["The lungs are clear."]
+    assert texts(f" FINDINGS: The lungs are clear.\n {rule}\n") == ["The lungs are clear."]
+
+
+def test_an_indication_alone_gives_no_sentence():
+    assert texts(" FINAL REPORT\n INDICATION: Patient with cough.\n") == []
+
+
+@pytest.mark.parametrize("text", ["", " \n \n", "___"])
+def test_nothing_gives_nothing(text):
+    assert texts(text) == []
+
+
+def test_windows_line_ends_and_replacement_characters_are_understood():
+    assert texts("FINDINGS:\r\n\r\nSeen by Dr. \ufffd at\r\nnoon today.\r\n") == ["Seen by Dr. ___ at noon today."]
+
+
+# -------------------------------------------------------------------------------------------------------- sentences
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A 1.5 cm nodule is at C7. The heart is big.", ["A 1.5 cm nodule is at C7.", "The heart is big."]),
+        ("Told to Dr. Smith by Dr. J. Doe, e.g. by phone.", ["Told to Dr. Smith by Dr. J. Doe, e.g. by phone."]),
+        ("Seen at 5:32 p.m. by phone. No change.", ["Seen at 5:32 p.m. by phone.", "No change."]),
+        ("Taken at 5 a.m. The tube is high.", ["Taken at 5 a.m.", "The tube is high."]),
+        ("no pneumothorax. heart is normal.", ["no pneumothorax.", "heart is normal."]),
+        ("1. Tube in place. 2. No effusion.", ["Tube in place.", "No effusion."]),
+        ("1. Tube in place 2. No effusion", ["Tube in place", "No effusion"]),
+        ("1) tube in place. 2) no effusion.", ["tube in place.", "no effusion."]),
+        ("Level is T12. 2 cm mass.", ["Level is T12.", "2 cm mass."]),
+        ("Rib 3. No fracture.", ["Rib 3.", "No fracture."]),
+        ("Clear lungs.There is no effusion.", ["Clear lungs.", "There is no effusion."]),
+        ("Is it edema? Probably it is!", ["Is it edema?", "Probably it is!"]),
+        ("Compared to ___. ___ has improved.", ["Compared to ___.", "___ has improved."]),
+        ("Normal. ___ ___. Heart size normal..", ["Heart size normal.."]),
+        ('It is "clear." Nothing else.', ['It is "clear."', "Nothing else."]),
+    ],
+)
+def test_sentences_end_where_a_reader_ends_them(text, expected):
+    assert split(text) == expected
+
+
+def test_a_blank_line_or_a_list_item_ends_a_sentence_but_a_line_break_does_not():
+    report = "FINDINGS: The heart\nis normal\n\nNo effusion\n- Left base clear\n- Right base clear\n"
+    assert texts(report) == ["The heart is normal", "No effusion", "Left base clear", "Right base clear"]
+
+
+def test_a_number_wrapped_to_the_next_line_is_not_a_list_number():
+    assert texts("FINDINGS: Callus at rib\n 3. No new fracture.\n") == ["Callus at rib 3.", "No new fracture."]
+    assert texts("IMPRESSION:\n 1. Callus at the ribs\n 2. No new fracture\n") == ["Callus at the ribs", "No new fracture"]
+
+
+def test_offsets_point_at_the_text():
+    sections = parse(layouts.REPORT.format(number=7)).sections
+    found = sentences(sections)
+    assert len(found) == 5
+    assert all(sections[s.section][s.start : s.end] == s.text for s in found)
+    assert [s.section for s in found] == ["findings"] * 3 + ["impression"] * 2
+
+
+def test_only_the_sections_asked_for_are_used():
+    sections = {"findings": "Clear lungs.", "impression": "Normal chest.", "comparison": "None at all."}
+    assert [s.text for s in sentences(sections, use=("impression",))] == ["Normal chest."]
+
+
+def test_every_letter_of_a_section_is_in_a_sentence_unless_it_is_a_number_or_a_stub():
+    section = "1. Tube in place 2. No effusion at C7. Dr. ___ knows. The end is near"
+    assert "".join(split(section)).replace(" ", "") == section.replace("1. ", "").replace("2. ", "").replace(" ", "")
+
+
+# --------------------------------------------------------------------------------------------------------- equality
+
+
+def test_texts_that_differ_in_case_blanks_and_punctuation_are_equal():
+    assert normalise("  No  Pneumothorax,\nno effusion. ") == "no pneumothorax no effusion"
+    assert text_hash("No pneumothorax.") == text_hash("no  pneumothorax")
+
+
+def test_texts_that_say_something_else_are_not():
+    others = ["small left effusion", "small right effusion", "left effusion", "1.5 cm", "15 cm", "15. cm"]
+    assert len({text_hash(text) for text in others}) == 5  # "15 cm" and "15. cm" are the same
+
+
+def test_the_hash_is_a_signed_64_bit_number_that_never_changes():
+    assert text_hash("No pneumothorax.") == -4889545636787558990

@@ -1,0 +1,193 @@
+"""The loop: order of what a step does, frozen parts, exact resume, signals, numerics. The module is a toy; the loop knows no task."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from elvis.config import Train
+from elvis.errors import ConfigError, NumericsError
+from elvis.training import Interrupted, RunLog, fit, freeze, learning_rate, make_fabric, optimizer_for, train_mode
+from elvis.types import Batch
+
+
+class Toy(nn.Module):
+    """A regression whose number of valid entries differs from batch to batch; dropout makes it depend on the random state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Dropout(0.3), nn.Linear(8, 1))
+
+    def forward(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        x = batch.images.flatten(1)
+        error = (self.net(x)[:, 0] - x.sum(1)).square()
+        return {"toy/square": ((error * batch.view_mask[:, 0]).sum(), batch.view_mask[:, 0].sum().float())}
+
+
+def toy_batch(step: int, bad: bool = False) -> Batch:
+    draw = torch.Generator().manual_seed(step)
+    x = torch.rand(6, 1, 1, 2, 2, generator=draw)
+    mask = torch.rand(6, 1, generator=draw) > 0.3
+    mask[0] = True
+    empty = torch.zeros(6, 0)
+    return Batch(x * (math.nan if bad else 1.0), mask, empty.long(), empty.bool(), {}, torch.arange(6))
+
+
+def run(folder: Path, *, state: dict[str, Any] | None = None, module: Toy | None = None, bad_at: int = -1, **options: Any) -> Any:
+    """Train the toy; returns (module, states saved by step)."""
+    train = Train(
+        **{"steps": 12, "batch_size": 6, "lr": 0.05, "checkpoint_every": 4, "log_every": 1, "accelerator": "cpu", "devices": "1", **options}
+    )
+    module = module or Toy()
+    saved: dict[int, Any] = {}
+
+    def save(step: int, state: dict[str, Any]) -> Path:
+        saved[step] = {**copy.deepcopy(state), "module": {k: v.clone() for k, v in module.state_dict().items()}}
+        return folder
+
+    def batches(start: int) -> Any:
+        for i in range(start, train.steps * train.accumulate):
+            yield toy_batch(i, bad=i == bad_at)
+
+    folder.mkdir(exist_ok=True)
+    fit(make_fabric(train), module, batches, train=train, weights={"toy": 1.0}, log=RunLog(folder), save=save, state=state, progress=False)
+    return module, saved
+
+
+def test_the_loop_learns_and_logs_every_step(tmp_path: Path) -> None:
+    run(tmp_path / "a", steps=60)
+    rows = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == list(range(1, 61))
+    assert rows[-1]["loss"] < 0.3 * rows[0]["loss"]
+    assert (tmp_path / "a" / "metrics.csv").read_text().count("\n") == 61
+
+
+def test_resuming_from_any_checkpoint_ends_in_the_same_bits(tmp_path: Path) -> None:
+    whole, saved = run(tmp_path / "a")
+    for step in (4, 8):
+        module = Toy()
+        module.load_state_dict(saved[step]["module"])
+        resumed, _ = run(tmp_path / f"b{step}", state=saved[step], module=module)
+        for name, value in whole.state_dict().items():
+            assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_accumulated_micro_batches_equal_one_batch_when_counts_differ() -> None:
+    from elvis.training import _backward
+
+    class Plain:
+        def no_backward_sync(self, module: Any, enabled: bool) -> Any:
+            import contextlib
+
+            return contextlib.nullcontext()
+
+        def backward(self, loss: Tensor) -> None:
+            loss.backward()
+
+    def gradient(micro: list[Batch]) -> list[Tensor]:
+        module = Toy().double()
+        module.net[2].p = 0.0
+        _backward(Plain(), module, [b.map(lambda t: t.double() if t.is_floating_point() else t) for b in micro], {"toy": 1.0})  # type: ignore[arg-type]
+        return [p.grad for p in module.parameters()]
+
+    a, b = toy_batch(0), toy_batch(1)
+    both = Batch(
+        torch.cat([a.images, b.images]),
+        torch.cat([a.view_mask, b.view_mask]),
+        torch.zeros(12, 0).long(),
+        torch.zeros(12, 0).bool(),
+        {},
+        torch.arange(12),
+    )
+    assert a.view_mask.sum() != b.view_mask.sum()
+    for one, two in zip(gradient([both]), gradient([a, b]), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+
+
+def test_sigterm_saves_at_the_end_of_the_step_and_exits_143(tmp_path: Path) -> None:
+    whole, _ = run(tmp_path / "a")
+    module, saved = Toy(), {}
+    train = Train(steps=12, batch_size=6, lr=0.05, checkpoint_every=100, accelerator="cpu", devices="1")
+
+    def save(step: int, state: dict[str, Any]) -> Path:
+        saved[step] = {**copy.deepcopy(state), "module": {k: v.clone() for k, v in module.state_dict().items()}}
+        return tmp_path
+
+    def batches(start: int) -> Any:
+        for i in range(start, 12):
+            if i == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield toy_batch(i)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as caught:
+        fit(make_fabric(train), module, batches, train=train, weights={"toy": 1.0}, log=RunLog(tmp_path), save=save, progress=False)
+    assert caught.value.code == 143
+    assert list(saved) == [6]
+    assert signal.getsignal(signal.SIGTERM) is before
+    again = Toy()
+    again.load_state_dict(saved[6]["module"])
+    resumed, _ = run(tmp_path / "b", state=saved[6], module=again)
+    assert all(torch.equal(v, resumed.state_dict()[n]) for n, v in whole.state_dict().items())
+
+
+def test_a_nonfinite_loss_stops_the_run_before_the_update(tmp_path: Path) -> None:
+    module = Toy()
+    _, saved = run(tmp_path / "a", steps=12)
+    with pytest.raises(NumericsError, match=r"step 5: toy/square") as caught:
+        run(tmp_path / "b", module=module, bad_at=4)
+    assert caught.value.exit_code == 3
+    assert all(torch.equal(v, saved[4]["module"][n]) for n, v in module.state_dict().items())
+
+
+def test_a_frozen_module_stays_in_eval_mode_and_keeps_its_weights(tmp_path: Path) -> None:
+    module = Toy()
+    frozen = freeze(module, [r"net\.0\.", r"net\.1\."])
+    assert frozen == ["net.0.bias", "net.0.weight", "net.1.bias", "net.1.weight"]
+    train_mode(module)
+    assert module.training
+    assert not module.net[1].training
+    before = module.net[0].weight.clone()
+    run(tmp_path / "a", module=module)
+    assert torch.equal(before, module.net[0].weight)
+
+
+@pytest.mark.parametrize(("pattern", "clue"), [("nett", "matches no parameter"), ("(", "not a regex")])
+def test_a_freeze_pattern_that_finds_nothing_is_an_error(pattern: str, clue: str) -> None:
+    with pytest.raises(ConfigError, match=clue):
+        freeze(Toy(), [pattern])
+
+
+def test_vectors_and_scalars_are_not_decayed() -> None:
+    groups = optimizer_for(Toy(), Train(weight_decay=0.1)).param_groups
+    assert {p.ndim for p in groups[0]["params"]} == {2}
+    assert groups[0]["weight_decay"] == 0.1
+    assert {p.ndim for p in groups[1]["params"]} == {1}
+    assert groups[1]["weight_decay"] == 0.0
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    train = Train(steps=100, warmup=0.1, lr=1.0)
+    rates = [learning_rate(s, train) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.01
+
+
+def test_a_resumed_log_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    log = RunLog(tmp_path)
+    log.resume(2)
+    assert [r["step"] for r in log.rows] == [1, 2]
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
