@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -257,6 +258,8 @@ def check(config: Config) -> list[str]:
         wrong += [f"unknown key 'text.{o}' for text encoder '{name}'{nearest(o, known)}" for o in text if o not in known]
         text = {k: v for k, v in text.items() if k in known}
     wrong += TEXT_ENCODERS.check(name, text, provided=frozenset({"vocab_size"}))
+    for label, given in config.heads.items():
+        wrong += [f"heads.{label}: {problem}" for problem in _head_problems(given)]
     if not any(config.objectives.values()) and not any(isinstance(v, Mapping) for v in config.objectives.values()):
         wrong.append(f"no objective; choose from {', '.join(OBJECTIVES.names())}")
     for label, given in config.objectives.items():
@@ -279,6 +282,19 @@ def check(config: Config) -> list[str]:
         value = getattr(data if section == "data" else getattr(config, section), name)
         if not value > 0:
             wrong.append(f"{key} must be positive, not {value}")
+    return wrong
+
+
+def _head_problems(given: Any) -> list[str]:
+    """A head is {name: region_query, unit: WORD} (queries predicted from text) or {name: region_query, queries: N} (learned)."""
+    from elvis.pooling import RegionQuery
+
+    if not isinstance(given, Mapping) or given.get("name") != "region_query":
+        return [f"no head {given!r}; write {{name: region_query, unit: sentence}} or {{name: region_query, queries: 10}}"]
+    known = {"name", "unit", *inspect.signature(RegionQuery).parameters} - {"width", "query_width"}
+    wrong = [f"no option '{o}'{nearest(o, known)}" for o in given if o not in known]
+    if ("unit" in given) == ("queries" in given):
+        wrong.append("give either unit (queries predicted from text) or queries (learned)")
     return wrong
 
 

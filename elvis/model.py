@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from elvis.errors import ConfigError
 from elvis.ops import masked_max, masked_mean, upcast
-from elvis.pooling import AttentionPool, pool_units
+from elvis.pooling import AttentionPool, RegionQuery, pool_units
 from elvis.types import Batch, ImageFeatures, Pair, TextFeatures, TextUnits, UnitFeatures
 
 MAX_SCALE = 100.0  # CLIP's clamp of the learned inverse temperature
@@ -80,12 +80,13 @@ class VisionLanguageModel(nn.Module):
         scale: float = 1 / 0.07,
         cls_id: int = 2,
         sep_id: int = 3,
-        heads: Mapping[str, nn.Module] | None = None,
+        heads: Mapping[str, Mapping[str, Any]] | None = None,  # label -> {name: region_query, unit: sentence | queries: 10, ...}
     ) -> None:
         super().__init__()
         self.options = {
             "dim": dim, "hidden": hidden, "norm": norm, "image_pool": image_pool, "text_pool": text_pool, "sentence_pool": sentence_pool,
             "context": context, "views": views, "local_heads": local_heads, "scale": scale, "cls_id": cls_id, "sep_id": sep_id,
+            "heads": {label: dict(given) for label, given in (heads or {}).items()},
         }  # fmt: skip
         self.image, self.text = image, text
         self.dim, self.context, self.views, self.sentence_pool, self.image_pool_kind = dim, context, views, sentence_pool, image_pool
@@ -97,7 +98,8 @@ class VisionLanguageModel(nn.Module):
         self.image_local = Projection(wide, hidden, dim, norm) if local_heads else None
         self.text_local = Projection(long, hidden, dim, norm) if local_heads else None
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
-        self.heads = nn.ModuleDict(heads or {})
+        self.heads = nn.ModuleDict({label: _head(dim, **given) for label, given in (heads or {}).items()})
+        self.asked_by = {label: given["unit"] for label, given in (heads or {}).items() if "unit" in given}
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -110,7 +112,11 @@ class VisionLanguageModel(nn.Module):
     def forward(self, batch: Batch) -> Pair:
         image, image_raw = self.encode_image(batch.images, batch.view_mask)
         text, text_raw = self.encode_text(batch.text_ids, batch.text_mask, batch.units)
-        return Pair(image=image, text=text, image_raw=image_raw, text_raw=text_raw, scale=self.scale)
+        regions = {}
+        for label, head in self.heads.items():
+            units = text.units[self.asked_by[label]] if label in self.asked_by else None
+            regions[label] = head(image.tokens, image.mask, *(() if units is None else (units.vectors, units.mask)))
+        return Pair(image=image, text=text, image_raw=image_raw, text_raw=text_raw, scale=self.scale, regions=regions)
 
     # ------------------------------------------------------------------------------------------------ image
 
@@ -188,19 +194,26 @@ class VisionLanguageModel(nn.Module):
             owner = owner.removesuffix("_raw")
             if owner == "text" and field not in ("pooled", "tokens") and field not in units:
                 raise ConfigError(f"an objective needs '{need}', but data.units is {units}", f"add {field} to data.units")
-            if owner in ("regions", "codes") and field not in self.heads:
+            if owner == "regions" and field not in self.heads:
                 raise ConfigError(f"an objective needs '{need}', but there is no head '{field}'", f"add heads.{field} to the config")
-            if owner == "teacher":
-                raise ConfigError("an objective needs a teacher, and none is configured", "choose another objective")
-            if owner not in ("image", "text", "regions", "codes"):
-                raise ConfigError(f"an objective needs '{need}', which no model gives", "mend its `needs`")
-        local = {n for n in needs if n == "image.tokens" or (n.startswith("text.") and n != "text.pooled")}
+            if owner not in ("image", "text", "regions"):
+                raise ConfigError(f"an objective needs '{need}', which this model does not give", "choose another objective, or mend its `needs`")
+        for label in self.heads:
+            if f"regions.{label}" not in needs:
+                raise ConfigError(f"no objective reads the head '{label}'", f"remove heads.{label}, or add an objective that needs regions.{label}")
+            if label in self.asked_by and self.asked_by[label] not in units:
+                raise ConfigError(f"heads.{label} asks with '{self.asked_by[label]}', but data.units is {units}", "add it to data.units")
+        local = {n for n in needs if n == "image.tokens" or n.startswith("regions.") or (n.startswith("text.") and n != "text.pooled")}
         if self.image_local is not None and not local:
             raise ConfigError("no objective trains the local projections", "set model.local_heads=false, or add a local objective")
         if not {"image.pooled", "text.pooled"} & needs and self.image_local is not None:
             for module in (self.image_pool, self.text_pool, self.image_global, self.text_global):
                 module.requires_grad_(False)
             self.log_scale.requires_grad_(False)
+
+
+def _head(width: int, *, name: str = "region_query", unit: str = "", **options: Any) -> RegionQuery:
+    return {"region_query": RegionQuery}[name](width=width, **options)
 
 
 def build_model(recipe: Mapping[str, Any], *, vocab_size: int | None = None) -> VisionLanguageModel:

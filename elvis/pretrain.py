@@ -9,6 +9,7 @@ results.json, table.md, index.html, figures/, checkpoints/, bad_studies.jsonl.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -75,6 +76,7 @@ def create_model(config: configs.Config, tokenizer: Any) -> Any:
         context=config.text.get("context", "report"),
         cls_id=tokenizer.cls_id,
         sep_id=tokenizer.sep_id,
+        heads=config.heads,
     )
 
 
@@ -208,6 +210,12 @@ def pretrain(run: Run, out: Path, resume: Path | None = None, *, progress: bool 
     fabric = make_fabric(config.train)
     lead = fabric.is_global_zero
     module = run.module
+    if lead:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.yaml").write_text(config.to_yaml())
+    pretrained.model.to(fabric.device)
+    test = run.split("test") or run.split("val")
+    before = _at_start(out, lambda: evaluation.preservation(settled(run, fabric), test)) if lead and test else {}
     state = None
     if resume is not None:
         from safetensors.torch import load_file
@@ -215,14 +223,8 @@ def pretrain(run: Run, out: Path, resume: Path | None = None, *, progress: bool 
         state = checkpoints.load_state(resume)
         pretrained.model.load_state_dict(load_file(resume / "model.safetensors"))
         run.objectives.load_state_dict(state["objectives"])
-    if lead:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "config.yaml").write_text(config.to_yaml())
     text = config.to_yaml()
     facts = checkpoints.provenance(config.to_dict(), data=config.data["name"], studies=len(run.split("train")), seed=config.train.seed)
-    pretrained.model.to(fabric.device)
-    test = run.split("test") or run.split("val")
-    before = _at_start(out, lambda: evaluation.preservation(pretrained.eval(), test), lead) if test else {}
 
     def write(target: Path, step: int, snapshot: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> Path:
         if lead:
@@ -274,15 +276,29 @@ def pretrain(run: Run, out: Path, resume: Path | None = None, *, progress: bool 
     return _report(run, out, before, log, facts, fabric.world_size)
 
 
-def _at_start(out: Path, measure: Callable[[], Mapping[str, Metric]], lead: bool) -> dict[str, Metric]:
+def settled(run: Run, fabric: Any, batches: int = 10) -> Any:
+    """A copy of the untrained model whose batch norms know the data: in eval mode the initial statistics (mean 0, variance 1) mean nothing."""
+    import torch
+
+    copied = copy.deepcopy(run.pretrained)
+    norms = [m for m in copied.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the batches
+    if norms:
+        copied.model.train()
+        with torch.no_grad():
+            for _, batch in zip(range(batches), loader_for(run, fabric, 0), strict=False):
+                copied.model(batch.to(fabric.device))
+    return copied.eval()
+
+
+def _at_start(out: Path, measure: Callable[[], Mapping[str, Metric]]) -> dict[str, Metric]:
     """Intra-modal preservation before the first step, kept in the run directory so that a resumed run still has it."""
     path = out / "start.json"
-    if path.is_file():
-        return {k: Metric(**v) for k, v in json.loads(path.read_text()).items()}
-    numbers = dict(measure()) if lead else {}
-    if lead:
-        path.write_text(json.dumps({k: asdict(m) for k, m in numbers.items()}))
-    return numbers
+    if not path.is_file():
+        path.write_text(json.dumps({k: asdict(m) for k, m in measure().items()}))
+    return {k: Metric(**v) for k, v in json.loads(path.read_text()).items()}
 
 
 def _report(run: Run, out: Path, before: Mapping[str, Metric], log: Any, facts: Mapping[str, Any], devices: int) -> list[Result]:

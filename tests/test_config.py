@@ -33,6 +33,8 @@ def test_overrides_change_one_value_and_null_deletes_an_objective() -> None:
         ("train.steps=many", "train.steps"),
         ("train.batch_size=0", "must be positive"),
         ("data.units=[sentense]", "did you mean 'sentence'"),
+        ("heads.topic.name=regionquery", "region_query"),
+        ("heads.topic={name: region_query, unit: sentence, top: 3}", "top_k"),
         ("nonsense", "key=value"),
     ],
 )

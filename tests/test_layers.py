@@ -20,7 +20,7 @@ ALLOWED = {
     "elvis.hub": {"elvis.errors"},
     "elvis.ops": {"elvis.types"},
     "elvis.registry": {"elvis.errors", "elvis.types", "elvis.ops"},
-    "elvis.config": {"elvis.errors", "elvis.registry", "elvis.backbones"},
+    "elvis.config": {"elvis.errors", "elvis.registry", "elvis.backbones", "elvis.pooling"},
     "elvis.pooling": {"elvis.types", "elvis.ops"},
     "elvis.backbones": {"elvis.types", "elvis.ops", "elvis.registry", "elvis.errors", "elvis.hub"},
     "elvis.text": {"elvis.types", "elvis.ops", "elvis.registry", "elvis.errors", "elvis.hub"},

@@ -124,15 +124,38 @@ def test_batch_norm_statistics_see_real_rows_only() -> None:
     [
         ({"text.word", "image.tokens"}, "add word to data.units"),
         ({"regions.topic", "image.tokens"}, "no head 'topic'"),
-        ({"teacher", "image.tokens"}, "teacher"),
+        ({"teacher", "image.tokens"}, "does not give"),
         ({"image.pooled", "text.pooled"}, "local_heads=false"),
-        ({"sound.tokens", "image.tokens"}, "no model gives"),
+        ({"sound.tokens", "image.tokens"}, "does not give"),
     ],
 )
 def test_what_the_model_does_not_give_is_said_before_the_first_step(needs: set[str], clue: str) -> None:
     with pytest.raises(ConfigError) as caught:
         tiny_model().wire(frozenset(needs), ["report", "sentence"])
     assert clue in str(caught.value)
+
+
+HEADS = {"topic": {"name": "region_query", "unit": "sentence"}, "structure": {"name": "region_query", "queries": 3, "heads": 2}}
+
+
+def test_heads_look_at_the_projected_tokens_and_travel_in_the_recipe() -> None:
+    model = tiny_model(heads=HEADS).eval()
+    batch = random_batch(SENTENCES, views=2)
+    pair = model(batch)
+    assert pair.regions["topic"].vectors.shape == (4, 3, 16)
+    assert torch.equal(pair.regions["topic"].mask, batch.units["sentence"].mask)
+    assert pair.regions["structure"].attention.shape == (4, 3, 2, pair.image.tokens.shape[1])
+    assert (pair.regions["topic"].source, pair.regions["structure"].source) == ("text", "learned")
+    again = build_model(model.recipe).eval()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(batch).regions["topic"].vectors, pair.regions["topic"].vectors)
+
+
+@pytest.mark.parametrize(("units", "clue"), [(["sentence"], "no objective reads the head 'structure'"), (["word"], "add it to data.units")])
+def test_a_head_that_nothing_trains_or_nobody_asks_is_refused(units: list[str], clue: str) -> None:
+    needs = {"regions.topic", *(["regions.structure"] if "word" in units else [])}
+    with pytest.raises(ConfigError, match=clue):
+        tiny_model(heads=HEADS).wire(frozenset(needs), units)
 
 
 def test_projections_no_objective_reads_are_frozen() -> None:
