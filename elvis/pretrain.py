@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -322,10 +323,7 @@ def _report(run: Run, out: Path, before: Mapping[str, Metric], log: Any, facts: 
     negatives = config.train.batch_size * devices - 1
     more = f"; accumulating {config.train.accumulate} micro-batches adds none" if config.train.accumulate > 1 else ""
     notes = [*run.notes, f"each study was told apart from {negatives} others at a time (negatives{more})"]
-    commands = [
-        f"python -c \"import elvis; print(elvis.load_backbone('{path}').spec)\"",
-        f"python -m elvis.pretrain --config {out / 'config.yaml'} --out {out}-without objectives.intra_modal=null",
-    ]
+    commands = [f"python -c \"import elvis; print(elvis.load_backbone('{path}').spec)\"", next_run(config, out)]
     results.write(
         out,
         found,
@@ -340,6 +338,14 @@ def _report(run: Run, out: Path, before: Mapping[str, Metric], log: Any, facts: 
     print("\n".join(f"note: {note}" for note in notes))
     print(f"checkpoint: {path}\npage: {out / 'index.html'}\n\nnext:\n  " + "\n  ".join(commands))
     return found
+
+
+def next_run(config: configs.Config, out: Path) -> str:
+    """The command for the obvious next question: what without intra_modal? Or, if it was not there, what after twice the steps?"""
+    if config.objectives.get("intra_modal") and sum(given is not None for given in config.objectives.values()) > 1:
+        ablation = shlex.quote(f"{out}-without"), "objectives.intra_modal=null"
+        return f"python -m elvis.pretrain --config {shlex.quote(str(out / 'config.yaml'))} --out {ablation[0]} {ablation[1]}"
+    return f"python -m elvis.pretrain --resume --out {shlex.quote(str(out))} train.steps={2 * config.train.steps}"
 
 
 # -------------------------------------------------------------------------------------------------------------- CLI

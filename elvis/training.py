@@ -11,6 +11,7 @@ function of (seed, epoch, id), the learning rate of the step. Nothing else has t
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -214,6 +215,9 @@ def fit(
     bar = tqdm(total=train.steps, initial=start, disable=not show, unit="step", file=sys.stderr, dynamic_ncols=True)
     clock, done = time.perf_counter(), start
 
+    def autocast() -> torch.autocast:
+        return torch.autocast(fabric.device.type, torch.bfloat16, enabled=train.precision == "bf16-mixed")
+
     def snapshot(step: int) -> dict[str, Any]:
         return {"step": step, "optimizer": optimizer.state_dict()}
 
@@ -228,8 +232,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, train)
             optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(fabric.device.type, torch.bfloat16, enabled=train.precision == "bf16-mixed"):
-                terms = _backward(fabric, wrapped, micro, weights)
+            terms = _backward(fabric, wrapped, micro, weights, autocast)
             norm = torch.nn.utils.clip_grad_norm_(module.parameters(), train.clip or math.inf)
             _refuse_nonfinite(terms, norm, step + 1, module)
             optimizer.step()
@@ -264,13 +267,15 @@ def _take(stream: Iterator[Batch]) -> Batch:
         raise RuntimeError("the sampler ended before the last step") from None
 
 
-def _backward(fabric: Fabric, module: Any, micro: list[Batch], weights: Mapping[str, float]) -> dict[str, Tensor]:
+def _backward(
+    fabric: Fabric, module: Any, micro: list[Batch], weights: Mapping[str, float], autocast: Callable[[], Any] = contextlib.nullcontext
+) -> dict[str, Tensor]:
     """Gradients of the weighted sum of exact means; returns the means. Several micro-batches are counted first
     (a forward pass without gradient each), since every division needs the count of the whole step."""
     total: dict[str, Tensor] = {}
     if len(micro) > 1:
         module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), autocast():
             for batch in micro:
                 for term, (_, count) in module(batch).items():
                     total[term] = total.get(term, torch.zeros_like(count)) + count
@@ -279,7 +284,8 @@ def _backward(fabric: Fabric, module: Any, micro: list[Batch], weights: Mapping[
     means: dict[str, Tensor] = {}
     for i, batch in enumerate(micro):
         with fabric.no_backward_sync(module, enabled=i + 1 < len(micro)):
-            terms: Terms = module(batch)
+            with autocast():
+                terms: Terms = module(batch)
             counts = total or _sum({t: c for t, (_, c) in terms.items()})
             parts = {t: s / counts[t].clamp_min(1e-12) for t, (s, _) in terms.items()}
             fabric.backward(sum(_weight(weights, t) * p for t, p in parts.items()) * world_size())

@@ -150,6 +150,17 @@ def test_a_nonfinite_loss_stops_the_run_before_the_update(tmp_path: Path) -> Non
     assert all(torch.equal(v, saved[4]["module"][n]) for n, v in module.state_dict().items())
 
 
+def test_bf16_runs_the_towers_under_autocast_and_keeps_weights_and_losses_in_fp32(tmp_path: Path) -> None:
+    seen = []
+    module = Toy()
+    module.net[0].register_forward_hook(lambda m, inputs, out: seen.append(out.dtype))
+    run(tmp_path / "a", module=module, precision="bf16-mixed", steps=60)
+    assert set(seen) == {torch.bfloat16}
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+    rows = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss"] < 0.4 * rows[0]["loss"]
+
+
 def test_a_frozen_module_stays_in_eval_mode_and_keeps_its_weights(tmp_path: Path) -> None:
     module = Toy()
     frozen = freeze(module, [r"net\.0\.", r"net\.1\."])
