@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from elvis.errors import ConfigError
 from elvis.ops import masked_max, masked_mean, upcast
@@ -27,12 +28,15 @@ MAX_SCALE = 100.0  # CLIP's clamp of the learned inverse temperature
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):
-    """Batch norm whose statistics see real rows only (LoVT's included padded sentences)."""
+    """Batch norm whose statistics see real rows only (LoVT's included padded sentences). A single real row is normalised by the running ones."""
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
-        out = torch.zeros_like(x)
-        out[mask] = super().forward(x[mask]).to(out.dtype)
-        return out
+        rows = x[mask]
+        if self.training and len(rows) < 2:
+            done = F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        else:
+            done = super().forward(rows)
+        return x.new_zeros(x.shape, dtype=done.dtype).masked_scatter(mask.unsqueeze(-1), done)
 
 
 class Projection(nn.Module):
@@ -91,6 +95,7 @@ class VisionLanguageModel(nn.Module):
         self.image, self.text = image, text
         self.dim, self.context, self.views, self.sentence_pool, self.image_pool_kind = dim, context, views, sentence_pool, image_pool
         self.special = (cls_id, sep_id)
+        self.reads: frozenset[str] | None = None  # what the objectives need; None = everything (see `wire`)
         wide, long = image.spec.width, text.width
         self.image_pool = AttentionPool(wide) if image_pool == "attention" else MeanPool()
         self.text_pool = AttentionPool(long) if text_pool == "attention" else MeanPool()
@@ -107,7 +112,15 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        return upcast(self.log_scale).exp().clamp(max=MAX_SCALE)
+        """exp(log_scale) of at most MAX_SCALE; the parameter itself is held there (CLIP): behind a clamp of its exponential it would be stuck."""
+        if self.training:
+            self.log_scale.data.clamp_(max=math.log(MAX_SCALE))
+        return upcast(self.log_scale).exp()
+
+    def _reads(self, name: str) -> bool:
+        """Whether a projection is wanted: always in use, and in training if an objective reads it. A batch norm must see what it is trained
+        for and nothing else, or its running statistics are those of a mixture that never occurs."""
+        return not self.training or self.reads is None or name in self.reads
 
     def forward(self, batch: Batch) -> Pair:
         image, image_raw = self.encode_image(batch.images, batch.view_mask)
@@ -123,9 +136,9 @@ class VisionLanguageModel(nn.Module):
     def encode_image(self, images: Tensor, view_mask: Tensor) -> tuple[ImageFeatures, ImageFeatures]:
         """B V C *S, B V -> features after and before the projection; tokens are those of all views, or fused."""
         studies, views = images.shape[:2]
-        seen = self.image(images.flatten(0, 1))  # of B*V single images
+        seen = self.image(images.flatten(0, 1) if views == 1 else images[view_mask])  # of single images, the real ones
         cells = seen.tokens.shape[1]
-        tokens = seen.tokens.unflatten(0, (studies, views))  # B V N D
+        tokens, own = (_unfold(x, view_mask) for x in (seen.tokens, seen.pooled))  # B V N D, B V D
         if self.views == "concat":
             raw, mask = tokens.flatten(1, 2), view_mask.repeat_interleave(cells, 1)  # B V*N D
             view = torch.arange(views, device=mask.device).repeat_interleave(cells).expand(studies, -1)
@@ -136,12 +149,11 @@ class VisionLanguageModel(nn.Module):
             raw, mask = fuse(across, real), view_mask.any(1, keepdim=True).expand(-1, cells)  # B N D
             view = torch.full_like(mask, -1, dtype=torch.int64)
         if self.image_pool_kind == "backbone":
-            pooled, weights = masked_mean(seen.pooled.unflatten(0, (studies, views)), view_mask), MeanPool()(raw, mask)[1]
+            pooled, weights = masked_mean(own, view_mask), MeanPool()(raw, mask)[1]
         else:
             pooled, weights = self.image_pool(raw, mask)
         before = ImageFeatures(pooled=pooled, tokens=raw, mask=mask, grid=seen.grid, weights=weights, view=view, levels={})
-        local = self.image_local(raw, mask) if self.image_local is not None else self.image_global(self.image_pool.values(raw), mask)
-        after = replace(before, pooled=self.image_global(pooled, mask.any(1)), tokens=local)
+        after = replace(before, pooled=self._global("image", pooled, mask.any(1)), tokens=self._local("image", "tokens", raw, mask))
         return after, before
 
     # ------------------------------------------------------------------------------------------------- text
@@ -154,17 +166,28 @@ class VisionLanguageModel(nn.Module):
         pooled, weights = self.text_pool(over, real)
         raw = {n: UnitFeatures(v, units[n].mask, units[n].group, weights if n == "sentence" else None) for n, v in vectors.items()}
         before = TextFeatures(pooled=pooled, tokens=tokens, mask=mask, grid=(mask.shape[1],), weights=None, units=raw)
-        if self.text_local is not None:
-            local = self.text_local
-        else:
-            local = lambda x, real: self.text_global(self.text_pool.values(x), real)  # noqa: E731
         after = replace(
             before,
-            pooled=self.text_global(pooled, real.any(1)),
-            tokens=local(tokens, mask),
-            units={n: replace(u, vectors=local(u.vectors, u.mask)) for n, u in raw.items()},
+            pooled=self._global("text", pooled, real.any(1)),
+            tokens=self._local("text", "tokens", tokens, mask),
+            units={n: replace(u, vectors=self._local("text", n, u.vectors, u.mask)) for n, u in raw.items()},
         )
         return after, before
+
+    # ------------------------------------------------------------------------------------------- projections
+
+    def _global(self, side: str, x: Tensor, mask: Tensor) -> Tensor:
+        """Pooled features B width -> B dim; zeros when nothing reads them."""
+        return self.get_submodule(f"{side}_global")(x, mask) if self._reads(f"{side}.pooled") else x.new_zeros(1, 1).expand(len(x), self.dim)
+
+    def _local(self, side: str, field: str, x: Tensor, mask: Tensor) -> Tensor:
+        """Tokens or units B N width -> B N dim through the local projection, or as a token of its own through pool and global one."""
+        if not self._reads(f"{side}.{field}"):
+            return x.new_zeros(1, 1, 1).expand(*x.shape[:2], self.dim)
+        own = getattr(self, f"{side}_local")
+        if own is not None:
+            return own(x, mask)
+        return self.get_submodule(f"{side}_global")(self.get_submodule(f"{side}_pool").values(x), mask)
 
     def _alone(self, ids: Tensor, units: TextUnits) -> Tensor:
         """Each sentence through the encoder by itself, its tokens put back where they stood: B L D."""
@@ -196,33 +219,54 @@ class VisionLanguageModel(nn.Module):
                 raise ConfigError(f"an objective needs '{need}', but data.units is {units}", f"add {field} to data.units")
             if owner == "regions" and field not in self.heads:
                 raise ConfigError(f"an objective needs '{need}', but there is no head '{field}'", f"add heads.{field} to the config")
-            if owner not in ("image", "text", "regions"):
+            if owner not in ("image", "text", "regions") or (owner == "image" and field not in ("pooled", "tokens")):
                 raise ConfigError(f"an objective needs '{need}', which this model does not give", "choose another objective, or mend its `needs`")
         for label in self.heads:
             if f"regions.{label}" not in needs:
                 raise ConfigError(f"no objective reads the head '{label}'", f"remove heads.{label}, or add an objective that needs regions.{label}")
             if label in self.asked_by and self.asked_by[label] not in units:
                 raise ConfigError(f"heads.{label} asks with '{self.asked_by[label]}', but data.units is {units}", "add it to data.units")
-        local = {n for n in needs if n == "image.tokens" or n.startswith("regions.") or (n.startswith("text.") and n != "text.pooled")}
-        if self.image_local is not None and not local:
+        if self.context == "sentence" and "sentence" not in units:
+            raise ConfigError(f"text.context is 'sentence', but data.units is {units}", "add sentence to data.units")
+        asked = {f"text.{unit}" for unit in self.asked_by.values()} | ({"image.tokens"} if self.heads else set())
+        self.reads = needs | asked
+        local = {side: any(n.startswith(f"{side}.") and n != f"{side}.pooled" for n in self.reads) for side in ("image", "text")}
+        if self.image_local is not None and not any(local.values()):
             raise ConfigError("no objective trains the local projections", "set model.local_heads=false, or add a local objective")
-        if not {"image.pooled", "text.pooled"} & needs and self.image_local is not None:
-            for module in (self.image_pool, self.text_pool, self.image_global, self.text_global):
-                module.requires_grad_(False)
+        for side in ("image", "text"):  # what no objective reaches must not wait for a gradient
+            pool, wide, own = self.get_submodule(f"{side}_pool"), self.get_submodule(f"{side}_global"), getattr(self, f"{side}_local")
+            pooled = f"{side}.pooled" in needs
+            through_pool = local[side] and own is None
+            if not pooled:
+                pool.requires_grad_(False)
+                wide.requires_grad_(through_pool)
+                if through_pool and isinstance(pool, AttentionPool):
+                    pool.value.requires_grad_(True)
+                    pool.out.requires_grad_(True)
+            if own is not None and not local[side]:
+                own.requires_grad_(False)
+            if not any(n.startswith((f"{side}.", f"{side}_raw.")) for n in self.reads):
+                self.get_submodule(side).requires_grad_(False)
+        if not {"image.pooled", "text.pooled"} <= needs:
             self.log_scale.requires_grad_(False)
+
+
+def _unfold(x: Tensor, view_mask: Tensor) -> Tensor:
+    """Features of the real views, one row each, to B V ...; zeros where a study has no such view."""
+    if view_mask.shape[1] == 1:
+        return x.unsqueeze(1)
+    return x.new_zeros(*view_mask.shape, *x.shape[1:]).index_put(view_mask.nonzero(as_tuple=True), x)
 
 
 def _head(width: int, *, name: str = "region_query", unit: str = "", **options: Any) -> RegionQuery:
     return {"region_query": RegionQuery}[name](width=width, **options)
 
 
-def build_model(recipe: Mapping[str, Any], *, vocab_size: int | None = None) -> VisionLanguageModel:
+def build_model(recipe: Mapping[str, Any]) -> VisionLanguageModel:
     """A model from its recipe, randomly initialised (weights come from the checkpoint)."""
     from elvis.backbones import create_backbone
     from elvis.registry import TEXT_ENCODERS
 
     image = create_backbone(**recipe["image"])
     text = dict(recipe["text"])
-    if vocab_size is not None:
-        text["vocab_size"] = vocab_size
     return VisionLanguageModel(image, TEXT_ENCODERS.create(text.pop("name"), **text), **recipe["model"])

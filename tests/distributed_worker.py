@@ -26,7 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sentence_region": {"positives": "distance"},
     "word_region": {},
     "intra_modal": {},
-    "intra_modal_mse": {"kind": "intra_modal", "form": "mse"},
+    "intra_modal_mse": {"kind": "intra_modal", "form": "mse", "sides": ["image"]},
     "intra_modal_shuffled": {"kind": "intra_modal", "teacher": "shuffled"},
 }
 
@@ -43,7 +43,7 @@ class Plain:
 
 def main(rank: int, world: int, store: str, out: str) -> None:
     from elvis.config import Config
-    from elvis.pretrain import create_objectives, pretraining_module
+    from elvis.pretrain import create_objectives, needs_of, pretraining_module
     from elvis.training import _backward
 
     torch.set_num_threads(1)
@@ -54,14 +54,15 @@ def main(rank: int, world: int, store: str, out: str) -> None:
     results = {}
     for name, options in CASES.items():
         for micro in (1, 3) if name in ("intra_modal", "sentence_region") else (1,):  # micro-batches: losses inside a study stay exact
-            model = tiny_model(1).double()
+            model = tiny_model(1, local_heads=not name.startswith("global")).double()
             config = Config(objectives={name: dict(options)})
             config.model.dim = model.dim
             torch.manual_seed(5)
             objectives, weights = create_objectives(config)
             objectives.double()
+            model.wire(needs_of(objectives), ["report", "sentence", "word"])
             module = pretraining_module(model, objectives)
-            wrapped = torch.nn.parallel.DistributedDataParallel(module, find_unused_parameters=True) if world > 1 else module
+            wrapped = torch.nn.parallel.DistributedDataParallel(module) if world > 1 else module
             mine = rows(whole, rank * share, (rank + 1) * share)
             size = share // micro if world == 1 else share
             batches = [rows(mine, k, k + size) for k in range(0, share, size)]

@@ -158,8 +158,65 @@ def test_a_head_that_nothing_trains_or_nobody_asks_is_refused(units: list[str], 
         tiny_model(heads=HEADS).wire(frozenset(needs), units)
 
 
-def test_projections_no_objective_reads_are_frozen() -> None:
+GLOBAL = {"image_pool", "text_pool", "image_global", "text_global", "log_scale"}
+
+
+@pytest.mark.parametrize(
+    ("needs", "local_heads", "frozen"),
+    [
+        ({"image.tokens", "text.sentence"}, True, GLOBAL),
+        ({"image.pooled", "text.pooled", "image.tokens", "image_raw.tokens"}, True, {"text_local"}),
+        ({"image.pooled", "text.pooled"}, False, set()),
+        ({"image.tokens", "image_raw.tokens"}, True, GLOBAL | {"text."} | {"text_local"}),
+        ({"image.tokens", "text.sentence"}, False, {"image_pool.query", "image_pool.key", "text_pool.query", "text_pool.key", "log_scale"}),
+    ],
+)
+def test_exactly_what_an_objective_reads_is_trained(needs: set[str], local_heads: bool, frozen: set[str]) -> None:
+    model = tiny_model(local_heads=local_heads).train()
+    model.wire(frozenset(needs), ["sentence"])
+    names = {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert names == {n for n, _ in model.named_parameters() if any(n.startswith(f) for f in frozen)}
+    pair = model(random_batch([2, 3]))
+    read = [getattr(getattr(pair, n.split(".")[0].removesuffix("_raw")), n.split(".")[1]) for n in needs if n.split(".")[1] in ("tokens", "pooled")]
+    read += [pair.text.units["sentence"].vectors] if "text.sentence" in needs else []
+    (sum(x.sum() for x in read) + (pair.scale if "image.pooled" in needs else 0)).backward()
+    idle = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    assert not idle
+
+
+def test_a_batch_norm_is_trained_on_what_the_objective_reads_and_nothing_else() -> None:
+    batch = random_batch([2, 3, 1])
+    wired, plain = tiny_model(local_heads=False, norm="batch").train(), tiny_model(local_heads=False, norm="batch").train()
+    wired.wire(frozenset({"image.pooled", "text.pooled"}), ["sentence"])
+    pair, other = wired(batch), plain(batch)
+    torch.testing.assert_close(pair.image.pooled, other.image.pooled)
+    with torch.no_grad():
+        pooled = wired.image_global.into(pair.image_raw.pooled)
+    torch.testing.assert_close(wired.image_global.norm.running_mean, 0.1 * pooled.mean(0), rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(wired.image_global.norm.running_mean, plain.image_global.norm.running_mean, rtol=1e-3)
+    assert (pair.image.tokens == 0).all()  # nothing reads them in training; in eval mode they are there
+    assert (wired.eval()(batch).image.tokens != 0).any()
+
+
+def test_a_single_real_row_is_normalised_by_the_running_statistics() -> None:
+    norm = MaskedBatchNorm(4)
+    x = torch.randn(1, 3, 4)
+    out = norm(x, torch.tensor([[False, True, False]]))
+    torch.testing.assert_close(out[0, 1], x[0, 1] / (1 + norm.eps) ** 0.5)
+
+
+def test_a_missing_view_never_reaches_the_backbone() -> None:
+    batch = random_batch(SENTENCES, views=2)
     model = tiny_model()
-    model.wire(frozenset({"image.tokens", "text.sentence"}), ["sentence"])
-    frozen = {n.split(".")[0] for n, p in model.named_parameters() if not p.requires_grad}
-    assert frozen == {"image_pool", "text_pool", "image_global", "text_global", "log_scale"}
+    seen = []
+    model.image.register_forward_hook(lambda m, inputs, out: seen.append(len(inputs[0])))
+    model(batch)
+    assert seen == [int(batch.view_mask.sum())]
+
+
+def test_the_temperature_comes_back_from_above_its_limit() -> None:
+    model = tiny_model().train()
+    model.log_scale.data.fill_(9.0)
+    assert float(model.scale.detach()) == pytest.approx(100.0)
+    model.scale.backward()
+    assert model.log_scale.grad > 0

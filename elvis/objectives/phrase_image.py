@@ -54,7 +54,9 @@ class PhraseImage(nn.Module):
         owner = real.nonzero()[:, 0]  # N, the study each real sentence is of
         sentences = normalize(gather_padded(sentence.vectors)[real])  # N D
         tokens = normalize(masked_zero(image.tokens, image.mask))  # B R D
-        scale = self.log_scale.exp().clamp(max=self.max_scale)
+        if self.training:
+            self.log_scale.data.clamp_(max=math.log(self.max_scale))
+        scale = self.log_scale.exp()
         local = phrase_image_logits(sentences, tokens, image.mask, scale, chunk=self.chunk)  # B N
         logits = gather(local)  # W*B N
 
