@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from elvis.errors import run_cli
+from elvis.errors import ConfigError, run_cli
 
 ARMS: dict[str, list[str]] = {
     "global": ["objectives.phrase_image=null", "objectives.intra_modal=null", "model.local_heads=false"],
@@ -61,8 +62,10 @@ def one(arm: str, seed: int, out: Path, overrides: Sequence[str]) -> None:
     from elvis.data.batches import Tokenizer
 
     folder = out / f"{arm}-{seed}"
+    chosen = config.load(CONFIG, [*ARMS[arm], f"train.seed={seed}", *overrides])
+    if (folder / "config.yaml").is_file() and (folder / "config.yaml").read_text() != chosen.to_yaml():
+        raise ConfigError(f"{folder} holds a run with another config", "choose another --out")
     if not (folder / "results.json").is_file():
-        chosen = config.load(CONFIG, [*ARMS[arm], f"train.seed={seed}", *overrides])
         resume = checkpoints.newest(folder)
         run = pretrain.assemble(chosen, Tokenizer.load(resume / "tokenizer") if resume else None)
         pretrain.pretrain(run, folder, resume, progress=False)
@@ -74,25 +77,29 @@ def one(arm: str, seed: int, out: Path, overrides: Sequence[str]) -> None:
 def launch(todo: Sequence[tuple[str, int]], out: Path, jobs: int, overrides: Sequence[str]) -> None:
     """The runs as processes, `jobs` at a time, which share the cores; the first failure stops the benchmark with its log's end."""
     waiting, running = list(todo), {}
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # through `finally`
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            arm, seed = waiting.pop(0)
-            log = (out / f"{arm}-{seed}.log").open("a")
-            command = [sys.executable, "-m", "benchmarks.core", "--out", str(out), "--one", arm, str(seed), *overrides]
-            running[arm, seed] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment), time.monotonic()
-        time.sleep(1)
-        for (arm, seed), (process, since) in list(running.items()):
-            if process.poll() is None:
-                continue
-            del running[arm, seed]
-            if process.returncode:
-                for other, _ in running.values():
-                    other.terminate()
-                tail = (out / f"{arm}-{seed}.log").read_text()[-1500:]
-                raise SystemExit(f"{arm}-{seed} ended with {process.returncode}:\n{tail}")
-            print(f"{arm}-{seed}: {time.monotonic() - since:.0f} s, {len(waiting)} waiting", flush=True)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                arm, seed = waiting.pop(0)
+                command = [sys.executable, "-m", "benchmarks.core", "--out", str(out), "--one", arm, str(seed), *overrides]
+                with (out / f"{arm}-{seed}.log").open("a") as log:
+                    running[arm, seed] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment), time.monotonic()
+            time.sleep(1)
+            for (arm, seed), (process, since) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[arm, seed]
+                if process.returncode:
+                    tail = (out / f"{arm}-{seed}.log").read_text()[-1500:]
+                    raise SystemExit(f"{arm}-{seed} ended with {process.returncode}:\n{tail}")
+                print(f"{arm}-{seed}: {time.monotonic() - since:.0f} s, {len(waiting)} waiting", flush=True)
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+            process.wait()
 
 
 # ---------------------------------------------------------------------------------------------------------- tables
@@ -183,7 +190,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     seeds = range(args.seeds)
     since = time.monotonic()
     launch([(arm, seed) for seed in seeds for arm in ARMS], out, args.jobs, args.overrides)
-    facts = json.loads((out / "intra_modal-0" / "results.json").read_text())[0]["provenance"]
+    origins = [json.loads((out / f"{arm}-{seed}" / "results.json").read_text())[0]["provenance"] for arm in ARMS for seed in seeds]
+    facts = origins[0]
+    if any(o["commit"] != facts["commit"] for o in origins):
+        raise ConfigError(f"the runs in {out} are of several commits", "choose another --out, or delete the older runs")
     command = " ".join(["python -m benchmarks.core", *args.overrides])
     head = (
         f"# Core benchmark\n\n`{command}`; commit {facts['commit']}, {facts['machine']}, torch {facts['versions']['torch']}, "

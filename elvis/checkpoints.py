@@ -39,7 +39,9 @@ NEEDED = ("model.json", "model.safetensors", "preprocess.json")
 
 
 def write(target: Path, fill: Callable[[Path], None]) -> Path:
-    """`fill(stage)` writes the files; then manifest, fsync, rename. An existing target is replaced whole."""
+    """`fill(stage)` writes the files; then manifest, fsync, rename. An existing target is set aside, replaced whole, then removed."""
+    from safetensors import SafetensorError
+
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=f".stage-{target.name}-", dir=target.parent))
@@ -51,18 +53,28 @@ def write(target: Path, fill: Callable[[Path], None]) -> Path:
         for path in (*files, stage / MANIFEST, *(p for p in stage.rglob("*") if p.is_dir()), stage):
             _fsync(path)
         stage.chmod(0o755)
-        old = target.with_name(f".old-{target.name}") if target.exists() else None
-        if old is not None:
+        old = target.with_name(f".old-{target.name}")
+        if target.exists():
             shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
         stage.rename(target)
         _fsync(target.parent)
-        if old is not None:
-            shutil.rmtree(old)
-    except OSError as error:
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException as error:
         shutil.rmtree(stage, ignore_errors=True)
-        raise CheckpointError(f"cannot write {target}: {error.strerror}", "free space or mend permissions; the previous checkpoint stands") from error
+        _put_back(target)
+        if isinstance(error, (OSError, RuntimeError, SafetensorError)):  # torch.save and safetensors have their own words for a full disk
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:150]
+            raise CheckpointError(f"cannot write {target}: {reason}", "free space or mend permissions; the previous checkpoint stands") from error
+        raise
     return target
+
+
+def _put_back(target: Path) -> None:
+    """What a crash or a failure between the two renames of `write` set aside becomes the checkpoint again."""
+    old = target.with_name(f".old-{target.name}")
+    if old.exists() and not target.exists():
+        old.rename(target)
 
 
 def save(
@@ -108,6 +120,8 @@ def annotate(target: Path, metrics: Mapping[str, Any], pretrained: Pretrained) -
 
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` step directories, and what a crash left half written."""
+    for aside in folder.glob(".old-*"):
+        _put_back(folder / aside.name.removeprefix(".old-"))
     steps = sorted(p for p in folder.glob("step_*") if p.is_dir())
     for path in (*steps[: max(0, len(steps) - keep)], *folder.glob(".stage-*"), *folder.glob(".old-*")):
         shutil.rmtree(path, ignore_errors=True)
@@ -131,6 +145,8 @@ def provenance(config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 def commit() -> str:
     """The commit of the checkout this runs from, `+` if it was changed, or 'unknown'."""
     root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return "unknown"
     try:
         head = subprocess.run(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
         dirty = subprocess.run(["git", "-C", str(root), "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True, timeout=10)

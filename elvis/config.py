@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import inspect
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -40,6 +41,9 @@ class Data:
     cache: bool = False  # keep decoded images in memory
     workers: int = 0
     max_bad_fraction: float = 0.01  # a run stops when more studies than this cannot be read
+
+
+COMMON = frozenset(f.name for f in fields(Data))
 
 
 @dataclass
@@ -112,10 +116,18 @@ CHOICES = {
     "model.sentence_pool": ("max", "mean"),
     "model.views": ("concat", "mean", "max"),
     "train.precision": ("32-true", "bf16-mixed"),
+    "train.accelerator": ("auto", "cpu", "cuda", "mps"),
     "text.context": ("report", "sentence"),
 }
 UNITS = ("report", "sentence", "word")
-POSITIVE = ("train.steps", "train.batch_size", "train.accumulate", "train.lr", "train.checkpoint_every", "train.keep", "train.log_every", "data.size")
+POSITIVE = (
+    "train.steps", "train.batch_size", "train.accumulate", "train.lr", "train.checkpoint_every", "train.keep", "train.log_every", "data.size",
+    "data.max_tokens", "data.max_units", "data.max_views", "data.vocab_size", "model.dim", "model.hidden", "model.scale", "evaluate.batch_size",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "train.clip", "train.weight_decay", "train.warmup", "train.evaluate_every", "data.workers", "data.max_bad_fraction", "evaluate.limit",
+    "evaluate.overlays",
+)  # fmt: skip
 
 
 def folder() -> Path:
@@ -144,10 +156,13 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         raw = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        aliased = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
     except OSError as error:
         raise ConfigError(f"cannot read config {path}: {error.strerror}", "check the path") from error
     except Exception as error:  # the YAML parser has many errors of its own; all mean the same to a user
         raise ConfigError(f"{path.name} is not valid YAML: {' '.join(str(error).split())[:200]}", "mend the file") from error
+    if aliased:
+        raise ConfigError(f"{path.name} uses a YAML alias (*name)", "write the value out, or ${section.key}")
     if not isinstance(raw, dict):
         raise ConfigError(f"{path.name} holds no mapping", "a config is a YAML mapping of sections")
     base = raw.pop("extends", None)
@@ -165,8 +180,8 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in above.items():
         old = out.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
-            if key in ("image", "text") and "name" in value and value["name"] != old.get("name"):
-                old = {}
+            if key in ("image", "text", "data") and "name" in value and value["name"] != old.get("name"):
+                old = {k: v for k, v in old.items() if key == "data" and k in COMMON}
             out[key] = merge(old, value)
         else:
             out[key] = value
@@ -187,8 +202,8 @@ def load(name: str, overrides: Sequence[str] = (), *, task: str = "pretrain", sc
     return build(raw, schema, where=name)
 
 
-def build(raw: Mapping[str, Any], schema: type = Config, *, where: str = "config") -> Any:
-    """A checked config from a plain dict."""
+def build(raw: Mapping[str, Any], schema: type = Config, *, where: str = "config", checked: bool = True) -> Any:
+    """A config from a plain dict; `checked`: its open sections too (off for one that is only shown)."""
     raw = _resolve(raw)
     wrong: list[str] = []
     values: dict[str, Any] = {}
@@ -201,12 +216,14 @@ def build(raw: Mapping[str, Any], schema: type = Config, *, where: str = "config
         default = getattr(defaults, key)
         if dataclasses.is_dataclass(default):
             values[key] = _section(type(default), value, key, wrong)
-        elif isinstance(default, dict) != isinstance(value, Mapping) and value is not None:
-            wrong.append(f"'{key}' must be a {'mapping' if isinstance(default, dict) else 'list'}, not {value!r}")
+        elif isinstance(default, dict) and not (value is None or isinstance(value, Mapping)):
+            wrong.append(f"'{key}' must be a mapping, not {value!r}")
+        elif isinstance(default, list) and not (isinstance(value, list) and all(isinstance(v, str) for v in value)):
+            wrong.append(f"'{key}' must be a list of words, not {value!r}")
         else:
             values[key] = value if value is not None else default
     config = schema(**values)
-    if isinstance(config, Config):
+    if checked and isinstance(config, Config):
         wrong += [w for w in check(config) if w not in wrong]
     if wrong:
         raise ConfigError(f"{where}: " + "; ".join(wrong), "mend the keys above; --print-config shows the whole config")
@@ -217,13 +234,12 @@ def data_section(config: Config) -> tuple[Data, dict[str, Any]]:
     """`data:` as its common part and the options of the dataset (among them common keys it asks for by name)."""
     from elvis.registry import DATASETS
 
-    common = {f.name for f in fields(Data)}
     wrong: list[str] = []
-    section = _section(Data, {k: v for k, v in config.data.items() if k in common}, "data", wrong)
+    section = _section(Data, {k: v for k, v in config.data.items() if k in COMMON}, "data", wrong)
     if wrong:
         raise ConfigError("; ".join(wrong))
-    options = {k: v for k, v in config.data.items() if k not in common}
-    shared = {k: getattr(section, k) for k in common & DATASETS.options(section.name).keys()}  # a phantom is drawn at data.size
+    options = {k: v for k, v in config.data.items() if k not in COMMON}
+    shared = {k: getattr(section, k) for k in COMMON & DATASETS.options(section.name).keys()}  # a phantom is drawn at data.size
     return section, {**options, **shared}
 
 
@@ -236,24 +252,26 @@ def check(config: Config) -> list[str]:
     for module in config.imports:
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            wrong.append(f"imports: cannot import '{module}' ({error})")
-    common = {f.name for f in fields(Data)}
-    data = _section(Data, {k: v for k, v in config.data.items() if k in common}, "data", wrong)
-    options = {k: v for k, v in config.data.items() if k not in common}
+        except Exception as error:  # somebody else's file: it may fail in any way
+            wrong.append(f"imports: cannot import '{module}' ({type(error).__name__}: {error})")
+    data = _section(Data, {k: v for k, v in config.data.items() if k in COMMON}, "data", wrong)
+    options = {k: v for k, v in config.data.items() if k not in COMMON}
     if data.name in DATASETS:
-        known = {*common, *DATASETS.options(data.name)}
+        known = {*COMMON, *DATASETS.options(data.name)}
         wrong += [f"unknown key 'data.{o}' for dataset '{data.name}'{nearest(o, known)}" for o in options if o not in known]
         wrong += [w for w in DATASETS.check(data.name, options) if "has no option" not in w]
     else:
         wrong += DATASETS.check(data.name, {})
     wrong += [f"data.units: no unit '{u}'{nearest(u, UNITS)}" for u in data.units if u not in UNITS]
-    try:
-        wrong += BACKBONES.check(*backbones.resolve(config.image.get("name", ""), {k: v for k, v in config.image.items() if k != "name"}))
-    except ConfigError as error:
-        wrong.append(error.what)
+    if isinstance(config.image.get("name"), str):
+        try:
+            wrong += BACKBONES.check(*backbones.resolve(config.image["name"], {k: v for k, v in config.image.items() if k != "name"}))
+        except ConfigError as error:
+            wrong.append(error.what)
+    else:
+        wrong.append(f"image.name must be a backbone's name, not {config.image.get('name')!r}")
     name, text = config.text.get("name", ""), {k: v for k, v in config.text.items() if k not in ("name", "context")}
-    if name in TEXT_ENCODERS:
+    if isinstance(name, str) and name in TEXT_ENCODERS:
         known = {"context", *TEXT_ENCODERS.options(name)} - {"vocab_size"}
         wrong += [f"unknown key 'text.{o}' for text encoder '{name}'{nearest(o, known)}" for o in text if o not in known]
         text = {k: v for k, v in text.items() if k in known}
@@ -264,6 +282,9 @@ def check(config: Config) -> list[str]:
         wrong.append(f"no objective; choose from {', '.join(OBJECTIVES.names())}")
     for label, given in config.objectives.items():
         if given is None:
+            continue
+        if not str(label).isidentifier():
+            wrong.append(f"objectives: the label {label!r} is not a plain word; write {{my_label: {{kind: phrase_image}}}}")
             continue
         if not isinstance(given, Mapping):
             wrong.append(f"objectives.{label} must be a mapping such as {{weight: 1.0}} or null, not {given!r}")
@@ -277,22 +298,27 @@ def check(config: Config) -> list[str]:
         value = value.get(name, allowed[0]) if isinstance(value, Mapping) else getattr(value, name)
         if value not in allowed:
             wrong.append(f"{key}: no choice '{value}'{nearest(str(value), allowed)}")
-    for key in POSITIVE:
+    for key in (*POSITIVE, *NOT_NEGATIVE):
         section, _, name = key.partition(".")
         value = getattr(data if section == "data" else getattr(config, section), name)
-        if not value > 0:
-            wrong.append(f"{key} must be positive, not {value}")
+        if value < 0 or (key in POSITIVE and value == 0):
+            wrong.append(f"{key} must {'be positive' if key in POSITIVE else 'not be negative'}, not {value}")
+    if len(config.train.betas) != 2 or not all(0 <= b < 1 for b in config.train.betas):
+        wrong.append(f"train.betas must be two numbers in [0, 1), not {config.train.betas}")
+    if config.train.devices != "auto" and not (config.train.devices.isdecimal() and int(config.train.devices)):
+        wrong.append(f"train.devices must be auto or how many, not '{config.train.devices}'")
     return wrong
 
 
 def _head_problems(given: Any) -> list[str]:
     """A head is {name: region_query, unit: WORD} (queries predicted from text) or {name: region_query, queries: N} (learned)."""
     from elvis.pooling import RegionQuery
+    from elvis.registry import check_call
 
     if not isinstance(given, Mapping) or given.get("name") != "region_query":
         return [f"no head {given!r}; write {{name: region_query, unit: sentence}} or {{name: region_query, queries: 10}}"]
-    known = {"name", "unit", *inspect.signature(RegionQuery).parameters} - {"width", "query_width"}
-    wrong = [f"no option '{o}'{nearest(o, known)}" for o in given if o not in known]
+    options = {k: v for k, v in given.items() if k not in ("name", "unit")}
+    wrong = check_call("region_query", RegionQuery, options, provided=frozenset({"width", "query_width"}))
     if ("unit" in given) == ("queries" in given):
         wrong.append("give either unit (queries predicted from text) or queries (learned)")
     return wrong
@@ -324,7 +350,7 @@ def _section(schema: type, given: Any, where: str, wrong: list[str]) -> Any:
 def _resolve(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Interpolations resolved; only ${other.key} and ${oc.env:ELVIS_...} are allowed."""
     for text in _strings(raw):
-        if "${" in text and ":" in text.split("${", 1)[1].split("}", 1)[0] and "${oc.env:ELVIS_" not in text:
+        if "${" in re.sub(r"\$\{oc\.env:ELVIS_\w+\}|\$\{[\w.]+\}", "", text):
             raise ConfigError(f"'{text}' uses a resolver", "only ${section.key} and ${oc.env:ELVIS_NAME} are read")
     try:
         return OmegaConf.to_container(OmegaConf.create(dict(raw)), resolve=True)  # type: ignore[return-value]

@@ -64,6 +64,24 @@ def own_rows(rows: int, device: torch.device | None = None) -> Tensor:
     return torch.arange(rows, device=device) + rank() * rows
 
 
+def max_over_ranks(value: int, device: torch.device) -> int:
+    """The largest of the ranks' values, on every rank: how ranks agree that one of them was told to stop."""
+    if not is_distributed():
+        return value
+    largest = torch.tensor(value, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def everyones(items: list) -> list:
+    """The items of all ranks, in rank order, on every rank (small, picklable things)."""
+    if not is_distributed():
+        return items
+    gathered: list = [None] * world_size()
+    dist.all_gather_object(gathered, items)
+    return [item for part in gathered for item in part]
+
+
 def sum_over_ranks(x: Tensor) -> Tensor:
     """A detached sum over ranks (for counts and for logging)."""
     x = x.detach().clone()

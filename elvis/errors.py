@@ -17,6 +17,7 @@ class ElvisError(Exception):
 
     def __init__(self, what: str, fix: str = "") -> None:
         self.what, self.fix = what, fix
+        fix = _shorten(fix, self.limit // 2)
         super().__init__(_shorten(what, self.limit - len(fix) - 2) + (f"\n{fix}" if fix else ""))
 
 

@@ -25,7 +25,8 @@ def normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine of every row of a with every row of b: (..., N, D), (..., M, D) -> (..., N, M)."""
-    return normalize(a) @ normalize(b).transpose(-1, -2)
+    with torch.autocast(a.device.type, enabled=False):  # which would cast the product back to bf16
+        return normalize(a) @ normalize(b).transpose(-1, -2)
 
 
 def masked_fill_low(logits: Tensor, mask: Tensor) -> Tensor:
@@ -78,9 +79,10 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: flo
     `scale` multiplies the dot products; None = 1 / sqrt(D). Values are expected finite also where masked.
     """
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
-    logits = upcast(query) @ upcast(keys).transpose(-1, -2) * scale
-    attention = masked_softmax(logits, mask.unsqueeze(-2))
-    return attention @ upcast(values), attention
+    with torch.autocast(query.device.type, enabled=False):
+        logits = upcast(query) @ upcast(keys).transpose(-1, -2) * scale
+        attention = masked_softmax(logits, mask.unsqueeze(-2))
+        return attention @ upcast(values), attention
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor, mask: Tensor, dim: int = -1) -> Tensor:

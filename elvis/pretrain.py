@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
+import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +23,9 @@ from elvis import config as configs
 from elvis.errors import ConfigError, run_cli
 from elvis.types import Metric, Result
 
-CONTINUED = ("data", "image", "text", "model", "heads", "objectives", "freeze")  # must not change on --resume
+CONTINUED = ("image", "text", "model", "heads", "objectives", "freeze", "data", "train")  # must not change on --resume ...
+MOVABLE = {"data": {"root", "reports", "workers", "cache", "max_bad_fraction"}}  # ... but for what no step depends on
+FIXED = {"train": {"seed", "batch_size", "accumulate"}}  # ... and of train only what the data order depends on
 
 
 # ------------------------------------------------------------------------------------------------------ ingredients
@@ -37,6 +41,8 @@ def create_objectives(config: configs.Config) -> tuple[Any, dict[str, float]]:
     for label, given in config.objectives.items():
         if given is None:
             continue
+        if hasattr(modules, label):
+            raise ConfigError(f"an objective cannot be labelled '{label}'", "choose another label, and say kind: NAME")
         name, options = given.get("kind", label), configs.objective_options(given)
         if "width" in OBJECTIVES.options(name):
             options["width"] = config.model.dim
@@ -143,10 +149,14 @@ def assemble(config: configs.Config, tokenizer: Any = None) -> Run:
     import torch
 
     from elvis.data import studies
+    from elvis.data.augment import Augment
     from elvis.pretrained import Pretrained
+    from elvis.registry import check_call
     from elvis.training import freeze
 
     data, options = configs.data_section(config)
+    if wrong := check_call("data.augment", Augment, data.augment):
+        raise ConfigError("; ".join(wrong), "see elvis/data/augment.py")
     table = studies.load(data.name, **options)
     notes = list(table.notes) + [f"{count} studies left out: {reason}" for reason, count in table.left_out.items() if count]
     train = studies.split(table.studies, "train")
@@ -205,6 +215,7 @@ def pretrain(run: Run, out: Path, resume: Path | None = None, *, progress: bool 
 
     from elvis import checkpoints, evaluation
     from elvis.data.studies import BadStudies
+    from elvis.distributed import everyones
     from elvis.training import RunLog, fit, make_fabric
 
     config, pretrained = run.config, run.pretrained
@@ -212,19 +223,12 @@ def pretrain(run: Run, out: Path, resume: Path | None = None, *, progress: bool 
     lead = fabric.is_global_zero
     module = run.module
     if lead:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "config.yaml").write_text(config.to_yaml())
-    pretrained.model.to(fabric.device)
-    test = run.split("test") or run.split("val")
-    before = _at_start(out, lambda: evaluation.preservation(settled(run, fabric), test)) if lead and test else {}
-    state = None
-    if resume is not None:
-        from safetensors.torch import load_file
-
-        state = checkpoints.load_state(resume)
-        pretrained.model.load_state_dict(load_file(resume / "model.safetensors"))
-        run.objectives.load_state_dict(state["objectives"])
-    text = config.to_yaml()
+        _open(out, config, fresh=resume is None)
+    module.to(fabric.device)
+    test, size = run.split("test") or run.split("val"), config.evaluate.batch_size
+    before = _at_start(out, lambda: evaluation.preservation(settled(run, fabric), test, batch_size=size)) if lead and test else {}
+    state = _restore(run, resume) if resume is not None else None
+    text = shareable(config)
     facts = checkpoints.provenance(config.to_dict(), data=config.data["name"], studies=len(run.split("train")), seed=config.train.seed)
 
     def write(target: Path, step: int, snapshot: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> Path:
@@ -245,15 +249,17 @@ def pretrain(run: Run, out: Path, resume: Path | None = None, *, progress: bool 
         best[0] = json.loads((out / "checkpoints" / "best" / "metrics.json").read_text()).get("validation", best[0])
 
     def validate(step: int, snapshot: dict[str, Any]) -> None:
-        score = evaluation.score(pretrained.eval(), run.split("val"))
+        score = fabric.broadcast(evaluation.score(pretrained.eval(), run.split("val"), batch_size=size) if lead else 0.0)
         if score > best[0]:
             best[0] = score
             write(out / "checkpoints" / "best", step, None, {"validation": score})
 
     bad = BadStudies(out / "bad_studies.jsonl" if lead else None, len(run.split("train")), configs.data_section(config)[0].max_bad_fraction)
 
+    bad.reasons.update(everyones(list(bad.reasons.items())))
+
     def note_bad(batch: Any) -> None:
-        for id, reason in batch.extra.get("bad", ()):
+        for id, reason in everyones(list(batch.extra.get("bad", ()))):  # every rank counts the same, so that all of them stop
             bad.add(id, reason)
 
     log = RunLog(out, active=lead)
@@ -282,16 +288,52 @@ def settled(run: Run, fabric: Any, batches: int = 10) -> Any:
     import torch
 
     copied = copy.deepcopy(run.pretrained)
-    norms = [m for m in copied.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    copied.eval()
+    norms = [m for m in copied.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and not bool(m.running_mean.any())]
     for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches
+        norm.train().momentum = None  # a plain mean over the batches
     if norms:
-        copied.model.train()
         with torch.no_grad():
             for _, batch in zip(range(batches), loader_for(run, fabric, 0), strict=False):
                 copied.model(batch.to(fabric.device))
     return copied.eval()
+
+
+def _open(out: Path, config: configs.Config, *, fresh: bool) -> None:
+    """The run directory with its config; a fresh run takes nothing over from one that failed here before its first step."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in ("start.json", "bad_studies.jsonl") if fresh else ():
+            (out / name).unlink(missing_ok=True)
+        (out / "config.yaml").write_text(config.to_yaml())
+    except OSError as error:
+        raise ConfigError(f"cannot write to {out}: {error.strerror}", "choose another --out") from error
+
+
+def _restore(run: Run, checkpoint: Path) -> dict[str, Any]:
+    """Weights of the model and the objectives from a checkpoint; returns the trainer state for `fit`."""
+    from safetensors.torch import load_file
+
+    from elvis import checkpoints
+
+    state = checkpoints.load_state(checkpoint)
+    run.pretrained.model.load_state_dict(load_file(checkpoint / "model.safetensors"))
+    run.objectives.load_state_dict(state["objectives"])
+    return state
+
+
+def shareable(config: configs.Config) -> str:
+    """The config as it travels in checkpoints and pages: a path of this machine becomes ???. The run directory keeps the whole one."""
+
+    def hide(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: hide(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [hide(v) for v in value]
+        path = isinstance(value, str) and (value.startswith(("/", "~", "..")) or ("/" in value and Path(value).exists()))
+        return "???" if path else value
+
+    return configs.build(hide(config.to_dict()), checked=False).to_yaml()
 
 
 def _at_start(out: Path, measure: Callable[[], Mapping[str, Metric]]) -> dict[str, Metric]:
@@ -313,7 +355,9 @@ def _report(run: Run, out: Path, before: Mapping[str, Metric], log: Any, facts: 
     best = out / "checkpoints" / "best"
     path = best if best.is_dir() else max((out / "checkpoints").glob("step_*"))
     if path == best:
+        device = pretrained.device
         pretrained = run.pretrained = checkpoints.load_pretrained(best)
+        pretrained.model.to(device)
     found = evaluation.evaluate(
         pretrained, splits, dataset=config.data["name"], start=before, batch_size=config.evaluate.batch_size, provenance=facts
     )
@@ -331,11 +375,10 @@ def _report(run: Run, out: Path, before: Mapping[str, Metric], log: Any, facts: 
         overlays=overlays,
         notes=notes,
         next_commands=commands,
-        config_yaml=config.to_yaml(),
+        config_yaml=shareable(config),
         public_text=config.data["name"] == "phantom",  # report text of patients stays out of pages
     )
     print("\n" + results.table(found) + "\n")
-    print("\n".join(f"note: {note}" for note in notes))
     print(f"checkpoint: {path}\npage: {out / 'index.html'}\n\nnext:\n  " + "\n  ".join(commands))
     return found
 
@@ -375,25 +418,31 @@ def dry_run(run: Run) -> None:
 def output_folder(given: str | None, name: str, resume: bool) -> Path:
     """--out, or runs/NAME; a folder with a run in it is only entered with --resume."""
     out = Path(given) if given else Path("runs") / Path(name).stem
-    taken = (out / "log.jsonl").exists() or (out / "checkpoints").exists()
-    if taken and not resume:
-        if given:
-            raise ConfigError(f"{out} holds a run already", "add --resume to go on with it, or choose another --out")
-        number = 2
-        while (Path(f"{out}-{number}") / "log.jsonl").exists():
-            number += 1
-        out = Path(f"{out}-{number}")
-    return out
+    if resume or not _taken(out):
+        return out
+    if given:
+        raise ConfigError(f"{out} holds a run already", "add --resume to go on with it, or choose another --out")
+    return next(free for n in itertools.count(2) if not _taken(free := Path(f"{out}-{n}")))
+
+
+def _taken(out: Path) -> bool:
+    return (out / "log.jsonl").exists() or (out / "checkpoints").exists()
 
 
 def continued(out: Path, config: configs.Config | None, overrides: Sequence[str]) -> configs.Config:
-    """The config of a run to resume: its own, with overrides of `train` and `evaluate` only."""
+    """The config of a run to resume: its own, with overrides of what no step so far depended on."""
     path = out / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"nothing to resume in {out}", "give the --out of an earlier run, or start without --resume")
     old = configs.load(str(path))
     new = config or configs.load(str(path), overrides)
-    changed = [key for key in CONTINUED if getattr(old, key) != getattr(new, key)]
+
+    def kept(config: configs.Config, key: str) -> Any:
+        section = config.to_dict()[key]
+        wanted = FIXED.get(key) or (set(section) - MOVABLE.get(key, set()) if isinstance(section, dict) else None)
+        return section if wanted is None else {k: v for k, v in section.items() if k in wanted}
+
+    changed = [key for key in CONTINUED if kept(old, key) != kept(new, key)]
     if changed:
         raise ConfigError(f"--resume with another {', '.join(changed)} than the run in {out} began with", "leave them as they were, or start anew")
     return new
@@ -412,7 +461,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=100 objectives.intra_modal=null")
     args = parser.parse_intermixed_args(argv)
     name = args.config or "elvis_phantom"
-    out = output_folder(args.out, name, args.resume)
+    out = output_folder(args.out, name, args.resume or args.print_config or args.dry_run)
     if args.resume:
         given = configs.load(args.config, args.overrides) if args.config else None
         config = continued(out, given, args.overrides)
@@ -432,7 +481,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
         dry_run(run)
         return 0
-    print(f"run directory: {out}", flush=True)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # the other ranks are started again with the same command
+        print("\n".join([f"run directory: {out}", *(f"note: {note}" for note in run.notes)]), flush=True)
     pretrain(run, out, resume, progress=not args.quiet)
     return 0
 

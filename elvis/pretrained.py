@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,8 +22,6 @@ from elvis.ops import cosine
 from elvis.types import ImageFeatures, ImageSource, TextFeatures
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from elvis.model import VisionLanguageModel
 
 UNITS = ("report", "sentence", "word")
@@ -69,9 +68,9 @@ class Pretrained:
 
         images: uint8 H W arrays, paths or ImageSources. Raises DataError for an empty list or phrase.
         """
-        if not len(images) or not len(phrases) or any(not p.strip() for p in phrases):
+        if isinstance(phrases, str) or not len(images) or not len(phrases) or any(not p.strip() for p in phrases):
             raise DataError(
-                "similarity needs at least one image and one phrase, none of them empty", 'for example model.similarity([image], ["effusion"])'
+                "similarity takes a list of images and a list of phrases, none of them empty", 'write model.similarity([image], ["effusion"])'
             )
         pixels = [_pixels(i) for i in images]
         seen, _ = self.images(pixels)
@@ -88,5 +87,11 @@ class Pretrained:
         return cosine(vectors, image.tokens).unflatten(-1, image.grid)
 
 
-def _pixels(image: Any) -> Any:
-    return read(Path(image) if isinstance(image, str) else image) if isinstance(image, (str, Path, ImageSource)) else image
+def _pixels(image: Any) -> np.ndarray:
+    """uint8 H W of a path, an ImageSource or an array. DataError for anything else: a float image would give a map of nothing."""
+    if isinstance(image, (str, Path, ImageSource)):
+        return read(Path(image) if isinstance(image, str) else image)
+    if getattr(image, "dtype", None) != np.uint8 or getattr(image, "ndim", 0) != 2:
+        what = f"{type(image).__name__} {getattr(image, 'dtype', '')} {tuple(getattr(image, 'shape', ()))}"
+        raise DataError(f"an image is a path or a uint8 array of H x W, not {what}", "scale to 0..255, average the channels, astype('uint8')")
+    return image

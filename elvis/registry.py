@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -66,20 +68,58 @@ class Registry:
 
     def options(self, name: str) -> dict[str, inspect.Parameter]:
         """The keyword options of an entry, by name."""
-        parameters = inspect.signature(self.get(name)).parameters
-        return {n: p for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        return keywords(self.get(name))
 
-    def check(self, name: str, options: Mapping[str, Any], provided: frozenset[str] = frozenset()) -> list[str]:
+    def check(self, name: Any, options: Mapping[str, Any], provided: frozenset[str] = frozenset()) -> list[str]:
         """What is wrong with these options, one sentence each. `provided`: keywords the caller supplies itself."""
+        if not isinstance(name, str):
+            return [f"the name of a {self.kind} is a word, not {name!r}"]
         if name not in self:
             return [f"no {self.kind} '{name}'{nearest(name, self._entries)}"]
-        known = {n: p for n, p in self.options(name).items() if n not in provided}
-        wrong = [f"{self.kind} '{name}' has no option '{o}'{nearest(o, known)}" for o in options if o not in known]
-        missing = [n for n, p in known.items() if p.default is inspect.Parameter.empty and options.get(n) in (None, "???")]
-        return wrong + [f"{self.kind} '{name}' needs '{n}'" for n in missing]
+        return check_call(f"{self.kind} '{name}'", self.get(name), options, provided)
 
     def create(self, name: str, *args: Any, **options: Any) -> Any:
         return self.get(name)(*args, **options)
+
+
+def keywords(entry: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    return {n: p for n, p in inspect.signature(entry).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def check_call(what: str, entry: Callable[..., Any], options: Mapping[str, Any], provided: frozenset[str] = frozenset()) -> list[str]:
+    """Options against the keyword-only signature of a class or function: unknown, missing, of another type than annotated."""
+    known = {n: p for n, p in keywords(entry).items() if n not in provided}
+    wrong = [f"{what} has no option '{o}'{nearest(str(o), known)}" for o in options if o not in known]
+    missing = [n for n, p in known.items() if p.default is inspect.Parameter.empty and options.get(n) in (None, "???")]
+    wrong += [f"{what} needs '{n}'" for n in missing]
+    try:
+        hints = typing.get_type_hints(entry.__init__ if inspect.isclass(entry) else entry)
+    except NameError:  # a name that exists for type checkers only
+        return wrong
+    unfit = [n for n in options if n in known and n not in missing and not fits(options[n], hints.get(n, Any))]
+    return wrong + [f"{what}: option '{n}' must be {_say(hints[n])}, not {options[n]!r}" for n in unfit]
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value from a config is of an annotated type; annotations beyond the plain ones fit everything."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, a) for a in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if hint in (int, float):
+        return isinstance(value, (int,) if hint is int else (int, float)) and not isinstance(value, bool)
+    if hint in (bool, str, type(None)):
+        return isinstance(value, hint)
+    kind = origin or hint
+    if kind in (Sequence, list, tuple):
+        return isinstance(value, (list, tuple)) and all(fits(v, arguments[0]) for v in value if arguments)
+    return isinstance(value, Mapping) if kind in (Mapping, dict) else True
+
+
+def _say(hint: Any) -> str:
+    plain = inspect.isclass(hint) and typing.get_origin(hint) is None
+    return hint.__name__ if plain else str(hint).replace("typing.", "").replace("collections.abc.", "")
 
 
 BACKBONES = Registry("backbone", "elvis.backbones")

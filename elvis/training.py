@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from elvis.distributed import sum_over_ranks, world_size
+from elvis.distributed import max_over_ranks, sum_over_ranks, world_size
 from elvis.errors import ConfigError, NumericsError, nearest
 
 if TYPE_CHECKING:
@@ -51,12 +51,14 @@ def make_fabric(train: Train) -> Fabric:
     import logging
     import warnings
 
-    for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
+    for name in ("lightning", "lightning.fabric", "lightning.pytorch", "lightning_utilities"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")
     from lightning.fabric import Fabric
 
     devices: Any = train.devices if train.devices == "auto" else int(train.devices)
+    if train.accelerator == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.accelerator=cuda, and torch sees no GPU", "set train.accelerator=auto")
     accelerator = train.accelerator
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
@@ -225,7 +227,7 @@ def fit(
         for step in range(start, train.steps):
             torch.manual_seed(step_seed(train.seed, step, fabric.global_rank))
             train_mode(wrapped)
-            micro = [_take(stream).to(fabric.device) for _ in range(train.accumulate)]
+            micro = [_take(stream).to(fabric.device, non_blocking=True) for _ in range(train.accumulate)]
             if on_batch is not None:
                 for batch in micro:
                     on_batch(batch)
@@ -237,7 +239,7 @@ def fit(
             _refuse_nonfinite(terms, norm, step + 1, module)
             optimizer.step()
             last = step + 1 == train.steps
-            if (step + 1) % train.log_every == 0 or step == start or last:
+            if (step + 1) % train.log_every == 0 or step == 0 or last:
                 values = {t: float(v) for t, v in terms.items()}
                 total = sum(_weight(weights, t) * v for t, v in values.items())
                 now = time.perf_counter()
@@ -251,11 +253,13 @@ def fit(
             if validate is not None and train.evaluate_every and ((step + 1) % train.evaluate_every == 0 or last):
                 validate(step + 1, snapshot(step + 1))
                 clock, done = time.perf_counter(), step + 1
-            if signals.received is not None:
-                save(step + 1, snapshot(step + 1))
-                raise Interrupted(128 + signals.received)
-            if (step + 1) % train.checkpoint_every == 0 or last:
-                save(step + 1, snapshot(step + 1))
+            received = max_over_ranks(signals.received or 0, fabric.device)
+            if received or (step + 1) % train.checkpoint_every == 0 or last:
+                saved = save(step + 1, snapshot(step + 1))
+            if received:
+                if fabric.is_global_zero:
+                    print(f"\nsaved {saved}; go on with --resume", file=sys.stderr)
+                raise Interrupted(128 + received)
     log.table()
     return module
 
@@ -309,7 +313,7 @@ def _short(term: str) -> str:
 
 
 def _refuse_nonfinite(terms: Mapping[str, Tensor], norm: Tensor, step: int, module: nn.Module) -> None:
-    if bool(torch.isfinite(norm)) and all(bool(torch.isfinite(v)) for v in terms.values()):
+    if bool(torch.isfinite(torch.stack([norm, *terms.values()])).all()):
         return
     bad = [t for t, v in terms.items() if not bool(torch.isfinite(v))]
     if not bad:

@@ -24,6 +24,15 @@ def kept(row: Tensor, mask: Tensor) -> list[float]:
     return [v for v, m in zip(row.tolist(), mask.tolist(), strict=True) if m]
 
 
+def test_products_stay_in_fp32_under_autocast() -> None:
+    a, b, mask = noise(3, 8).float(), noise(5, 8, seed=1).float(), torch.ones(5, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        cosine, (vectors, attention) = ops.cosine(a, b), ops.attend(a, b, b, mask)
+    assert cosine.dtype == vectors.dtype == attention.dtype == torch.float32
+    assert torch.equal(cosine, ops.cosine(a, b))
+    assert torch.equal(vectors, ops.attend(a, b, b, mask)[0])
+
+
 def test_every_function_is_tested_here() -> None:
     functions = {n for n, f in vars(ops).items() if inspect.isfunction(f) and f.__module__ == ops.__name__}
     source = inspect.getsource(inspect.getmodule(test_every_function_is_tested_here))  # type: ignore[arg-type]

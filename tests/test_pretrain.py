@@ -83,22 +83,11 @@ def test_resuming_mid_epoch_ends_in_the_same_bits(finished: Path, tmp_path: Path
     shutil.copytree(finished, again)
     shutil.rmtree(again / "checkpoints" / "step_00000006")
     (again / "results.json").unlink()
-    assert (
-        pretrain.main(["--out", str(again), "--quiet", "--resume", "evaluate.limit=2"]) == 0
-        if workers == 0
-        else resume_with_workers(again, workers) == 0
-    )
+    assert pretrain.main(["--out", str(again), "--quiet", "--resume", "evaluate.limit=2", f"data.workers={workers}"]) == 0
     name = "checkpoints/step_00000006/model.safetensors"
     one, two = load_file(finished / name), load_file(again / name)
     assert all((one[k] == two[k]).all() for k in one)
     assert [json.loads(line)["step"] for line in (again / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
-
-
-def resume_with_workers(out: Path, workers: int) -> int:
-    """The number of workers may change what nothing depends on: it is set in the run's own config."""
-    text = (out / "config.yaml").read_text().replace("workers: 0", "").replace("data:\n", f"data:\n  workers: {workers}\n", 1)
-    (out / "config.yaml").write_text(text)
-    return pretrain.main(["--out", str(out), "--quiet", "--resume", "evaluate.limit=2"])
 
 
 def test_sigterm_saves_and_exits_143(tmp_path: Path) -> None:
@@ -129,6 +118,37 @@ def test_resume_refuses_another_model(finished: Path) -> None:
     assert caught.value.exit_code == 2
 
 
+def test_resume_refuses_another_data_order(finished: Path) -> None:
+    for change in ("train.seed=5", "train.batch_size=3", "data.train=30"):
+        with pytest.raises(ElvisError, match=change.split(".")[0]):
+            pretrain.main(["--out", str(finished), "--resume", change])
+
+
+def test_a_run_that_failed_before_its_first_step_leaves_nothing_to_the_next(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "start.json").write_text('{"image_corr": {"value": 7.0, "low": null, "high": null}}')
+    (out / "bad_studies.jsonl").write_text('{"id": "x", "reason": "missing"}\n')
+    assert run(out, "train.steps=1") == 0
+    assert json.loads((out / "start.json").read_text())["image_corr"]["value"] <= 1
+    assert not (out / "bad_studies.jsonl").exists()
+
+
+def test_no_path_of_this_machine_travels_in_a_checkpoint_or_a_page() -> None:
+    from elvis import config as configs
+
+    config = configs.load("real_smoke", [f"data.root={Path.home()}"])
+    assert str(Path.home()) in config.to_yaml()
+    assert str(Path.home()) not in pretrain.shareable(config)
+    assert "resnet10t" in pretrain.shareable(config)
+
+
+def test_an_out_that_cannot_be_written_is_a_short_message(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ElvisError, match="cannot write"):
+        run(tmp_path / "file" / "run")
+
+
 def test_resume_without_a_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(ElvisError, match="nothing to resume"):
         pretrain.main(["--out", str(tmp_path / "none"), "--resume"])
@@ -145,6 +165,28 @@ def test_resume_without_a_run_says_so(tmp_path: Path) -> None:
         (["text.name=hf", "text.checkpoint=/no/such/folder"], "/no/such/folder"),
         (["data.knobs.contrst=1"], "contrast"),
         (["image.stride=5"], "stride"),
+        (["data.augment.scal=1"], "did you mean 'scale'"),
+        (["data.knobs=abc"], "data"),
+        (["objectives.intra_modal.tau_student=abc"], "must be float"),
+        (["objectives.intra_modal.sides=image"], "sides"),
+        (["objectives.keys={kind: phrase_image}"], "labelled 'keys'"),
+        (["objectives.a/b={kind: phrase_image}"], "not a plain word"),
+        (["objectives.x={kind: null}"], "word"),
+        (["text.name=null"], "word"),
+        (["text.width=abc"], "must be int"),
+        (["image.name=null"], "image.name"),
+        (["image.arch=abc"], "arch"),
+        (["train.betas=[1]"], "train.betas"),
+        (["train.devices=abc"], "train.devices"),
+        (["train.accelerator=tpu"], "train.accelerator"),
+        (["train.clip=-1"], "train.clip"),
+        (["model.scale=0"], "model.scale"),
+        (["data.workers=-1"], "data.workers"),
+        (["freeze=image"], "list of words"),
+        (["imports=[no_such_module]"], "no_such_module"),
+        (["data.units=[word]"], "add sentence to data.units"),
+        (["data.name=manifest"], "root"),
+        (["data.name=manifest", "data.root=/no/such/folder"], "/no/such/folder"),
     ],
 )
 def test_what_cannot_run_is_one_short_message_before_anything_is_written(tmp_path: Path, overrides: list[str], clue: str) -> None:
@@ -168,6 +210,40 @@ def test_print_config_prints_what_loads_again(tmp_path: Path, capsys: pytest.Cap
     assert pretrain.main(["--print-config", *SMALL]) == 0
     (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
     assert pretrain.main(["--print-config", "--config", str(tmp_path / "c.yaml")]) == 0
+
+
+@pytest.mark.slow
+def test_two_devices_train_validate_save_and_stop_together(tmp_path: Path) -> None:
+    """The real launch: validation every step (its choice must be one for both), then SIGTERM to the main process alone."""
+    out = tmp_path / "run"
+    more = ["train.devices=2", "train.accelerator=cpu", "train.steps=2000", "train.checkpoint_every=2000", "train.evaluate_every=2", "data.workers=1"]
+    command = [sys.executable, "-m", "elvis.pretrain", "--out", str(out), "--quiet", *SMALL, *more]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    log = out / "log.jsonl"
+    deadline = time.monotonic() + 240
+    while not (log.exists() and log.read_text().count("\n") >= 5) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, output[-3000:]
+    assert "go on with --resume" in output
+    (saved,) = (out / "checkpoints").glob("step_*")
+    checkpoints.verify(saved)
+    checkpoints.verify(out / "checkpoints" / "best")
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_whole_group_saves_with_workers_too(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "elvis.pretrain", "--out", str(out), "--quiet", *SMALL, "train.steps=5000", "data.workers=2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    log = out / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output[-2000:]
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ for the loop to record. An item without a readable substitute ends the run.
 from __future__ import annotations
 
 import heapq
+import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -404,6 +405,12 @@ class _Collate:
         return collate(items, self.pad_id)
 
 
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """A SIGTERM to the process group must not take the workers away before the trainer has saved."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def loader(dataset: StudyDataset, sampler: StepSampler, *, workers: int = 0, pin: bool = False) -> DataLoader:
     """Batches in the sampler's order, `workers` processes reading ahead. Neither draws from nor changes torch's global generator.
 
@@ -416,4 +423,5 @@ def loader(dataset: StudyDataset, sampler: StepSampler, *, workers: int = 0, pin
         collate_fn=_Collate(dataset.tokenizer.pad_id),
         pin_memory=pin,
         generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_leave_signals_to_the_trainer,
     )
