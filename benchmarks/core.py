@@ -58,7 +58,7 @@ HERE = Path(__file__).parent
 def one(arm: str, seed: int, out: Path, overrides: Sequence[str]) -> None:
     """One run: pretrain (or resume), evaluate, probe; nothing is repeated that is done."""
     from benchmarks.probe import frozen_segmentation
-    from elvis import checkpoints, config, pretrain
+    from elvis import assembly, checkpoints, config, pretrain
     from elvis.data.batches import Tokenizer
 
     folder = out / f"{arm}-{seed}"
@@ -67,7 +67,7 @@ def one(arm: str, seed: int, out: Path, overrides: Sequence[str]) -> None:
         raise ConfigError(f"{folder} holds a run with another config", "choose another --out")
     if not (folder / "results.json").is_file():
         resume = checkpoints.newest(folder)
-        run = pretrain.assemble(chosen, Tokenizer.load(resume / "tokenizer") if resume else None)
+        run = assembly.assemble(chosen, Tokenizer.load(resume / "tokenizer") if resume else None)
         pretrain.pretrain(run, folder, resume, progress=False)
     if not (folder / "probe.json").is_file():
         scores = frozen_segmentation(checkpoints.load_pretrained(folder), config.load(str(folder / "config.yaml")))

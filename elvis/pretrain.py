@@ -9,17 +9,17 @@ results.json, table.md, index.html, figures/, checkpoints/, bad_studies.jsonl.
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import json
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from elvis import config as configs
+from elvis.assembly import Run, assemble, loader_for, settled
 from elvis.errors import ConfigError, run_cli
 from elvis.types import Metric, Result
 
@@ -28,185 +28,7 @@ MOVABLE = {"data": {"root", "reports", "workers", "cache", "max_bad_fraction"}} 
 FIXED = {"train": {"seed", "batch_size", "accumulate"}}  # ... and of train only what the data order depends on
 
 
-# ------------------------------------------------------------------------------------------------------ ingredients
-
-
-def create_objectives(config: configs.Config) -> tuple[Any, dict[str, float]]:
-    """The objectives of a config as a ModuleDict by label, and their weights."""
-    from torch import nn
-
-    from elvis.registry import OBJECTIVES
-
-    modules, weights = nn.ModuleDict(), {}
-    for label, given in config.objectives.items():
-        if given is None:
-            continue
-        if hasattr(modules, label):
-            raise ConfigError(f"an objective cannot be labelled '{label}'", "choose another label, and say kind: NAME")
-        name, options = given.get("kind", label), configs.objective_options(given)
-        if "width" in OBJECTIVES.options(name):
-            options["width"] = config.model.dim
-        modules[label] = OBJECTIVES.create(name, **options)
-        weights[label] = float(given.get("weight", 1.0))
-    return modules, weights
-
-
-def create_tokenizer(config: configs.Config, texts: Sequence[str]) -> Any:
-    """The tokenizer of the text encoder, or, when it has none, a WordPiece trained on `texts`."""
-    from elvis.data.batches import Tokenizer
-    from elvis.registry import TEXT_ENCODERS
-
-    own = getattr(TEXT_ENCODERS.get(config.text["name"]), "load_tokenizer", None)
-    if own is not None and config.text.get("checkpoint"):
-        return Tokenizer(own(config.text["checkpoint"]))
-    data, _ = configs.data_section(config)
-    return Tokenizer.train(texts, data.vocab_size)
-
-
-def create_model(config: configs.Config, tokenizer: Any) -> Any:
-    """The model of a config, with pretrained towers where it names them."""
-    from elvis.backbones import create_backbone
-    from elvis.model import VisionLanguageModel
-    from elvis.registry import TEXT_ENCODERS
-
-    data, _ = configs.data_section(config)
-    text = {k: v for k, v in config.text.items() if k not in ("name", "context")}
-    encoder = TEXT_ENCODERS.create(config.text["name"], vocab_size=tokenizer.vocab_size, **text)
-    if encoder.max_length < data.max_tokens:
-        raise ConfigError(
-            f"data.max_tokens={data.max_tokens}, but the text encoder reads {encoder.max_length}", f"set data.max_tokens={encoder.max_length}"
-        )
-    return VisionLanguageModel(
-        create_backbone(**config.image),
-        encoder,
-        **asdict(config.model),
-        context=config.text.get("context", "report"),
-        cls_id=tokenizer.cls_id,
-        sep_id=tokenizer.sep_id,
-        heads=config.heads,
-    )
-
-
-def create_preprocess(config: configs.Config, model: Any) -> Any:
-    from elvis.data.images import Preprocess
-
-    data, _ = configs.data_section(config)
-    spec = model.image.spec
-    return Preprocess(size=(data.size,) * spec.ndim, fit=data.fit, mean=spec.mean, std=spec.std)
-
-
-def pretraining_module(model: Any, objectives: Any) -> Any:
-    """forward(batch) -> {"label/term": (sum, count)}: the model in the precision of the run, the objectives in fp32."""
-    import torch
-    from torch import nn
-
-    class Pretraining(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model, self.objectives = model, objectives
-
-        def forward(self, batch: Any) -> dict[str, Any]:
-            pair = self.model(batch)
-            with torch.autocast(batch.images.device.type, enabled=False):
-                return {f"{label}/{term}": value for label, objective in self.objectives.items() for term, value in objective(pair, batch).items()}
-
-    return Pretraining()
-
-
-def needs_of(objectives: Any) -> frozenset[str]:
-    return frozenset().union(*(o.needs for o in objectives.values()))
-
-
 # -------------------------------------------------------------------------------------------------------------- run
-
-
-@dataclass
-class Run:
-    """Everything a run is made of, built once from its config."""
-
-    config: configs.Config
-    studies: tuple[Any, ...]
-    notes: list[str]
-    pretrained: Any  # model + tokenizer + preprocess
-    objectives: Any
-    weights: dict[str, float]
-
-    @property
-    def module(self) -> Any:
-        return pretraining_module(self.pretrained.model, self.objectives)
-
-    def split(self, name: str) -> list[Any]:
-        """Studies of a split; of an evaluation split at most `evaluate.limit`."""
-        from elvis.data.studies import split
-
-        found = split(self.studies, name)
-        limit = self.config.evaluate.limit
-        return found[:limit] if limit and name != "train" else found
-
-
-def assemble(config: configs.Config, tokenizer: Any = None) -> Run:
-    """Studies, tokenizer, model and objectives of a config, seeded and wired. Raises before anything is written."""
-    import torch
-
-    from elvis.data import studies
-    from elvis.data.augment import Augment
-    from elvis.pretrained import Pretrained
-    from elvis.registry import check_call
-    from elvis.training import freeze
-
-    data, options = configs.data_section(config)
-    if wrong := check_call("data.augment", Augment, data.augment):
-        raise ConfigError("; ".join(wrong), "see elvis/data/augment.py")
-    table = studies.load(data.name, **options)
-    notes = list(table.notes) + [f"{count} studies left out: {reason}" for reason, count in table.left_out.items() if count]
-    train = studies.split(table.studies, "train")
-    texts = [s.text for study in train for s in study.sentences]
-    tokenizer = tokenizer or create_tokenizer(config, texts)
-    torch.manual_seed(config.train.seed)
-    model = create_model(config, tokenizer)
-    objectives, weights = create_objectives(config)
-    model.wire(needs_of(objectives), data.units)
-    frozen = freeze(model, config.freeze)
-    if frozen:
-        notes.append(f"frozen: {len(frozen)} parameters, {frozen[0]} ... {frozen[-1]}")
-    pretrained = Pretrained(model, tokenizer, create_preprocess(config, model), max_tokens=data.max_tokens)
-    return Run(config, table.studies, notes, pretrained, objectives, weights)
-
-
-def loader_for(run: Run, fabric: Any, start: int) -> Any:
-    """The micro-batches of the training split from the `start`-th on."""
-    from elvis.data import studies
-    from elvis.data.augment import Augment
-    from elvis.data.batches import StepSampler, StudyDataset, loader
-
-    data, _ = configs.data_section(run.config)
-    train = run.config.train
-    table = run.split("train")
-    studies.enough(table, train.batch_size * fabric.world_size)
-    dataset = StudyDataset(
-        table,
-        run.pretrained.tokenizer,
-        run.pretrained.preprocess,
-        units=list(dict.fromkeys(["report", *data.units])),  # equal reports are never negatives
-        max_tokens=data.max_tokens,
-        max_units=data.max_units,
-        views=data.views,
-        max_views=data.max_views,
-        augment=Augment(**data.augment) if data.augment else None,
-        seed=train.seed,
-        cache=data.cache,
-        channels=run.pretrained.model.image.spec.in_channels,
-    )
-    sampler = StepSampler(
-        [s.id for s in table],
-        train.batch_size,
-        seed=train.seed,
-        rank=fabric.global_rank,
-        world=fabric.world_size,
-        start_step=start,
-        steps=train.steps * train.accumulate,
-    )
-    return loader(dataset, sampler, workers=data.workers, pin=fabric.device.type == "cuda")
 
 
 def pretrain(run: Run, out: Path, resume: Path | None = None, *, progress: bool = True) -> list[Any]:
@@ -281,22 +103,6 @@ def pretrain(run: Run, out: Path, resume: Path | None = None, *, progress: bool 
     if fabric.device.type == "cuda":
         torch.cuda.empty_cache()
     return _report(run, out, before, log, facts, fabric.world_size)
-
-
-def settled(run: Run, fabric: Any, batches: int = 10) -> Any:
-    """A copy of the untrained model whose batch norms know the data: in eval mode the initial statistics (mean 0, variance 1) mean nothing."""
-    import torch
-
-    copied = copy.deepcopy(run.pretrained)
-    copied.eval()
-    norms = [m for m in copied.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and not bool(m.running_mean.any())]
-    for norm in norms:
-        norm.train().momentum = None  # a plain mean over the batches
-    if norms:
-        with torch.no_grad():
-            for _, batch in zip(range(batches), loader_for(run, fabric, 0), strict=False):
-                copied.model(batch.to(fabric.device))
-    return copied.eval()
 
 
 def _open(out: Path, config: configs.Config, *, fresh: bool) -> None:

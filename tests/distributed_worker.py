@@ -42,8 +42,8 @@ class Plain:
 
 
 def main(rank: int, world: int, store: str, out: str) -> None:
+    from elvis.assembly import create_objectives, needs_of, pretraining_module
     from elvis.config import Config
-    from elvis.pretrain import create_objectives, needs_of, pretraining_module
     from elvis.training import _backward
 
     torch.set_num_threads(1)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import elvis
+from elvis import assembly, pretrain
 from elvis import config as configs
-from elvis import pretrain
 from elvis.data.batches import Tokenizer
 from tests.layouts import write_boxes, write_manifest, write_mimic
 from tests.tiny_encoders import bert_config, write_bert
@@ -80,9 +80,9 @@ def test_a_shipped_config_builds_at_full_size(name: str) -> None:
         config.text["config"] = BERT_BASE
     tokenizer = Tokenizer.train(["the lungs are clear"], 100)
     with torch.device("meta"):
-        model = pretrain.create_model(config, tokenizer)
-        objectives, weights = pretrain.create_objectives(config)
-    model.wire(pretrain.needs_of(objectives), configs.data_section(config)[0].units)
+        model = assembly.create_model(config, tokenizer)
+        objectives, weights = assembly.create_objectives(config)
+    model.wire(assembly.needs_of(objectives), configs.data_section(config)[0].units)
     from elvis.training import freeze
 
     frozen = freeze(model, config.freeze)

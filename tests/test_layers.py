@@ -34,6 +34,16 @@ ALLOWED = {
     "elvis.results": {"elvis.types", "elvis.errors"},
     "elvis.evaluation": {"elvis.types", "elvis.ops", "elvis.errors", "elvis.metrics", "elvis.pretrained", "elvis.data"},
     "elvis.training": {"elvis.types", "elvis.ops", "elvis.errors", "elvis.config", "elvis.distributed"},
+    "elvis.assembly": {
+        "elvis.errors",
+        "elvis.config",
+        "elvis.registry",
+        "elvis.backbones",
+        "elvis.model",
+        "elvis.pretrained",
+        "elvis.data",
+        "elvis.training",
+    },
     "elvis.pretrain": {"elvis"},
     "elvis": {"elvis"},
 }
