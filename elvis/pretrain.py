@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -173,7 +174,8 @@ def _report(run: Run, out: Path, before: Mapping[str, Metric], log: Any, facts: 
     negatives = config.train.batch_size * devices - 1
     more = f"; accumulating {config.train.accumulate} micro-batches adds none" if config.train.accumulate > 1 else ""
     notes = [*run.notes, f"each study was told apart from {negatives} others at a time (negatives{more})"]
-    commands = [f"python -c \"import elvis; print(elvis.load_backbone('{path}').spec)\"", next_run(config, out)]
+    python = interpreter()
+    commands = [f"{python} -c \"import elvis; print(elvis.load_backbone('{path}').spec)\"", f"{python} {next_run(config, out)}"]
     results.write(
         out,
         found,
@@ -189,12 +191,18 @@ def _report(run: Run, out: Path, before: Mapping[str, Metric], log: Any, facts: 
     return found
 
 
+def interpreter() -> str:
+    """How the user calls this Python: by its path where it is the project's own environment, else by its name."""
+    path = Path(sys.executable)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else "python"
+
+
 def next_run(config: configs.Config, out: Path) -> str:
-    """The command for the obvious next question: what without intra_modal? Or, if it was not there, what after twice the steps?"""
+    """What to run for the obvious next question: what without intra_modal? Or, if it was not there, what after twice the steps?"""
     if config.objectives.get("intra_modal") and sum(given is not None for given in config.objectives.values()) > 1:
         ablation = shlex.quote(f"{out}-without"), "objectives.intra_modal=null"
-        return f"python -m elvis.pretrain --config {shlex.quote(str(out / 'config.yaml'))} --out {ablation[0]} {ablation[1]}"
-    return f"python -m elvis.pretrain --resume --out {shlex.quote(str(out))} train.steps={2 * config.train.steps}"
+        return f"-m elvis.pretrain --config {shlex.quote(str(out / 'config.yaml'))} --out {ablation[0]} {ablation[1]}"
+    return f"-m elvis.pretrain --resume --out {shlex.quote(str(out))} train.steps={2 * config.train.steps}"
 
 
 # -------------------------------------------------------------------------------------------------------------- CLI
