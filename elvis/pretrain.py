@@ -187,7 +187,7 @@ def _report(run: Run, out: Path, before: Mapping[str, Metric], log: Any, facts: 
         public_text=config.data["name"] == "phantom",  # report text of patients stays out of pages
     )
     print("\n" + results.table(found) + "\n")
-    print(f"checkpoint: {path}\npage: {out / 'index.html'}\n\nnext:\n  " + "\n  ".join(commands))
+    print(f"note: {notes[-1]}\ncheckpoint: {path}\npage: {out / 'index.html'}\n\nnext:\n  " + "\n  ".join(commands))
     return found
 
 
