@@ -103,7 +103,11 @@ class Config:
         return dataclasses.asdict(self)
 
     def to_yaml(self) -> str:
-        return OmegaConf.to_yaml(OmegaConf.create(self.to_dict()))
+        return to_yaml(self.to_dict())
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(dict(values)))
 
 
 # choices of closed options: key -> allowed words
@@ -202,8 +206,8 @@ def load(name: str, overrides: Sequence[str] = (), *, task: str = "pretrain", sc
     return build(raw, schema, where=name)
 
 
-def build(raw: Mapping[str, Any], schema: type = Config, *, where: str = "config", checked: bool = True) -> Any:
-    """A config from a plain dict; `checked`: its open sections too (off for one that is only shown)."""
+def build(raw: Mapping[str, Any], schema: type = Config, *, where: str = "config") -> Any:
+    """A checked config from a plain dict."""
     raw = _resolve(raw)
     wrong: list[str] = []
     values: dict[str, Any] = {}
@@ -223,7 +227,7 @@ def build(raw: Mapping[str, Any], schema: type = Config, *, where: str = "config
         else:
             values[key] = value if value is not None else default
     config = schema(**values)
-    if checked and isinstance(config, Config):
+    if isinstance(config, Config):
         wrong += [w for w in check(config) if w not in wrong]
     if wrong:
         raise ConfigError(f"{where}: " + "; ".join(wrong), "mend the keys above; --print-config shows the whole config")

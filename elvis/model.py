@@ -148,10 +148,9 @@ class VisionLanguageModel(nn.Module):
             fuse = masked_mean if self.views == "mean" else masked_max
             raw, mask = fuse(across, real), view_mask.any(1, keepdim=True).expand(-1, cells)  # B N D
             view = torch.full_like(mask, -1, dtype=torch.int64)
+        pooled, weights = self.image_pool(raw, mask)
         if self.image_pool_kind == "backbone":
-            pooled, weights = masked_mean(own, view_mask), MeanPool()(raw, mask)[1]
-        else:
-            pooled, weights = self.image_pool(raw, mask)
+            pooled = masked_mean(own, view_mask)
         before = ImageFeatures(pooled=pooled, tokens=raw, mask=mask, grid=seen.grid, weights=weights, view=view, levels={})
         after = replace(before, pooled=self._global("image", pooled, mask.any(1)), tokens=self._local("image", "tokens", raw, mask))
         return after, before

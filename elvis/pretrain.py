@@ -78,7 +78,6 @@ def pretrain(run: Run, out: Path, resume: Path | None = None, *, progress: bool 
             write(out / "checkpoints" / "best", step, None, {"validation": score})
 
     bad = BadStudies(out / "bad_studies.jsonl" if lead else None, len(run.split("train")), configs.data_section(config)[0].max_bad_fraction)
-
     bad.reasons.update(everyones(list(bad.reasons.items())))
 
     def note_bad(batch: Any) -> None:
@@ -140,7 +139,7 @@ def shareable(config: configs.Config) -> str:
         path = isinstance(value, str) and (value.startswith(("/", "~", "..")) or ("/" in value and Path(value).exists()))
         return "???" if path else value
 
-    return configs.build(hide(config.to_dict()), checked=False).to_yaml()
+    return configs.to_yaml(hide(config.to_dict()))
 
 
 def _at_start(out: Path, measure: Callable[[], Mapping[str, Metric]]) -> dict[str, Metric]:

@@ -223,10 +223,10 @@ def fit(
     def snapshot(step: int) -> dict[str, Any]:
         return {"step": step, "optimizer": optimizer.state_dict()}
 
+    train_mode(wrapped)
     with _Signals() as signals, bar:
         for step in range(start, train.steps):
             torch.manual_seed(step_seed(train.seed, step, fabric.global_rank))
-            train_mode(wrapped)
             micro = [_take(stream).to(fabric.device, non_blocking=True) for _ in range(train.accumulate)]
             if on_batch is not None:
                 for batch in micro:
@@ -252,6 +252,7 @@ def fit(
             bar.update(1)
             if validate is not None and train.evaluate_every and ((step + 1) % train.evaluate_every == 0 or last):
                 validate(step + 1, snapshot(step + 1))
+                train_mode(wrapped)
                 clock, done = time.perf_counter(), step + 1
             received = max_over_ranks(signals.received or 0, fabric.device)
             if received or (step + 1) % train.checkpoint_every == 0 or last:
