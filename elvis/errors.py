@@ -26,7 +26,13 @@ class ConfigError(ElvisError):
 
 
 class DataError(ElvisError):
+    """`code`: one of elvis.data.problems.CODES (D001 ...) where the mistake has one; it opens the message."""
+
     exit_code = 2
+
+    def __init__(self, what: str, fix: str = "", code: str = "") -> None:
+        self.code = code
+        super().__init__(f"{code} {what}" if code else what, fix)
 
 
 class NumericsError(ElvisError):

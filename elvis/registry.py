@@ -21,10 +21,10 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 
 class Registry:
-    """`kind` is the word used in messages; `package` holds the files that register; also the entry-point group."""
+    """`kind` is the word used in messages; `package` holds the files that register; `group`: entry points, by default named like it."""
 
-    def __init__(self, kind: str, package: str) -> None:
-        self.kind, self.package = kind, package
+    def __init__(self, kind: str, package: str, group: str = "") -> None:
+        self.kind, self.package, self.group = kind, package, group or package
         self._entries: dict[str, Callable[..., Any]] = {}
         self._loaded = False
 
@@ -47,7 +47,7 @@ class Registry:
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self.package}.{module.name}")
-        for point in entry_points(group=self.package):
+        for point in entry_points(group=self.group):
             self._entries.setdefault(point.name, point.load())
 
     def names(self) -> list[str]:
@@ -125,4 +125,4 @@ def _say(hint: Any) -> str:
 BACKBONES = Registry("backbone", "elvis.backbones")
 TEXT_ENCODERS = Registry("text encoder", "elvis.text")
 OBJECTIVES = Registry("objective", "elvis.objectives")
-DATASETS = Registry("dataset", "elvis.data.datasets")
+DATASETS = Registry("dataset", "elvis.data.datasets", group="elvis.datasets")

@@ -37,7 +37,7 @@ class ImageSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sentence:
     """One sentence of a report: `text == sections[section][start:end]`, white space folded."""
 
@@ -45,34 +45,56 @@ class Sentence:
     section: str = "findings"
     start: int = 0
     end: int = 0
+    abnormal: bool | None = None  # as the owner says; None = the owner does not (elvis.data.reports.flags guesses)
+    region: str = ""  # the structure it is about, as the owner says
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Where something is, pixel by pixel, in its owner's dialect; `elvis.data.masks.decode` makes it an array when it is needed."""
+
+    name: str  # what it shows: pneumothorax, left lung, a finding's category
+    kind: str  # the dialect, a name of elvis.data.masks.DIALECTS
+    data: Any  # what the dialect needs: run lengths, boxes, polygons, or the file (an ImageFile or VolumeFile)
+    size: tuple[int, int] | None = None  # height, width it was drawn in; None = those of its image (or its file)
+    image: int = 0  # index into Study.images
+    value: int | None = None  # of a label map or a 4-D mask: the label or channel that is meant; None = everything above zero
+
+
+@dataclass(frozen=True, slots=True)
 class Grounding:
-    """A phrase and where it is: boxes are (x1, y1, x2, y2) in pixels of the ORIGINAL image, x2 and y2 exclusive."""
+    """A phrase and where it is: boxes are (x1, y1, x2, y2) in pixels of the ORIGINAL image, x2 and y2 exclusive.
+
+    `size` is the (height, width) of the image the boxes were drawn in, where the owner tells it: checked against the true one
+    when the image is there (`elvis.data.studies.placed`); (1, 1) = the boxes are fractions of it; None = nothing is told.
+    """
 
     phrase: str
     boxes: tuple[tuple[float, float, float, float], ...]
     category: str = ""
     sentence: int | None = None  # index into Study.sentences; None = not one of them
     image: int = 0  # index into Study.images
-    tags: frozenset[str] = frozenset()  # e.g. location_free, focal, side:left, zone:upper; what a protocol selects by
+    tags: frozenset[str] = frozenset()  # e.g. location_free, focal, side:left, template; what a protocol selects by
+    size: tuple[float, float] | None = None
+    masks: tuple[Mask, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Study:
-    """One study: its image(s), its text, its patient, its truth. Paths are absolute or an ImageSource; no pixels inside."""
+    """One study: its image(s), its text, its patient, its truth. Images are files or computed; no pixels inside."""
 
     id: str
     patient: str
     split: str
     images: tuple[Path | ImageSource, ...]
-    views: tuple[str, ...] = ()  # AP, PA, LATERAL, UNKNOWN; one per image
+    views: tuple[str, ...] = ()  # AP, PA, LATERAL, OTHER, UNKNOWN; one per image
     spacing: tuple[float, ...] = ()  # mm, (z,) y, x; empty = unknown
     sections: Mapping[str, str] = field(default_factory=dict)
     sentences: tuple[Sentence, ...] = ()
     groundings: tuple[Grounding, ...] = ()
-    labels: Mapping[str, int] = field(default_factory=dict)  # 1, 0, -1 uncertain
+    masks: tuple[Mask, ...] = ()  # of an image as a whole: lungs, pneumothorax; those of a phrase are the grounding's
+    labels: Mapping[str, int] = field(default_factory=dict)  # the owner's names: 1, 0, -1 uncertain; a missing one is not here
+    text_source: str = ""  # header | last_paragraph | full | structured | template: where its text was found; "" = nothing is told
     group: str = ""  # studies of one group are never each other's negatives; empty = id
     extra: Mapping[str, Any] = field(default_factory=dict)
 

@@ -8,7 +8,7 @@ from elvis.data import phantoms
 from elvis.data.datasets.manifest import manifest
 from elvis.data.images import read
 from elvis.data.phantoms.export import export
-from elvis.data.studies import check, load, patient_split
+from elvis.data.studies import load, patient_split, unique
 from elvis.errors import DataError
 from tests.layouts import REAL, pixels, write_boxes, write_image, write_manifest, write_table
 
@@ -123,7 +123,7 @@ def test_rows_of_one_study_and_one_text_become_one_study_of_several_images(tmp_p
 def test_rows_of_one_study_with_other_texts_are_studies_of_one_group(tmp_path):
     rows = [row(), row(image="images/b.png", report="The effusion has grown since."), row(1)]
     table = manifest(root=str(write_manifest(tmp_path, rows)))
-    check(table.studies)
+    unique(table.studies)
     assert {study.id: study.group for study in table.studies} == {"s0": "s0", "s0#2": "s0", "s1": ""}
     assert "1 study ids have rows with different texts" in " ".join(table.notes)
 

@@ -2,7 +2,7 @@ import pytest
 
 from elvis.data.datasets.mimic_cxr import mimic_cxr
 from elvis.data.images import read
-from elvis.data.studies import check
+from elvis.data.studies import unique
 from elvis.errors import DataError
 from tests.layouts import write_mimic, write_table
 
@@ -14,7 +14,7 @@ def ids(table):
 @pytest.mark.parametrize("gz", [True, False])
 def test_the_official_layout_gives_frontal_studies_in_their_splits(tmp_path, gz):
     table = mimic_cxr(root=str(write_mimic(tmp_path, gz=gz)))
-    check(table.studies)
+    unique(table.studies)
     assert {study.id: (study.patient, study.split) for study in table.studies} == {
         "50000000": ("10000000", "train"),
         "51000000": ("11000001", "train"),

@@ -1,10 +1,13 @@
 import json
+from dataclasses import replace
 
 import pytest
 
-from elvis.data.studies import BadStudies, check, enough, load, patient_split, read_table, split, stable_hash
+from elvis.data.problems import Problems
+from elvis.data.studies import BadStudies, StudyTable, checked, enough, leaked, load, patient_split, placed, split, stable_hash, unique
+from elvis.data.tables import read_table
 from elvis.errors import ConfigError, DataError
-from elvis.types import Study
+from elvis.types import Grounding, Study
 from tests import layouts
 
 
@@ -12,24 +15,68 @@ def study(id, patient=None, split="train"):
     return Study(id, patient or id, split, ())
 
 
+def table(*studies, **rest):
+    return StudyTable(tuple(studies), **rest)
+
+
 def test_a_patient_in_two_splits_is_an_error_that_lists_at_most_five():
     studies = [study(f"{n}{part}", f"patient{n}", part) for n in range(9) for part in ("train", "test")]
     with pytest.raises(DataError) as error:
-        check(studies)
+        checked(table(*studies))
     message = str(error.value)
+    assert error.value.code == "D060"
     assert "9 patient(s) in more than one split" in message
     assert "patient4" in message
     assert "patient5" not in message
     assert "hash" in error.value.fix
 
 
+def test_leaking_patients_can_be_dropped_from_train_or_allowed():
+    studies = study("a", "p"), study("b", "p", "test"), study("c", "q")
+    assert leaked(studies) == {"p": {"train", "test"}}
+    dropped = checked(table(*studies), on_leak="drop")
+    assert ([s.id for s in dropped.studies], dropped.left_out) == (["b", "c"], {"leak": 1})
+    assert "allowed" in checked(table(*studies), on_leak="allow").notes[-1]
+    with pytest.raises(DataError, match="several evaluation splits"):
+        checked(table(study("a", "p", "val"), study("b", "p", "test")), on_leak="drop")
+
+
 def test_two_studies_with_one_id_are_an_error():
     with pytest.raises(DataError, match="more than once: a"):
-        check([study("a", "p"), study("a", "p"), study("b")])
+        unique([study("a", "p"), study("a", "p"), study("b")])
 
 
 def test_the_same_patient_twice_in_one_split_is_fine():
-    assert check([study("a", "p"), study("b", "p"), study("c", "q", "test")]) is None
+    assert len(checked(table(study("a", "p"), study("b", "p"), study("c", "q", "test"))).studies) == 3
+
+
+def test_counts_that_differ_from_the_owners_are_a_note_and_with_strict_an_error():
+    found = table(study("a"), counts={"images": (3, 4), "boxes": (2, 2)})
+    assert checked(found).notes == ("counts differ from the owner's: images 3 instead of 4",)
+    with pytest.raises(DataError, match="images 3 instead of 4") as error:
+        checked(found, "siim", strict=True)
+    assert error.value.code == "D063"
+
+
+def test_an_error_an_adapter_met_stops_a_run_with_its_first_place_and_its_fix():
+    problems = Problems("siim")
+    problems.add("D013", "", "3 images", count=3)
+    for row in (7, 9):
+        problems.add("D040", f"train-rle.csv, line {row}", "an odd number of values", "is the table complete?")
+    with pytest.raises(DataError) as error:
+        checked(table(study("a"), problems=problems.listed()))
+    assert str(error.value) == "D040 siim: train-rle.csv, line 7: an odd number of values (2 in all)\nis the table complete?"
+
+
+def test_boxes_are_placed_in_the_image_that_is_there():
+    own = Grounding("a nodule", ((1.0, 2.0, 3.0, 4.0),), size=(10, 20))
+    assert placed(own, 10, 20) is own
+    assert placed(replace(own, size=None), 5, 5).boxes == own.boxes
+    assert placed(replace(own, boxes=((0.5, 0.25, 1.0, 0.5),), size=(1, 1)), 8, 4).boxes == ((2.0, 2.0, 4.0, 4.0),)
+    with pytest.raises(DataError, match="an image is 10 x 5, its boxes were drawn in 20 x 10") as error:
+        placed(own, 5, 10)
+    assert error.value.code == "D032"
+    assert placed(own, 5, 10, resized=True).boxes == ((0.5, 1.0, 1.5, 2.0),)
 
 
 def test_split_keeps_table_order():

@@ -9,6 +9,7 @@ because PIL's own conversion to 8 bit cuts every value above 255 to 255.
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -34,6 +35,33 @@ class BadImage(DataError):
     def __init__(self, reason: str, source: Path | str = "") -> None:
         self.reason = reason
         super().__init__(f"cannot use {source or 'an image'}: {reason}", "replace the file, or take it out of the table")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """A radiograph on disk, as an adapter names it: `name` relative to `root`, with / between its parts.
+
+    `bits`: how many bits of a 16-bit file carry its values (PadChest: 16); None = what the file says, else percentiles.
+    Reading refuses a file that a symbolic link takes out of the root.
+    """
+
+    root: str
+    name: str
+    bits: int | None = None
+
+    @property
+    def id(self) -> str:
+        return self.name
+
+    @property
+    def path(self) -> Path:
+        return Path(self.root, self.name)
+
+    def read(self) -> np.ndarray:
+        """uint8, H W. Raises BadImage."""
+        if not os.path.realpath(self.path).startswith(os.path.join(os.path.realpath(self.root), "")):
+            raise BadImage("a symbolic link leaves the root", self.path)
+        return _read_file(self.path, self.bits)
 
 
 def read(source: Path | ImageSource, *, bits: int | None = None) -> np.ndarray:

@@ -7,63 +7,124 @@ too many; a study WITHOUT text is not bad, only of no use for pretraining: it is
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from elvis.data.problems import Problem, errors
+from elvis.data.tables import Card
 from elvis.errors import ConfigError, DataError
 from elvis.registry import DATASETS
-from elvis.types import Study
+from elvis.types import Grounding, Study
 
 
 @dataclass(frozen=True)
 class StudyTable:
-    """What a dataset gives. `left_out`: reason -> count of studies; `notes`: what a reader of the run should know."""
+    """What a dataset gives: its studies, and what a reader of the run should know about them."""
 
     studies: tuple[Study, ...]
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> count of studies
     notes: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()  # what is wrong with the tables, counted (elvis.data.problems)
+    counts: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # what was counted -> (found, the owner's published count)
+    excluded: tuple[str, ...] = ()  # patients left out on purpose
+    card: Card | None = None
 
 
-def load(name: str, **options: Any) -> StudyTable:
-    """The table of a registered dataset, checked. Raises ConfigError for unknown names and options, DataError for the rest."""
+OnLeak = Literal["error", "drop", "allow"]
+
+
+def load(name: str, *, text: bool = True, strict: bool = False, on_leak: OnLeak = "error", **options: Any) -> StudyTable:
+    """The table of a registered dataset, checked. Raises ConfigError for unknown names and options, DataError for the rest.
+
+    text: at least one study must have a sentence. strict: counts that differ from the owner's are an error, else a note.
+    on_leak: what to do about patients in several splits: an error, take them out of train, or let it be (it is noted).
+    """
     wrong = DATASETS.check(name, options)
     if wrong:
         raise ConfigError("; ".join(wrong), "see the dataset's options in elvis/data/datasets")
-    table = DATASETS.create(name, **options)
-    if not any(study.sentences for study in table.studies):
+    table = checked(DATASETS.create(name, **options), name, strict=strict, on_leak=on_leak)
+    if text and not any(study.sentences for study in table.studies):
         left = ", ".join(f"{reason} {count}" for reason, count in table.left_out.items()) or "nothing was left out"
         raise DataError(
             f"{name}: not one study with text among {len(table.studies)} ({left})",
             "name the column (data.text=) or the folder (data.reports=) that holds the reports",
+            "D020",
         )
-    check(table.studies)
     return table
 
 
-def check(studies: Iterable[Study]) -> None:
-    """DataError for a study id that occurs twice and for a patient in two splits."""
-    ids: Counter[str] = Counter()
-    splits: dict[str, set[str]] = {}
-    for study in studies:
-        ids[study.id] += 1
-        splits.setdefault(study.patient, set()).add(study.split)
+def checked(table: StudyTable, name: str = "", *, strict: bool = False, on_leak: OnLeak = "error") -> StudyTable:
+    """The table without what must not be used, or DataError: its own errors, counts (`strict`), an id twice, a patient in two splits."""
+    for problem in errors(table.problems):
+        more = f" ({problem.count} in all)" if problem.count > 1 else ""
+        raise DataError(f"{problem.what}{more}", problem.fix, problem.code)
+    off = [f"{what} {found:,} instead of {owner:,}" for what, (found, owner) in table.counts.items() if found != owner]
+    if off and strict:
+        raise DataError(f"{name}: counts differ from the owner's: {', '.join(off)}", "complete the download, or set data.strict=false", "D063")
+    if off:
+        table = replace(table, notes=(*table.notes, f"counts differ from the owner's: {', '.join(off)}"))
+    unique(table.studies)
+    return _without_leaks(table, on_leak)
+
+
+def unique(studies: Iterable[Study]) -> None:
+    """DataError D050 for a study id that occurs twice."""
+    ids = Counter(study.id for study in studies)
     twice = sorted(id for id, count in ids.items() if count > 1)
     if twice:
-        raise DataError(f"{len(twice)} study id(s) occur more than once: {_some(twice)}", "give every study its own id")
-    leaked = sorted(patient for patient, names in splits.items() if len(names) > 1)
-    if leaked:
-        where = ", ".join(sorted(splits[leaked[0]]))
+        raise DataError(f"{len(twice)} study id(s) occur more than once: {_some(twice)}", "give every study its own id", "D050")
+
+
+def leaked(studies: Iterable[Study]) -> dict[str, set[str]]:
+    """Patient -> splits, of the patients who are in more than one."""
+    splits: dict[str, set[str]] = {}
+    for study in studies:
+        splits.setdefault(study.patient, set()).add(study.split)
+    return {patient: names for patient, names in splits.items() if len(names) > 1}
+
+
+def _without_leaks(table: StudyTable, on_leak: OnLeak) -> StudyTable:
+    found = leaked(table.studies)
+    if not found:
+        return table
+    patients = sorted(found)
+    where = ", ".join(sorted(found[patients[0]]))
+    what = f"{len(patients)} patient(s) in more than one split: {_some(patients)} (the first: {where})"
+    if on_leak == "error":
+        fix = "give all studies of a patient one split, set data.on_leak=drop to take them out of train, or let the patients be split by hash"
+        raise DataError(what, fix, "D060")
+    if on_leak == "allow":
+        return replace(table, notes=(*table.notes, f"allowed by on_leak: {what}"))
+    kept = tuple(study for study in table.studies if study.split != "train" or study.patient not in found)
+    still = leaked(kept)
+    if still:
+        raise DataError(f"{len(still)} patient(s) in several evaluation splits: {_some(sorted(still))}", "give each patient one split", "D060")
+    left_out = {**table.left_out, "leak": len(table.studies) - len(kept)}
+    return replace(table, studies=kept, left_out=left_out)
+
+
+def placed(grounding: Grounding, height: int, width: int, *, resized: bool = False) -> Grounding:
+    """The grounding with its boxes in pixels of its image, which is `height` x `width`, and size=(height, width).
+
+    Fractions are multiplied. Boxes drawn in an image of another size are a DataError D032, or scaled when `resized` says that
+    the images were made smaller on purpose.
+    """
+    if grounding.size in (None, (height, width)):
+        return grounding
+    if grounding.size != (1, 1) and not resized:
+        h, w = grounding.size
         raise DataError(
-            f"{len(leaked)} patient(s) in more than one split: {_some(leaked)} (the first: {where})",
-            "give all studies of a patient one split, or drop the split column: then patients are split by hash",
+            f"an image is {width} x {height}, its boxes were drawn in {w:g} x {h:g} (width x height)",
+            "give the original images, or say that they are resized: data.resized=true",
+            "D032",
         )
+    y, x = height / grounding.size[0], width / grounding.size[1]
+    return replace(grounding, boxes=tuple((x1 * x, y1 * y, x2 * x, y2 * y) for x1, y1, x2, y2 in grounding.boxes), size=(height, width))
 
 
 def split(studies: Iterable[Study], name: str) -> list[Study]:
@@ -89,41 +150,6 @@ def patient_split(patient: str) -> str:
     """train, val or test in the proportions 80/10/10, by a hash of the patient: adding patients moves nobody."""
     part = stable_hash(f"split:{patient}") % 10
     return "val" if part == 8 else "test" if part == 9 else "train"
-
-
-def read_table(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a .csv or .jsonl file, or of one of them gzipped; CSV values are stripped strings. DataError names file and line."""
-    lines = path.name.removesuffix(".gz").endswith(".jsonl")
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
-            yield from _json_rows(file, path) if lines else _csv_rows(file, path)
-    except FileNotFoundError:
-        raise DataError(f"no table {path}", "check data.table and data.root") from None
-    except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile) as error:
-        raise DataError(f"cannot read {path}: {error}", "the table must be UTF-8 text, CSV with a header line or one JSON object a line") from None
-
-
-def _csv_rows(file: Iterable[str], path: Path) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(10_000_000)  # a long report is longer than the default of 131,072 characters
-    reader = csv.reader(file)
-    header = [name.strip() for name in next(reader, [])]
-    for row in reader:
-        if row and len(row) != len(header):
-            raise DataError(f"{path}, line {reader.line_num}: {len(row)} values for {len(header)} columns", "quote texts that hold commas or quotes")
-        if row:
-            yield dict(zip(header, (value.strip() for value in row), strict=True))
-
-
-def _json_rows(file: Iterable[str], path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: not JSON ({error.msg})", "one JSON object a line") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: a {type(row).__name__}, not an object", "one JSON object a line")
-            yield row
 
 
 class BadStudies:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from elvis.data.reports import normalise, parse, sentences
-from elvis.data.studies import StudyTable, patient_split, read_table
+from elvis.data.studies import StudyTable, patient_split
+from elvis.data.tables import read_table
 from elvis.errors import DataError, nearest
 from elvis.registry import DATASETS
 from elvis.types import Grounding, Sentence, Study

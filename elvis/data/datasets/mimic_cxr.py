@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from elvis.data.reports import join_lines, parse, sentences
-from elvis.data.studies import StudyTable, read_table
+from elvis.data.studies import StudyTable
+from elvis.data.tables import read_table
 from elvis.errors import DataError
 from elvis.registry import DATASETS
 from elvis.types import Study
