@@ -59,7 +59,7 @@ def one(arm: str, seed: int, out: Path, overrides: Sequence[str]) -> None:
     """One run: pretrain (or resume), evaluate, probe; nothing is repeated that is done."""
     from benchmarks.probe import frozen_segmentation
     from elvis import assembly, checkpoints, config, pretrain
-    from elvis.data.batches import Tokenizer
+    from elvis.data.tokenizer import Tokenizer
 
     folder = out / f"{arm}-{seed}"
     chosen = config.load(CONFIG, [*ARMS[arm], f"train.seed={seed}", *overrides])

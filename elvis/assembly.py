@@ -6,7 +6,8 @@ run = assemble(config.load("elvis_phantom"))        run.module(batch) -> {"label
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,10 +25,50 @@ class Run:
     pretrained: Any  # model + tokenizer + preprocess
     objectives: Any
     weights: dict[str, float]
+    excluded: tuple[str, ...] = ()  # patients left out on purpose
 
     @property
     def module(self) -> Any:
-        return pretraining_module(self.pretrained.model, self.objectives)
+        return pretraining_module(self.pretrained.model, self.objectives, self.to_input)
+
+    @property
+    def to_input(self) -> Any:
+        """From a batch of the loader to a batch of the model, on the model's device."""
+        from elvis.data.augment import Augment
+        from elvis.data.inputs import ToInput
+
+        data, _ = configs.data_section(self.config)
+        return ToInput(self.pretrained.preprocess, self.pretrained.model.image.spec.in_channels, Augment(**data.augment))
+
+    @functools.cached_property
+    def dataset(self) -> Any:
+        """The training studies as the loader takes them; every report is encoded once."""
+        from elvis.data.augment import Augment
+        from elvis.data.batches import StudyDataset
+
+        data, _ = configs.data_section(self.config)
+        return StudyDataset(
+            self.split("train"),
+            self.pretrained.tokenizer,
+            self.pretrained.preprocess,
+            units=list(dict.fromkeys(["report", *data.units])),  # equal reports are never negatives
+            max_tokens=data.max_tokens,
+            max_units=data.max_units,
+            views=data.views,
+            max_views=data.max_views,
+            augment=Augment(**data.augment) if data.augment else None,
+            augment_on=data.augment_on,
+            seed=self.config.train.seed,
+            cache=data.cache,
+        )
+
+    @functools.cached_property
+    def classes(self) -> list[list[int]]:
+        """Indices of the training studies by the classes that `data.balance` names; none = every study once an epoch."""
+        from elvis.data.order import classes
+
+        data, _ = configs.data_section(self.config)
+        return classes(self.split("train"), data.balance) if data.balance else []
 
     def split(self, name: str) -> list[Any]:
         """Studies of a split; of an evaluation split at most `evaluate.limit`."""
@@ -51,7 +92,8 @@ def assemble(config: configs.Config, tokenizer: Any = None) -> Run:
     data, options = configs.data_section(config)
     if wrong := check_call("data.augment", Augment, data.augment):
         raise ConfigError("; ".join(wrong), "see elvis/data/augment.py")
-    table = studies.load(data.name, **options)
+    table = studies.load(data.name, strict=data.strict, on_leak=data.on_leak, resized=data.resized, **options)
+    studies.boxes_fit(table.studies)
     notes = list(table.notes) + [f"{count} studies left out: {reason}" for reason, count in table.left_out.items() if count]
     train = studies.split(table.studies, "train")
     texts = [s.text for study in train for s in study.sentences]
@@ -64,33 +106,22 @@ def assemble(config: configs.Config, tokenizer: Any = None) -> Run:
     if frozen:
         notes.append(f"frozen: {len(frozen)} parameters, {frozen[0]} ... {frozen[-1]}")
     pretrained = Pretrained(model, tokenizer, create_preprocess(config, model), max_tokens=data.max_tokens)
-    return Run(config, table.studies, notes, pretrained, objectives, weights)
+    run = Run(config, table.studies, notes, pretrained, objectives, weights, table.excluded)
+    if run.classes:
+        notes.append(f"data.balance: classes of {', '.join(str(len(members)) for members in run.classes)} studies come equally often")
+    return run
 
 
 def loader_for(run: Run, fabric: Any, start: int) -> Any:
     """The micro-batches of the training split from the `start`-th on."""
     from elvis.data import studies
-    from elvis.data.augment import Augment
-    from elvis.data.batches import StepSampler, StudyDataset, loader
+    from elvis.data.batches import loader
+    from elvis.data.order import StepSampler
 
     data, _ = configs.data_section(run.config)
     train = run.config.train
     table = run.split("train")
     studies.enough(table, train.batch_size * fabric.world_size)
-    dataset = StudyDataset(
-        table,
-        run.pretrained.tokenizer,
-        run.pretrained.preprocess,
-        units=list(dict.fromkeys(["report", *data.units])),  # equal reports are never negatives
-        max_tokens=data.max_tokens,
-        max_units=data.max_units,
-        views=data.views,
-        max_views=data.max_views,
-        augment=Augment(**data.augment) if data.augment else None,
-        seed=train.seed,
-        cache=data.cache,
-        channels=run.pretrained.model.image.spec.in_channels,
-    )
     sampler = StepSampler(
         [s.id for s in table],
         train.batch_size,
@@ -99,8 +130,11 @@ def loader_for(run: Run, fabric: Any, start: int) -> Any:
         world=fabric.world_size,
         start_step=start,
         steps=train.steps * train.accumulate,
+        classes=run.classes,
+        lengths=run.dataset.reports.lengths,
+        window=data.length_window,
     )
-    return loader(dataset, sampler, workers=data.workers, pin=fabric.device.type == "cuda")
+    return loader(run.dataset, sampler, workers=data.workers, pin=fabric.device.type == "cuda")
 
 
 def settled(run: Run, fabric: Any, batches: int = 10) -> Any:
@@ -115,7 +149,7 @@ def settled(run: Run, fabric: Any, batches: int = 10) -> Any:
     if norms:
         with torch.no_grad():
             for _, batch in zip(range(batches), loader_for(run, fabric, 0), strict=False):
-                copied.model(batch.to(fabric.device))
+                copied.model(run.to_input(batch.to(fabric.device)))
     return copied.eval()
 
 
@@ -144,7 +178,7 @@ def create_objectives(config: configs.Config) -> tuple[Any, dict[str, float]]:
 
 def create_tokenizer(config: configs.Config, texts: Sequence[str]) -> Any:
     """The tokenizer of the text encoder, or, when it has none, a WordPiece trained on `texts`."""
-    from elvis.data.batches import Tokenizer
+    from elvis.data.tokenizer import Tokenizer
     from elvis.registry import TEXT_ENCODERS
 
     own = getattr(TEXT_ENCODERS.get(config.text["name"]), "load_tokenizer", None)
@@ -186,8 +220,11 @@ def create_preprocess(config: configs.Config, model: Any) -> Any:
     return Preprocess(size=(data.size,) * spec.ndim, fit=data.fit, mean=spec.mean, std=spec.std)
 
 
-def pretraining_module(model: Any, objectives: Any) -> Any:
-    """forward(batch) -> {"label/term": (sum, count)}: the model in the precision of the run, the objectives in fp32."""
+def pretraining_module(model: Any, objectives: Any, to_input: Callable[[Any], Any] | None = None) -> Any:
+    """forward(batch) -> {"label/term": (sum, count)}: the model in the precision of the run, the objectives in fp32.
+
+    to_input: from the loader's batch to the model's (elvis.data.inputs); None where batches hold what the model takes.
+    """
     import torch
     from torch import nn
 
@@ -197,7 +234,7 @@ def pretraining_module(model: Any, objectives: Any) -> Any:
             self.model, self.objectives = model, objectives
 
         def forward(self, batch: Any) -> dict[str, Any]:
-            pair = self.model(batch)
+            pair = self.model(batch if to_input is None else to_input(batch))
             with torch.autocast(batch.images.device.type, enabled=False):
                 return {f"{label}/{term}": value for label, objective in self.objectives.items() for term, value in objective(pair, batch).items()}
 

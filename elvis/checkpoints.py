@@ -253,8 +253,8 @@ def load_pretrained(path: Path | str) -> Pretrained:
     """The whole model of a checkpoint with tokenizer and preprocessing, in eval mode."""
     from safetensors.torch import load_file
 
-    from elvis.data.batches import Tokenizer
     from elvis.data.images import Preprocess
+    from elvis.data.tokenizer import Tokenizer
     from elvis.model import build_model
     from elvis.pretrained import Pretrained
 

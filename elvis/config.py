@@ -32,15 +32,21 @@ class Data:
     units: list[str] = field(default_factory=lambda: ["report", "sentence"])
     size: int = 224  # pixels, the square the model sees
     fit: str = "pad"  # pad: the long side fits, zeros around | crop: the short side fits, centre kept
-    views: str = "first"  # first | random (pure function of seed, epoch, id) | all
+    views: str = "first"  # first | frontal (AP or PA if there is one) | random (pure function of seed, epoch, id) | all
     max_views: int = 1
     max_tokens: int = 256
     max_units: int = 64  # per kind of unit
     vocab_size: int = 1000  # of a tokenizer trained on the corpus (text encoders without their own)
     augment: dict[str, Any] = field(default_factory=dict)  # keywords of elvis.data.augment.Augment; empty = none
+    augment_on: str = "cpu"  # cpu: in the workers | device: the same transforms, on whole batches
+    balance: Any = ""  # classes shown equally often: abnormal, a label's name, or a list of names; empty = every study once
+    length_window: int = 1  # steps among which studies are grouped by the length of their text; 1 = not
     cache: bool = False  # keep decoded images in memory
     workers: int = 0
     max_bad_fraction: float = 0.01  # a run stops when more studies than this cannot be read
+    strict: bool = False  # counts that differ from the owner's are an error
+    on_leak: str = "error"  # patients in several splits: error | drop (out of train) | allow
+    resized: bool = False  # the images are copies of another size than their boxes were drawn in
 
 
 COMMON = frozenset(f.name for f in fields(Data))
@@ -113,7 +119,9 @@ def to_yaml(values: Mapping[str, Any]) -> str:
 # choices of closed options: key -> allowed words
 CHOICES = {
     "data.fit": ("pad", "crop"),
-    "data.views": ("first", "random", "all"),
+    "data.views": ("first", "frontal", "random", "all"),
+    "data.augment_on": ("cpu", "device"),
+    "data.on_leak": ("error", "drop", "allow"),
     "model.norm": ("layer", "batch", "none"),
     "model.image_pool": ("attention", "backbone"),
     "model.text_pool": ("attention", "mean"),
@@ -126,7 +134,8 @@ CHOICES = {
 UNITS = ("report", "sentence", "word")
 POSITIVE = (
     "train.steps", "train.batch_size", "train.accumulate", "train.lr", "train.checkpoint_every", "train.keep", "train.log_every", "data.size",
-    "data.max_tokens", "data.max_units", "data.max_views", "data.vocab_size", "model.dim", "model.hidden", "model.scale", "evaluate.batch_size",
+    "data.max_tokens", "data.max_units", "data.max_views", "data.vocab_size", "data.length_window", "model.dim", "model.hidden", "model.scale",
+    "evaluate.batch_size",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "train.clip", "train.weight_decay", "train.warmup", "train.evaluate_every", "data.workers", "data.max_bad_fraction", "evaluate.limit",
@@ -267,6 +276,8 @@ def check(config: Config) -> list[str]:
     else:
         wrong += DATASETS.check(data.name, {})
     wrong += [f"data.units: no unit '{u}'{nearest(u, UNITS)}" for u in data.units if u not in UNITS]
+    if not all(isinstance(name, str) for name in (data.balance if isinstance(data.balance, list) else [data.balance])):
+        wrong.append(f"data.balance must be abnormal, a label's name or a list of names, not {data.balance!r}")
     if isinstance(config.image.get("name"), str):
         try:
             wrong += BACKBONES.check(*backbones.resolve(config.image["name"], {k: v for k, v in config.image.items() if k != "name"}))

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from elvis.data.images import BadImage, read
 from elvis.data.reports import text_hash
+from elvis.data.studies import placed
 from elvis.metrics import bootstrap, grounding, representation, retrieval
 from elvis.metrics.priors import LocationPrior
 from elvis.ops import normalize
@@ -171,7 +172,7 @@ class _Shot:
 
     @property
     def truths(self) -> list[Grounding]:
-        return [truth for truth in truths(self.study) if truth.image == self.number]
+        return [placed(truth, *self.pixels.shape) for truth in truths(self.study) if truth.image == self.number]
 
 
 def truths(study: Study) -> list[Grounding]:
@@ -345,7 +346,7 @@ def _example(study: Study, truth: Grounding) -> Iterator[tuple[str, str, tuple[t
         shape = (side, side) if isinstance(side, int) else read(source).shape
     except BadImage:
         return
-    yield truth.phrase, truth.category, truth.boxes, shape
+    yield truth.phrase, truth.category, placed(truth, *shape).boxes, shape
 
 
 def _grounding(cases: Sequence[Mapping[str, Any]], resamples: int, seed: int) -> dict[str, Metric]:

@@ -25,7 +25,7 @@ from elvis.errors import ConfigError, run_cli
 from elvis.types import Metric, Result
 
 CONTINUED = ("image", "text", "model", "heads", "objectives", "freeze", "data", "train")  # must not change on --resume ...
-MOVABLE = {"data": {"root", "reports", "workers", "cache", "max_bad_fraction"}}  # ... but for what no step depends on
+MOVABLE = {"data": {"root", "reports", "fallback", "images", "ms_cxr", "workers", "cache", "max_bad_fraction"}}  # ... but for what no step depends on
 FIXED = {"train": {"seed", "batch_size", "accumulate"}}  # ... and of train only what the data order depends on
 
 
@@ -37,7 +37,7 @@ def pretrain(run: Run, out: Path, resume: Path | None = None, *, progress: bool 
     import torch
 
     from elvis import checkpoints, evaluation
-    from elvis.data.studies import BadStudies
+    from elvis.data.studies import BadStudies, write_excluded
     from elvis.distributed import everyones
     from elvis.training import RunLog, fit, make_fabric
 
@@ -47,6 +47,7 @@ def pretrain(run: Run, out: Path, resume: Path | None = None, *, progress: bool 
     module = run.module
     if lead:
         _open(out, config, fresh=resume is None)
+        write_excluded(run.excluded, out / "excluded.txt")
     module.to(fabric.device)
     test, size = run.split("test") or run.split("val"), config.evaluate.batch_size
     before = _at_start(out, lambda: evaluation.preservation(settled(run, fabric), test, batch_size=size)) if lead and test else {}
@@ -286,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     resume, tokenizer = None, None
     if args.resume:
         from elvis import checkpoints
-        from elvis.data.batches import Tokenizer
+        from elvis.data.tokenizer import Tokenizer
 
         resume = checkpoints.newest(out)
         tokenizer = Tokenizer.load(resume / "tokenizer") if resume is not None else None

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elvis.data import batches
 from elvis.data.images import Frame, Preprocess, read
+from elvis.data.texts import text_tensors
+from elvis.data.tokenizer import Tokenizer
 from elvis.errors import DataError
 from elvis.ops import cosine
 from elvis.types import ImageFeatures, ImageSource, TextFeatures
@@ -32,7 +33,7 @@ class Pretrained:
     """Model, tokenizer and preprocessing, as a checkpoint holds them."""
 
     model: VisionLanguageModel
-    tokenizer: batches.Tokenizer
+    tokenizer: Tokenizer
     preprocess: Preprocess
     max_tokens: int = 256
 
@@ -48,14 +49,14 @@ class Pretrained:
     def images(self, images: Sequence[Any]) -> tuple[ImageFeatures, ImageFeatures]:
         """One image per study (uint8 H W array, path or ImageSource) -> features after and before the projection."""
         channels = self.model.image.spec.in_channels
-        pixels = [self.preprocess.tensor(self.preprocess.resize(_pixels(i)), channels) for i in images]
-        stack = torch.stack(pixels).unsqueeze(1).to(self.device)  # B 1 C *S
+        pixels = torch.from_numpy(np.stack([self.preprocess.resize(_pixels(i)) for i in images])).to(self.device)  # B *S
+        stack = self.preprocess.tensor(pixels, channels).unsqueeze(1)  # B 1 C *S
         return self.model.encode_image(stack, torch.ones(len(stack), 1, dtype=torch.bool, device=self.device))
 
     @torch.inference_mode()
     def reports(self, reports: Sequence[Sequence[str]]) -> tuple[TextFeatures, TextFeatures]:
         """Reports as lists of sentences -> features after and before the projection; `.units["sentence"].vectors` is B U D."""
-        ids, mask, units = batches.text_tensors(reports, self.tokenizer, units=UNITS, max_tokens=self.max_tokens)
+        ids, mask, units = text_tensors(reports, self.tokenizer, units=UNITS, max_tokens=self.max_tokens)
         return self.model.encode_text(ids.to(self.device), mask.to(self.device), {n: u.to(self.device) for n, u in units.items()})
 
     def phrases(self, phrases: Sequence[str]) -> tuple[TextFeatures, TextFeatures]:

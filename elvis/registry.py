@@ -43,12 +43,16 @@ class Registry:
     def _load(self) -> None:
         if self._loaded:
             return
-        self._loaded = True
-        package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self.package}.{module.name}")
-        for point in entry_points(group=self.group):
-            self._entries.setdefault(point.name, point.load())
+        self._loaded = True  # a file that asks for names while it is imported gets those there are
+        try:
+            package = importlib.import_module(self.package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self.package}.{module.name}")
+            for point in entry_points(group=self.group):
+                self._entries.setdefault(point.name, point.load())
+        except BaseException:
+            self._loaded = False  # not half of the names for the rest of the process
+            raise
 
     def names(self) -> list[str]:
         self._load()

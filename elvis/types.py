@@ -138,7 +138,7 @@ class TextUnits(_Tensors):
 
 @dataclass(frozen=True)
 class Batch(_Tensors):
-    images: Tensor  # B V C *S
+    images: Tensor  # B V C *S float; from the loader B V 1 *S uint8 (elvis.data.inputs makes the one of the other)
     view_mask: Tensor  # B V bool
     text_ids: Tensor  # B L int64, the WHOLE report, so that sentences see their context
     text_mask: Tensor  # B L bool

@@ -12,8 +12,8 @@ import torch
 
 import elvis
 from elvis import checkpoints
-from elvis.data.batches import Tokenizer
 from elvis.data.images import Preprocess
+from elvis.data.tokenizer import Tokenizer
 from elvis.errors import CheckpointError
 from elvis.pretrained import Pretrained
 from tests.tiny import tiny_model

@@ -11,7 +11,7 @@ import torch
 import elvis
 from elvis import assembly, pretrain
 from elvis import config as configs
-from elvis.data.batches import Tokenizer
+from elvis.data.tokenizer import Tokenizer
 from tests.layouts import write_boxes, write_manifest, write_mimic
 from tests.tiny_encoders import bert_config, write_bert
 

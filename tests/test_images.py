@@ -1,3 +1,4 @@
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -5,7 +6,8 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from elvis.data.images import BadImage, Frame, Preprocess, read
+from elvis.data.images import BadImage, Frame, Preprocess, look, read
+from elvis.data.images import ImageFile as FileSource
 from tests.layouts import pixels, write_image
 
 GREY = {"mean": (0.5,), "std": (0.5,)}
@@ -111,20 +113,55 @@ def test_what_cannot_be_used_says_why(tmp_path):
     (tmp_path / "html.png").write_bytes(b"<html>404</html>")
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "scan.dcm").write_bytes(b"DICM")
+    (tmp_path / "folder.png").mkdir()
     saved(tmp_path / "flat.png", np.full((40, 56), 7, np.uint8))
     expected = {
-        "nope.png": "missing",
-        "html.png": "not an image",
-        "empty.jpg": "not an image",
-        "flat.png": "constant",
-        "scan.dcm": "unknown kind '.dcm' (accepted: .jpg .jpeg .png)",
+        "nope.png": ("missing", "D010"),
+        "html.png": ("not an image", "D011"),
+        "empty.jpg": ("not an image", "D011"),
+        "folder.png": ("unreadable", "D011"),
+        "flat.png": ("constant", "D016"),
+        "scan.dcm": ("not an image", "D011"),
     }
-    for name, reason in expected.items():
+    for name, (reason, code) in expected.items():
         with pytest.raises(BadImage) as error:
             read(tmp_path / name)
-        assert error.value.reason == reason
+        assert (error.value.reason, error.value.code) == (reason, code)
         assert name in str(error.value)
         assert (error.value.exit_code, len(str(error.value)) < 400) == (2, True)
+
+
+def test_a_look_says_what_was_met_on_the_way(tmp_path):
+    grey, colour = pixels(1), np.dstack([pixels(1)] * 3)
+    assert look(saved(tmp_path / "grey.png", grey)).notes == ()
+    assert look(saved(tmp_path / "colour.png", colour)).notes == ("D015",)
+    saved(tmp_path / "deep.png", grey.astype(np.uint16) * 256)
+    seen = look(FileSource(str(tmp_path), "deep.png", bits=16))
+    assert seen.notes == ("D014",)
+    np.testing.assert_array_equal(seen.pixels, FileSource(str(tmp_path), "deep.png", bits=16).read())
+
+
+def test_the_suffix_decides_nothing(tmp_path):
+    for name in ("a.jpg", "a.dcm.png", "a.dcm", "a", "a.txt"):
+        np.testing.assert_array_equal(read(saved(tmp_path / name, pixels(4), format="png")), pixels(4))
+
+
+def test_an_image_can_be_written_to(tmp_path):
+    for path in (write_image(tmp_path / "a.png"), saved(tmp_path / "b.png", pixels(1).astype(np.uint16)), saved(tmp_path / "c.jpg", pixels(1))):
+        read(path)[:] = 0
+
+
+def test_a_masks_file_may_be_one_value_everywhere(tmp_path):
+    saved(tmp_path / "mask.png", np.zeros((40, 56), np.uint8))
+    assert not FileSource(str(tmp_path), "mask.png").read().any()
+
+
+def test_warnings_of_the_libraries_are_silenced_only_while_they_read(tmp_path):
+    palette = Image.fromarray(pixels(1)).convert("P")
+    palette.info["transparency"] = bytes(range(256))  # PIL warns when such an image is converted
+    read(saved(tmp_path / "a.png", palette))
+    with pytest.raises(UserWarning, match="still here"):
+        warnings.warn("still here", stacklevel=1)
 
 
 @pytest.mark.parametrize("limit", [1000, 2000])  # PIL warns above its limit and refuses above twice of it

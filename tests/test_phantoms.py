@@ -458,7 +458,7 @@ def test_an_export_is_read_back_by_the_manifest_dataset(tmp_path: Path, capsys: 
         assert {(g.category, g.phrase, b) for g in own.groundings for b in g.boxes} == {
             (g.category, g.phrase, b) for g in study.groundings for b in g.boxes
         }
-        assert np.array_equal(png(own.images[0]), study.images[0].read())  # type: ignore[union-attr]
+        assert np.array_equal(png(own.images[0].path), study.images[0].read())  # type: ignore[union-attr]
         truth = study.images[0].truth()  # type: ignore[union-attr]
         for kind in {f.kind for f in truth.findings}:
             saved = png(tmp_path / "files" / "masks" / kind / f"{study.id}.png")
@@ -480,7 +480,7 @@ def test_show_draws_a_sheet_and_prints_reports(tmp_path: Path, capsys: pytest.Ca
         (["show", "levle=1"], "did you mean 'level'"),
         (["show", "split=tset"], "did you mean 'test'"),
         (["show", "noise=loud"], "noise='loud'"),
-        (["show", "fast"], "is not name=value"),
+        (["show", "level=1", "fast"], "is not name=value"),
         (["show", "count=0"], "nothing to show"),
         (["show", "--out", "sheets"], "ends in .png"),
         (["export", "train=4"], "--out DIR"),

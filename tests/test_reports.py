@@ -1,7 +1,15 @@
-import pytest
+import time
 
-from elvis.data.reports import normalise, parse, sentences, text_hash
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from elvis.data.phantoms.knobs import make_knobs
+from elvis.data.phantoms.study import PhantomImage
+from elvis.data.reports import join_lines, normalise, parse, sentences, text_hash
 from tests import layouts
+
+RULE = "_" * 78
 
 
 def texts(report):
@@ -40,13 +48,26 @@ def test_a_mimic_report_gives_its_sections():
         ("NDICATION:", "indication"),
         ("COMPARISONS:", "comparison"),
         ("TECHNIQUE:", "technique"),
+        ("IMRPESSION:", "impression"),
+        ("COMPARISION:", "comparison"),
+        ("                    FINDINGS:", "findings"),
+        ("Clinical History:", "indication"),
+        ("PRELIMINARY IMPRESSION:", "impression"),
+        ("IMPRESSION #2:", "impression"),
+        ("COMPARISON STUDY FROM ___:", "comparison"),
+        ("PAST MEDICAL HISTORY:", "indication"),
+        ("FINDINGS\n", "findings"),
+        ("  IMPRESSION  \n", "impression"),
     ],
 )
 def test_headers_are_known_by_several_names_and_misspelt(header, section):
     assert section in parse(f"{header} Something is said here.\n").sections
 
 
-@pytest.mark.parametrize("header", [" PORTABLE AP CHEST:", " CHEST, TWO VIEWS:", " PA AND LATERAL VIEWS OF THE CHEST:"])
+VIEWS = [" PORTABLE AP CHEST:", " CHEST, TWO VIEWS:", " PA AND LATERAL VIEWS OF THE CHEST:", "CHEST, 2 VIEWS, ___:", " AP CHEST, 5:43 A.M., ___:"]
+
+
+@pytest.mark.parametrize("header", VIEWS)
 def test_a_header_that_names_the_view_is_followed_by_findings(header):
     report = parse(f" FINAL REPORT\n INDICATION: Cough.\n{header}  The lungs are clear.\n")
     assert (report.source, report.sections["findings"]) == ("header", "The lungs are clear.")
@@ -65,6 +86,28 @@ def test_the_organs_of_a_structured_report_stay_in_its_findings():
     report = parse(" FINDINGS:\n LUNGS: Clear on both sides.\n HEART: Not enlarged.\n IMPRESSION: Normal chest.\n NOTE: Dictated by phone.\n")
     assert report.sections["findings"] == "LUNGS: Clear on both sides. HEART: Not enlarged."
     assert report.sections["impression"] == "Normal chest."
+
+
+def test_a_place_with_a_number_is_no_header():
+    report = parse(" FINDINGS:\n L4-L5: Disc bulge.\n C7: Old fracture.\n IMPRESSION: Degenerative.\n")
+    assert report.sections["findings"] == "L4-L5: Disc bulge. C7: Old fracture."
+
+
+def test_findings_of_an_organ_do_not_begin_the_findings_anew():
+    assert texts("FINDINGS:\n LUNG FINDINGS: Both clear.\n CARDIAC FINDINGS: Not enlarged.\n") == [
+        "LUNG FINDINGS: Both clear.",
+        "CARDIAC FINDINGS: Not enlarged.",
+    ]
+
+
+def test_a_time_or_a_ratio_is_no_header():
+    assert texts("IMPRESSION: Called at 3:45 p.m. by phone. Ratio is 12:33 now.") == ["Called at 3:45 p.m. by phone.", "Ratio is 12:33 now."]
+
+
+def test_a_report_in_capitals_keeps_its_sentences():
+    report = parse("FINDINGS: THE LUNGS ARE CLEAR. NO EFFUSION. IMPRESSION: NORMAL CHEST. TUBE ENDS AT 4 CM. HEART NORMAL.")
+    assert report.sections["findings"] == "THE LUNGS ARE CLEAR. NO EFFUSION."
+    assert [s.text for s in sentences(report.sections, "impression")] == ["NORMAL CHEST.", "TUBE ENDS AT 4 CM.", "HEART NORMAL."]
 
 
 def test_two_headers_on_one_line_are_two_sections():
@@ -100,6 +143,30 @@ def test_only_what_stands_under_the_rule_of_an_addendum_counts():
     assert texts(f" FINDINGS: The lungs are clear.\n {rule}\n") == ["The lungs are clear."]
 
 
+def test_a_wet_read_stands_above_the_final_report_with_and_without_a_rule():
+    wet, final = " WET READ: ___ ___ 9:12 PM\n  Large effusion seen.\n", "            FINAL REPORT\n FINDINGS: No effusion at all.\n"
+    assert texts(wet + f" {RULE}\n" + final) == ["No effusion at all."]
+    assert texts(wet + final) == ["No effusion at all."]
+
+
+def test_a_signature_under_the_rule_does_not_hide_the_report():
+    assert texts(f" FINDINGS: The lungs are clear.\n {RULE}\n Signed by Dr. ___ today.\n") == ["The lungs are clear."]
+
+
+def test_an_addendum_does_not_hide_a_final_report_without_headers():
+    report = parse(f" ADDENDUM:\n IMPRESSION: Called to the ward.\n {RULE}\n FINAL REPORT\n CHEST, AP\n\n The lungs are clear.\n")
+    assert (report.source, report.sections) == ("last_paragraph", {"last_paragraph": "The lungs are clear."})
+
+
+def test_what_stands_before_the_first_header_counts_where_nothing_else_is_said():
+    assert texts("The lungs are clear.\n COMPARISON: None.\n") == ["The lungs are clear."]
+    assert texts(" CHEST, PA\n COMPARISON: None.\n") == []
+
+
+def test_a_banner_with_text_on_its_line_is_text():
+    assert texts("FINAL REPORT The lungs are clear.") == ["FINAL REPORT The lungs are clear."]
+
+
 def test_an_indication_alone_gives_no_sentence():
     assert texts(" FINAL REPORT\n INDICATION: Patient with cough.\n") == []
 
@@ -111,6 +178,13 @@ def test_nothing_gives_nothing(text):
 
 def test_windows_line_ends_and_replacement_characters_are_understood():
     assert texts("FINDINGS:\r\n\r\nSeen by Dr. \ufffd at\r\nnoon today.\r\n") == ["Seen by Dr. ___ at noon today."]
+    assert texts("FINDINGS: Seen on\n" + "\ufffd" * 30 + "\nby phone.") == ["Seen on ___ by phone."]
+
+
+def test_printed_sections_are_read_back():
+    for index in range(30):
+        sections = parse(PhantomImage(3, "test", index, 64, make_knobs(2)).report().raw).sections
+        assert parse("\n".join(f"{name.upper()}:\n{text}" for name, text in sections.items())).sections == sections
 
 
 # -------------------------------------------------------------------------------------------------------- sentences
@@ -134,6 +208,17 @@ def test_windows_line_ends_and_replacement_characters_are_understood():
         ("Compared to ___. ___ has improved.", ["Compared to ___.", "___ has improved."]),
         ("Normal. ___ ___. Heart size normal..", ["Heart size normal.."]),
         ('It is "clear." Nothing else.', ['It is "clear."', "Nothing else."]),
+        ("A 5 mm. nodule is seen. It measures 5 mm. No effusion.", ["A 5 mm. nodule is seen.", "It measures 5 mm.", "No effusion."]),
+        ("Opacity... may be atelectasis... The heart is big.", ["Opacity... may be atelectasis...", "The heart is big."]),
+        ("Seen on 1.2.2012 and on Jan. 5 again. See image No. 3 there.", ["Seen on 1.2.2012 and on Jan. 5 again.", "See image No. 3 there."]),
+        ("1. 8 mm nodule. 2. 1.4 cm mass. 3. ___ is stable.", ["8 mm nodule.", "1.4 cm mass.", "___ is stable."]),
+        ("1.No acute disease. 2.Old fracture.", ["No acute disease.", "Old fracture."]),
+        ("lungs are clear . heart is normal . . . no effusion .", ["lungs are clear .", "heart is normal .", "no effusion ."]),
+        ("nodul 3 . 1 x 2 . 3 cm basal .", ["nodul 3 . 1 x 2 . 3 cm basal ."]),
+        ("sin hallazgos patológicos. corazón normal", ["sin hallazgos patológicos.", "corazón normal"]),
+        ("sin hallazg patolog cardiomegali", ["sin hallazg patolog cardiomegali"]),
+        ("XXXX XXXX. Clear x-XXXX.The heart XXXX. Seen at XXXX p.m. XXXX.", ["Clear x-XXXX.", "The heart XXXX.", "Seen at XXXX p.m. XXXX."]),
+        ("Lobes (RUL, etc.) are clear (see Dr. Doe). 12 33.", ["Lobes (RUL, etc.) are clear (see Dr. Doe)."]),
     ],
 )
 def test_sentences_end_where_a_reader_ends_them(text, expected):
@@ -163,6 +248,29 @@ def test_only_the_sections_asked_for_are_used():
     assert [s.text for s in sentences(sections, use=("impression",))] == ["Normal chest."]
 
 
+def test_which_text_to_learn_from_is_a_choice():
+    both, neither = {"findings": "Clear lungs.", "impression": "Normal chest."}, {"comparison": "None at all.", "last_paragraph": "Big heart."}
+    only = {"impression": "Normal chest."}
+    assert [s.section for s in sentences(both)] == ["findings", "impression"]
+    assert [s.section for s in sentences(both, ("impression", "findings"))] == ["impression", "findings"]
+    assert [s.section for s in sentences(both, "findings")] == ["findings"]
+    assert [s.section for s in sentences(neither)] == ["last_paragraph"]
+    assert sentences(neither, otherwise=()) == ()
+    assert sentences(only, "findings") == ()
+    assert [s.section for s in sentences(only, "findings", otherwise=("impression", "last_paragraph"))] == ["impression"]
+
+
+def test_one_word_is_a_sentence_where_that_is_wanted():
+    sections = {"findings": "cardiomegali . . sin derram . 1. XXXX."}
+    assert [s.text for s in sentences(sections)] == ["sin derram ."]
+    assert [s.text for s in sentences(sections, min_words=1)] == ["cardiomegali .", "sin derram ."]
+
+
+def test_equal_sentences_share_their_text():
+    first, second = (sentences({"findings": f"No effusion is seen. {more}"})[0] for more in ("One.", "Two."))
+    assert first.text is second.text
+
+
 def test_every_letter_of_a_section_is_in_a_sentence_unless_it_is_a_number_or_a_stub():
     section = "1. Tube in place 2. No effusion at C7. Dr. ___ knows. The end is near"
     assert "".join(split(section)).replace(" ", "") == section.replace("1. ", "").replace("2. ", "").replace(" ", "")
@@ -183,3 +291,54 @@ def test_texts_that_say_something_else_are_not():
 
 def test_the_hash_is_a_signed_64_bit_number_that_never_changes():
     assert text_hash("No pneumothorax.") == -4889545636787558990
+
+
+# ------------------------------------------------------------------------------------------------------- any string
+
+ANY = st.text(st.characters(exclude_categories=()), max_size=200)
+PIECES = ["FINDINGS:", " IMPRESSION: ", "Impression:", "CHEST, AP:", "FINAL REPORT\n", RULE, "___", "the lungs are clear", "A", "aB", "Dr.", "5 p.m."]
+PIECES += ["\n", "\n \n", "\r\n", " ", "\t", "1. ", "2) ", "- ", ".", "...", '."', ":", "\ufffd", "\0", "\ud800", "\u202e", "\U0001f600", "٣. ", "²."]
+
+
+@settings(max_examples=300, deadline=None)
+@given(ANY | st.lists(st.sampled_from(PIECES), max_size=40).map("".join))
+@example("")
+@example(RULE)
+def test_any_string_is_parsed_and_its_sentences_are_where_they_say(text):
+    report = parse(text)
+    assert report.source in ("header", "last_paragraph", "full")
+    assert all(report.sections.values())
+    for sections in (report.sections, {"findings": text}):
+        end = -1
+        for s in sentences(sections):
+            assert sections[s.section][s.start : s.end] == s.text == s.text.strip()
+            assert "\n" not in s.text
+            if s.section == "findings":
+                assert s.start >= end
+                end = s.end
+    assert parse(text) == report
+    text_hash(text)
+
+
+@given(st.lists(st.sampled_from(["lungs are", "clear.", "1.5 cm", "\n", " "])).map("".join))
+def test_joined_lines_stay_joined(text):
+    joined = join_lines(text)
+    assert join_lines(joined.replace("\n", "\n\n")) == joined
+    assert joined.split() == text.split()
+
+
+NASTY = ["FINDINGS: a b\n", "FINDINGS: a b ", "CAPITALS WITHOUT COLON ", "FINAL REPORT\n", f"{RULE}\n", f"{RULE}\na b\n", f"{RULE}\nFINDINGS: a.\n"]
+NASTY += [" :", "A ", "A: ", "A:", "a", "_a", "___", "1. ", "1. A ", "- ", "Dr. ", "a... ", "Ab.Cd", ".", ". ", '."', ')."', " ", "\n \n", "\0"]
+LENGTH = 1000
+
+
+@pytest.mark.parametrize("piece", NASTY)
+def test_the_time_is_proportional_to_the_length(piece):
+    def seconds(count):
+        begin = time.process_time()
+        for sections in (parse(piece * count).sections, {"findings": piece * count}):
+            sentences(sections)
+        return time.process_time() - begin
+
+    short = max(min(seconds(LENGTH) for _ in range(3)), 1e-4)
+    assert min(seconds(8 * LENGTH) for _ in range(2)) < 30 * short  # 8 if proportional, 64 if quadratic

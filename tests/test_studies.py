@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from elvis.data.problems import Problems
-from elvis.data.studies import BadStudies, StudyTable, checked, enough, leaked, load, patient_split, placed, split, stable_hash, unique
+from elvis.data.studies import BadStudies, StudyTable, checked, enough, in_fractions, leaked, load, patient_split, placed, split, stable_hash, unique
 from elvis.data.tables import read_table
 from elvis.errors import ConfigError, DataError
 from elvis.types import Grounding, Study
@@ -76,7 +76,8 @@ def test_boxes_are_placed_in_the_image_that_is_there():
     with pytest.raises(DataError, match="an image is 10 x 5, its boxes were drawn in 20 x 10") as error:
         placed(own, 5, 10)
     assert error.value.code == "D032"
-    assert placed(own, 5, 10, resized=True).boxes == ((0.5, 1.0, 1.5, 2.0),)
+    assert placed(in_fractions(own), 5, 10).boxes == ((0.5, 1.0, 1.5, 2.0),)
+    assert in_fractions(replace(own, size=None)).boxes == own.boxes
 
 
 def test_split_keeps_table_order():

@@ -20,7 +20,7 @@ def write_bert(folder: Path, texts: Sequence[str] = SENTENCES, **changes: Any) -
     import torch
     from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
-    from elvis.data.batches import Tokenizer
+    from elvis.data.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.train(texts, 80)
     special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}

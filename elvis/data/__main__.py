@@ -1,10 +1,15 @@
-"""Look at phantoms, or write them to files.
+"""Datasets from the command line.
 
-    python -m elvis.data show   [--out sheet.png] [level=2 split=comp count=8 size=224 seed=0 noise=0.05 ...]
-    python -m elvis.data export --out DIR         [level=1 train=200 val=50 test=50 size=224 noise=0.05 ...]
+    python -m elvis.data doctor  NAME root=DIR [option=value ...] [against=OTHER:DIR ...] [strict=true]
+    python -m elvis.data prepare NAME root=DIR [option=value ...] [out=DIR] [size=512] [fit=pad] [workers=N] [resized=true]
+    python -m elvis.data show    [NAME root=DIR option=value ...] [out=sheet.png|sheet.html] [split=test] [count=8] [seed=0]
+    python -m elvis.data export  --layout NAME out=DIR [train=8 val=2 test=4] [height=80 width=96] [break_=D040]
+    python -m elvis.data purge   [yes=true]
 
-`show` draws a contact sheet and prints three reports; `export` writes images, manifest.jsonl, boxes.json and masks
-(the layout is told in elvis/data/phantoms/export.py). A name=value is an option, or a knob of the phantoms.
+`doctor` says what is in a dataset and what is wrong with it (exit code 2 with errors); `prepare` checks every image and keeps
+pixels of training size and a manifest; `show` draws studies with their text, boxes and masks (phantoms, when no dataset is named);
+`export` writes phantoms in the layout of a dataset's owner; `purge` empties the cache. A name=value is an option of the command, else
+of the dataset (data.split=... where both have one), else a knob of the phantoms.
 """
 
 from __future__ import annotations
@@ -13,84 +18,246 @@ import argparse
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from elvis.data import phantoms
+import yaml
+
+from elvis.data import cache, doctor, phantoms, sheet, studies
 from elvis.data.datasets.phantom import phantom
+from elvis.data.phantoms import layouts
 from elvis.data.phantoms.export import export
-from elvis.data.phantoms.sheet import contact_sheet
-from elvis.errors import ConfigError, nearest, run_cli
+from elvis.data.prepare import MAX_MISSING, cores, prepare
+from elvis.data.shards import Make
+from elvis.data.studies import StudyTable, stable_hash
+from elvis.errors import ConfigError, DataError, nearest, run_cli
+from elvis.registry import DATASETS, check_call
+from elvis.types import Study
 
 KNOBS = tuple(field.name for field in fields(phantoms.Knobs))
+Options = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m elvis.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("show", "export"))
-    parser.add_argument("changes", nargs="*", metavar="name=value", help="an option or a knob")
-    parser.add_argument("--out", type=Path, help="show: the PNG to write (default phantoms.png); export: the folder to write")
+    parser.add_argument("command", choices=tuple(COMMANDS))
+    parser.add_argument("words", nargs="*", metavar="NAME | option=value", help="a dataset, and options of the command or the dataset")
+    parser.add_argument("--out", help="the same as out=")
+    parser.add_argument("--layout", help="export: the same as layout=")
     given = parser.parse_intermixed_args(arguments)
-    return show(given.out or Path("phantoms.png"), given.changes) if given.command == "show" else write(given.out, given.changes)
+    name, options = _read(given.words)
+    for option in ("out", "layout"):
+        if getattr(given, option) is not None:
+            options[option] = getattr(given, option)
+    return COMMANDS[given.command](name, options)
 
 
-def show(out: Path, changes: Sequence[str]) -> int:
-    """A contact sheet of one split and three reports."""
-    if out.suffix.lower() != ".png":
-        raise ConfigError(f"show writes a picture, not '{out}'", "give a name that ends in .png")
-    options, knobs = _read(changes, {"level": 2, "split": "train", "count": 8, "size": 224, "seed": 0})
-    split = options.pop("split")
-    count = options.pop("count")
-    if split not in phantoms.SPLITS:
-        raise ConfigError(f"no split '{split}'{nearest(str(split), phantoms.SPLITS)}", f"known: {', '.join(phantoms.SPLITS)}")
-    studies = phantom(**{**dict.fromkeys(phantoms.SPLITS, 0), split: count, **options}, knobs=knobs).studies
-    if not studies:
-        raise ConfigError("count=0: nothing to show", "set count to 1 or more")
-    for study in studies[:3]:
-        print(f"{study.id}\n{study.images[0].report().raw}")  # type: ignore[union-attr]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(studies).save(out, optimize=True)
-    print(f"wrote {out}: {len(studies)} of split {split}, a sentence in the colour of its boxes, grey where it has none")
+# -------------------------------------------------------------------------------------------------------- commands
+
+
+def run_doctor(
+    name: str,
+    options: Options,
+    *,
+    against: str | Sequence[str] = (),
+    strict: bool = False,
+    size: int = 512,
+    batch: int | None = None,
+    workers: int = 8,
+    out: str = ".",
+) -> int:
+    """What is in the dataset and what is wrong; 2 where there are errors."""
+    others = dict(_other(word) for word in ([against] if isinstance(against, str) else against))
+    table = _table(name, options)
+    report = doctor.examine(name, table, against=others, strict=strict, size=size, batch=batch, workers=workers, out=Path(out))
+    print(report.text())
+    if table.excluded:
+        target = Path(out) / f"{name}.excluded.txt"
+        studies.write_excluded(table.excluded, target)
+        print(f"\nwrote {target}: {len(table.excluded):,} patients left out on purpose")
+    return 2 if report.errors else 0
+
+
+def run_prepare(
+    name: str,
+    options: Options,
+    *,
+    out: str | None = None,
+    size: int = 512,
+    fit: str = "pad",
+    workers: int | None = None,
+    resized: bool = False,
+    max_missing: float = MAX_MISSING,
+    strict: bool = False,
+    on_leak: str = "error",
+) -> int:
+    """Pixels of training size and a manifest, in OUT or in the cache."""
+    if fit not in ("pad", "crop") or on_leak not in ("error", "drop", "allow") or size < 1:
+        raise ConfigError(f"fit={fit} on_leak={on_leak} size={size}", "fit is pad or crop; on_leak is error, drop or allow; size is positive")
+    table = studies.load(name, text=False, strict=strict, on_leak=on_leak, resized=resized, **options)  # type: ignore[arg-type]
+    target = Path(out).expanduser() if out else cache.private(cache.home() / "prepared") / f"{name}-{size}-{_hash(options)}"
+    done = prepare(table, target, Make(size, fit), name=name, workers=workers or cores(), max_missing=max_missing)  # type: ignore[arg-type]
+    studies.write_excluded(table.excluded, target / "excluded.txt")
+    for line in doctor.shown(done.problems):
+        print(line)
+    what = f"{done.made} of {done.shards} shards made" if done.made else "nothing to do: all shards are there" if not done.fresh else "shards kept"
+    print(f"{done.out}: {done.studies:,} studies, {done.images:,} images, {done.bad:,} left out (bad_images.jsonl); {what}")
+    print(f"train on it: python -m elvis.pretrain --config CONFIG data.name=prepared data.root={done.out}")
+    return 2 if any(problem.severity == "E" for problem in done.problems) else 0
+
+
+def run_show(name: str, options: Options, *, out: str | None = None, split: str | None = None, count: int = 8, seed: int = 0) -> int:
+    """A contact sheet; of phantoms also three reports."""
+    target = Path(out or f"{name or 'phantoms'}.png")
+    if target.suffix.lower() not in (".png", ".html"):
+        raise ConfigError(f"show writes a picture or a page, not '{target}'", "give a name that ends in .png or .html")
+    if count < 1:
+        raise ConfigError(f"count={count}: nothing to show", "set count to 1 or more")
+    if name in ("", "phantom"):
+        chosen = _phantoms(options | {"seed": seed}, split or "train", count)
+        for study in chosen[:3]:
+            print(f"{study.id}\n{study.images[0].report().raw}")  # type: ignore[union-attr]
+    else:
+        chosen = _some(_table(name, options), split, count, seed)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.touch(mode=0o600)  # it may hold reports
+    if target.suffix.lower() == ".png":
+        sheet.png(chosen).save(target, optimize=True)
+    else:
+        target.write_text(sheet.html(chosen, title=f"{name or 'phantom'}: {len(chosen)} studies"), encoding="utf-8")
+    print(f"wrote {target}: {len(chosen)} studies, a sentence in the colour of its boxes, grey where it has none")
     return 0
 
 
-def write(out: Path | None, changes: Sequence[str]) -> int:
-    """Phantoms as files."""
+def run_export(name: str, options: Options, *, layout: str = "manifest", out: str | None = None) -> int:
+    """Phantoms as files of an owner's layout."""
+    if name:
+        raise ConfigError(f"export takes no dataset ('{name}')", f"write --layout {name}")
     if out is None:
         raise ConfigError("export: where to?", "add --out DIR, a new or empty folder")
-    defaults = {n: p.default for n, p in inspect.signature(phantom).parameters.items() if n not in ("knobs", "truth")}
-    options, knobs = _read(changes, defaults | {"train": 200, "val": 50, "test": 50, "comp": 50, "decor": 50, "swap": 50})
-    done = export(phantom(**options, knobs=knobs).studies, out)
+    if layout == "manifest":
+        defaults = {n: p.default for n, p in inspect.signature(phantom).parameters.items() if n not in ("knobs", "truth")}
+        chosen, knobs = _knobs(options, defaults | {"train": 200, "val": 50, "test": 50, "comp": 50, "decor": 50, "swap": 50})
+        done: Mapping[str, int] = export(phantom(**chosen, knobs=knobs).studies, Path(out))
+        then = f"python -m elvis.pretrain --config real_smoke data.root={out}"
+    else:
+        counts = {split: options.pop(split) for split in layouts.COUNTS if split in options}
+        wrong = check_call(f"export --layout {layout}", layouts.export, options)
+        if wrong:
+            raise ConfigError("; ".join(wrong), f"layouts: manifest, {', '.join(layouts.layouts())}")
+        done = layouts.export(layout, out, counts=layouts.COUNTS | counts, **options).counts
+        then = f"python -m elvis.data doctor {layouts.layouts()[layout].dataset} root={out}"
     print(f"wrote {out}: " + ", ".join(f"{count} {what}" for what, count in done.items()))
-    print(f"read them: python -m elvis.pretrain --config real_smoke data.root={out}")
+    print(f"read them: {then}")
     return 0
 
 
-def _read(changes: Sequence[str], options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """name=value words to (options, knobs). ConfigError for what is neither."""
-    options, knobs = dict(options), {}
-    for change in changes:
-        name, equals, text = change.partition("=")
-        if not equals:
-            raise ConfigError(f"'{change}' is not name=value", "write for example level=3 or noise=0.05")
-        value = _number(text)
-        if name in options:
-            options[name] = value
-        elif name in KNOBS:
-            knobs[name] = value
+def run_purge(name: str, options: Options, *, yes: bool = False) -> int:
+    """Remove what prepare put into the cache; without yes=true only say what that is."""
+    if name or options:
+        raise ConfigError("purge takes no dataset and no option but yes=true", "it removes all that prepare put into the cache")
+    folder = cache.home() / "prepared"
+    if not yes:
+        print(f"{folder}: {cache.size(folder) if folder.is_dir() else 0:,} bytes would be removed; type: python -m elvis.data purge yes=true")
+        return 0
+    where, freed = cache.purge()
+    print(f"removed {where}: {freed:,} bytes")
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------------- options
+
+
+def _read(words: Sequence[str]) -> tuple[str, Options]:
+    """NAME and option=value words; an option given twice becomes a list. The name is "" where there is none."""
+    name, options = "", {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals and not name and not options:
+            name = word
+        elif not equals:
+            raise ConfigError(f"'{word}' is not name=value", "write for example root=DIR or size=512")
         else:
-            raise ConfigError(f"no option or knob '{name}'{nearest(name, [*options, *KNOBS])}", f"options: {', '.join(options)}")
-    return options, knobs
+            value = _value(text)
+            options[key] = [*(options[key] if isinstance(options[key], list) else [options[key]]), value] if key in options else value
+    return name, options
 
 
-def _number(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
+def _value(text: str) -> Any:
+    """A number, true or false, null, a [list]; anything else is the word itself."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return value if isinstance(value, (bool, int, float, list, type(None))) else text
 
+
+def _table(name: str, options: Options) -> StudyTable:
+    """The dataset as its tables say, its own errors among its problems."""
+    if not name:
+        raise ConfigError("which dataset?", f"known: {', '.join(DATASETS.names())}")
+    return studies.index(name, **options)
+
+
+def _other(word: str) -> tuple[str, StudyTable]:
+    name, colon, root = str(word).partition(":")
+    if not colon or name not in DATASETS:
+        raise ConfigError(f"against={word}{nearest(name, DATASETS.names())}", "write against=NAME:ROOT, for example against=ms_cxr:/data/ms-cxr")
+    return name, studies.index(name, root=root)
+
+
+def _some(table: StudyTable, split: str | None, count: int, seed: int) -> list[Study]:
+    """Studies of a split by a hash of (seed, id), those with boxes or masks first."""
+    there = {study.split for study in table.studies}
+    if split is not None and split not in there:
+        raise DataError(f"no study in split '{split}'{nearest(split, there)}", "name another, or none for all")
+    members = [study for study in table.studies if split in (None, study.split)]
+    if not members:
+        raise DataError("there is no study to show", f"left out: {dict(table.left_out)}")
+    return sorted(members, key=lambda s: (not (s.groundings or s.masks), stable_hash(f"{seed} {s.id}")))[:count]
+
+
+def _phantoms(options: Options, split: str, count: int) -> Sequence[Study]:
+    chosen, knobs = _knobs(options, {"level": 2, "size": 224, "seed": 0})
+    if split not in phantoms.SPLITS:
+        raise ConfigError(f"no split '{split}'{nearest(split, phantoms.SPLITS)}", f"known: {', '.join(phantoms.SPLITS)}")
+    return phantom(**{**dict.fromkeys(phantoms.SPLITS, 0), split: count + count % 2 * (split == "swap"), **chosen}, knobs=knobs).studies
+
+
+def _knobs(given: Options, known: Mapping[str, Any]) -> tuple[Options, Options]:
+    """(options, knobs) of phantoms. ConfigError for what is neither."""
+    for name in given:
+        if name not in known and name not in KNOBS:
+            raise ConfigError(f"no option or knob '{name}'{nearest(name, [*known, *KNOBS])}", f"options: {', '.join(known)}")
+    return {**known, **{n: v for n, v in given.items() if n in known}}, {n: v for n, v in given.items() if n not in known}
+
+
+def _hash(options: Options) -> str:
+    return blake2b(repr(sorted(options.items())).encode(), digest_size=6).hexdigest()
+
+
+def _command(run: Any) -> Any:
+    """A command that is called with its own options, checked against its signature, and those of the dataset: the rest, and data.NAME."""
+    own = {name for name, p in inspect.signature(run).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    def call(name: str, options: Options) -> int:
+        mine = {key: value for key, value in options.items() if key in own}
+        wrong = check_call(run.__name__.removeprefix("run_"), run, mine)
+        if wrong:
+            raise ConfigError("; ".join(wrong), f"options: {', '.join(sorted(own))}")
+        return run(name, {key.removeprefix("data."): value for key, value in options.items() if key not in own}, **mine)
+
+    return call
+
+
+COMMANDS = {
+    "doctor": _command(run_doctor),
+    "prepare": _command(run_prepare),
+    "show": _command(run_show),
+    "export": _command(run_export),
+    "purge": _command(run_purge),
+}
 
 if __name__ == "__main__":
     run_cli(main)

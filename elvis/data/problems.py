@@ -43,10 +43,11 @@ CODES = {  # code -> (severity, what it means)
     "D060": ("E", "a patient is in more than one split"),
     "D061": ("E", "patients of an evaluation set are in the training split"),
     "D062": ("W", "a split is not the published one"),
-    "D063": ("W", "counts differ from the owner's (an error with strict=true)"),
+    "D063": ("E", "counts differ from the owner's (without strict=true a warning)"),
     "D064": ("W", "patients are not known, so leakage cannot be checked"),
     "D070": ("W", "images left out because of their view"),
     "D080": ("E", "a CT volume does not look like Hounsfield units"),
+    "D081": ("W", "a volume's spacing in the table is not usable, or not the file's"),
 }
 
 

@@ -7,14 +7,18 @@ too many; a study WITHOUT text is not bad, only of no use for pretraining: it is
 
 from __future__ import annotations
 
+import gc
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Sized
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from elvis.data.images import BadImage, read
 from elvis.data.problems import Problem, errors
 from elvis.data.tables import Card
 from elvis.errors import ConfigError, DataError
@@ -38,16 +42,14 @@ class StudyTable:
 OnLeak = Literal["error", "drop", "allow"]
 
 
-def load(name: str, *, text: bool = True, strict: bool = False, on_leak: OnLeak = "error", **options: Any) -> StudyTable:
+def load(name: str, *, text: bool = True, strict: bool = False, on_leak: OnLeak = "error", resized: bool = False, **options: Any) -> StudyTable:
     """The table of a registered dataset, checked. Raises ConfigError for unknown names and options, DataError for the rest.
 
     text: at least one study must have a sentence. strict: counts that differ from the owner's are an error, else a note.
     on_leak: what to do about patients in several splits: an error, take them out of train, or let it be (it is noted).
+    resized: the images are copies of another size than the boxes were drawn in.
     """
-    wrong = DATASETS.check(name, options)
-    if wrong:
-        raise ConfigError("; ".join(wrong), "see the dataset's options in elvis/data/datasets")
-    table = checked(DATASETS.create(name, **options), name, strict=strict, on_leak=on_leak)
+    table = checked(index(name, **options), name, strict=strict, on_leak=on_leak)
     if text and not any(study.sentences for study in table.studies):
         left = ", ".join(f"{reason} {count}" for reason, count in table.left_out.items()) or "nothing was left out"
         raise DataError(
@@ -55,7 +57,27 @@ def load(name: str, *, text: bool = True, strict: bool = False, on_leak: OnLeak 
             "name the column (data.text=) or the folder (data.reports=) that holds the reports",
             "D020",
         )
+    if resized:
+        fitted = (replace(study, groundings=tuple(map(in_fractions, study.groundings))) for study in table.studies)
+        table = replace(table, studies=tuple(fitted))
     return table
+
+
+def index(name: str, **options: Any) -> StudyTable:
+    """The table as the adapter gives it, its own errors among its problems. ConfigError for unknown names and options.
+
+    The garbage collector rests meanwhile: it would look again and again at millions of small values, none of which is garbage.
+    """
+    if wrong := DATASETS.check(name, options):
+        known = f"options of '{name}': {', '.join(DATASETS.options(name))}" if name in DATASETS else f"known: {', '.join(DATASETS.names())}"
+        raise ConfigError("; ".join(wrong), known)
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        return DATASETS.create(name, **options)
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def checked(table: StudyTable, name: str = "", *, strict: bool = False, on_leak: OnLeak = "error") -> StudyTable:
@@ -108,23 +130,46 @@ def _without_leaks(table: StudyTable, on_leak: OnLeak) -> StudyTable:
     return replace(table, studies=kept, left_out=left_out)
 
 
-def placed(grounding: Grounding, height: int, width: int, *, resized: bool = False) -> Grounding:
+def placed(grounding: Grounding, height: int, width: int) -> Grounding:
     """The grounding with its boxes in pixels of its image, which is `height` x `width`, and size=(height, width).
 
-    Fractions are multiplied. Boxes drawn in an image of another size are a DataError D032, or scaled when `resized` says that
-    the images were made smaller on purpose.
+    Fractions are multiplied. Boxes drawn in an image of another size are a DataError D032.
     """
     if grounding.size in (None, (height, width)):
         return grounding
-    if grounding.size != (1, 1) and not resized:
+    if grounding.size != (1, 1):
         h, w = grounding.size
         raise DataError(
             f"an image is {width} x {height}, its boxes were drawn in {w:g} x {h:g} (width x height)",
-            "give the original images, or say that they are resized: data.resized=true",
+            "give the original images, or say that they are resized: resized=true (data.resized=true in a config)",
             "D032",
         )
-    y, x = height / grounding.size[0], width / grounding.size[1]
-    return replace(grounding, boxes=tuple((x1 * x, y1 * y, x2 * x, y2 * y) for x1, y1, x2, y2 in grounding.boxes), size=(height, width))
+    boxes = tuple((x1 * width, y1 * height, x2 * width, y2 * height) for x1, y1, x2, y2 in grounding.boxes)
+    return replace(grounding, boxes=boxes, size=(height, width))
+
+
+def in_fractions(grounding: Grounding) -> Grounding:
+    """Boxes as fractions of the image they were drawn in: they then fit any copy of it, made smaller or not. Itself where no size is told."""
+    if grounding.size in (None, (1, 1)):
+        return grounding
+    height, width = grounding.size
+    boxes = tuple((x1 / width, y1 / height, x2 / width, y2 / height) for x1, y1, x2, y2 in grounding.boxes)
+    return replace(grounding, boxes=boxes, size=(1, 1))
+
+
+def boxes_fit(studies: Iterable[Study], some: int = 8) -> None:
+    """DataError D032 when the images of the first studies with boxes are not of the size that these were drawn in. Reads those images."""
+    framed = (g for study in studies for g in [(study, g) for g in study.groundings if g.boxes and g.size not in (None, (1, 1))][:1])
+    for study, grounding in islice(framed, some):
+        with suppress(BadImage):  # one that cannot be read is counted later
+            placed(grounding, *read(study.images[grounding.image]).shape[-2:])
+
+
+def write_excluded(patients: Iterable[str], path: Path) -> None:
+    """Who was left out on purpose, one patient a line: a list that `exclude=FILE` of another run can read. Nobody: no file."""
+    if listed := sorted(patients):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{patient}\n" for patient in listed), encoding="utf-8")
 
 
 def split(studies: Iterable[Study], name: str) -> list[Study]:

@@ -71,20 +71,21 @@ def _first(root: Path, names: Sequence[str]) -> Path | None:
 
 
 def _get(card: Card) -> str:
-    return f"Get it: {card.url} ({card.access})"
+    return f"Get it: {card.url} ({card.access})" if card.url else card.root
 
 
 # ------------------------------------------------------------------------------------------------------------ rows
 
 
-def rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def rows(path: Path, columns: Sequence[str], *, ragged: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """(row number, row) of a table, its header being row 1. DataError D003 names those of `columns` it does not have."""
-    yield from enumerate(read_table(path, columns), 2)
+    yield from enumerate(read_table(path, columns, ragged=ragged), 2)
 
 
-def read_table(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+def read_table(path: Path, columns: Sequence[str] = (), *, ragged: bool = False) -> Iterator[dict[str, Any]]:
     """Rows of a .csv, .tsv or .jsonl file, or of one of them gzipped; CSV values are stripped strings. DataError names file and line.
 
+    ragged: rows may have fewer cells than the header, or more: the first ones count, those that lack are "".
     D001 no such file, D003 one of `columns` is missing, D004 it cannot be read.
     """
     kind = path.name.removesuffix(".gz")
@@ -93,7 +94,7 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, An
             if kind.endswith(".jsonl"):
                 yield from _json_rows(file, path)
             else:
-                yield from _csv_rows(file, path, "\t" if kind.endswith(".tsv") else ",", columns)
+                yield from _csv_rows(file, path, "\t" if kind.endswith(".tsv") else ",", columns, ragged)
     except FileNotFoundError:
         raise DataError(f"no table {path}", "check data.table and data.root", "D001") from None
     except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile) as error:
@@ -101,7 +102,7 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, An
         raise DataError(f"cannot read {path}: {error}", fix, "D004") from None
 
 
-def _csv_rows(file: Iterable[str], path: Path, delimiter: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _csv_rows(file: Iterable[str], path: Path, delimiter: str, columns: Sequence[str], ragged: bool) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(10_000_000)  # a long report is longer than the default of 131,072 characters
     reader = csv.reader(file, delimiter=delimiter)
     header = [name.strip() for name in next(reader, [])]
@@ -109,6 +110,8 @@ def _csv_rows(file: Iterable[str], path: Path, delimiter: str, columns: Sequence
         listed = ", ".join(f"'{name}'" for name in missing)
         raise DataError(f"{path}: no column {listed} (have {', '.join(header)})", "is it the file as distributed?", "D003")
     for row in reader:
+        if ragged and row:
+            row = (row + [""] * len(header))[: len(header)]
         if row and len(row) != len(header):
             what = f"{path}, line {reader.line_num}: {len(row)} values for {len(header)} columns"
             raise DataError(what, "quote texts that hold commas or quotes", "D004")
@@ -128,12 +131,12 @@ def _json_rows(file: Iterable[str], path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file. DataError D001, D004."""
+def read_json(path: Path, option: str = "data.root") -> Any:
+    """A JSON file. DataError D001 (`option` is what to check), D004."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise DataError(f"no file {path}", "check data.root", "D001") from None
+        raise DataError(f"no file {path}", f"check {option}", "D001") from None
     except (UnicodeDecodeError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}", "is the download complete?", "D004") from None
 
@@ -161,6 +164,14 @@ def inside(name: str, where: str) -> str:
     if not name.strip() or "\0" in name or clean.startswith(("/", "../")) or clean in (".", "..") or _DRIVE.match(clean):
         raise DataError(f"{where}: '{name[:80]!s}' is not a path under the root", "give paths relative to data.root, or set data.root higher", "D005")
     return clean
+
+
+def files(root: Path, below: str, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """Files with these suffixes in a folder of the root and in the folders under it: relative to the root, by name. None is opened."""
+    for at, folders, names in os.walk(root / below):
+        folders.sort()
+        prefix = f"{Path(at).relative_to(root).as_posix()}/".removeprefix("./")
+        yield from (prefix + name for name in sorted(names) if name.lower().endswith(suffixes) and name[0] != ".")
 
 
 def published(found: Mapping[str, int], owner: Mapping[str, int]) -> dict[str, tuple[int, int]]:

@@ -2,20 +2,37 @@
 
     volume = load(VolumeFile(root, "train_1_a_1.nii.gz"))     volume.values Z Y X, volume.spacing (z, y, x) in mm
     VolumeFile(...).read()                                     the same through a window, uint8 Z Y X: what StudyDataset reads
+    load_labels(VolumeFile(root, "seg.nii.gz"), channel=2)     a mask in the same orientation, no window, no units
+    check_aligned(image, mask)                                 whether their voxels lie in the same places
 
 Axes are those of DICOM (LPS): x grows to the patient's left, y to the back, z to the head, so a slice [z] looks like a
-radiograph's side convention (the patient's right is the image's left).
+radiograph's side convention (the patient's right is the image's left). An oblique volume is turned to the closest axes, not
+resampled. What becomes of which kind of file: docs/readers.md.
 """
 
 from __future__ import annotations
 
+import gzip
+import itertools
+import math
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 
+from elvis.data import dicom
+from elvis.data.images import BadImage, ImageFile, Look, to_8_bit, under
+from elvis.errors import DataError
+
+Spacing = tuple[float, float, float]  # z, y, x in mm
 CT_WINDOW = (-1000.0, 1000.0)  # CT-CLIP clips to it
+MAX_VOXELS = 2**32  # more than any scan has; a header that says so is broken
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +41,9 @@ class VolumeFile:
 
     rescale: "on" applies slope and intercept (of the table, if given here, else of the file), "off" does not, "auto" does where the
     stored values are not Hounsfield units yet. spacing: (z, y, x) mm of the table, where the file's own is missing or wrong.
+    "on" and "auto" must end in Hounsfield units (`check_hounsfield`); "off" is also for what has none: then say a window that fits.
+    axes: of a file whose header is known to be wrong (an identity matrix), where its stored x, y and z grow to: "LPS" = to the left,
+    the back and the head. Nothing of the header's affine is used then, and the spacing is the table's, or nobody's.
     """
 
     root: str
@@ -31,8 +51,9 @@ class VolumeFile:
     rescale: Literal["auto", "on", "off"] = "auto"
     slope: float | None = None
     intercept: float | None = None
-    spacing: tuple[float, float, float] | None = None
+    spacing: Spacing | None = None
     window: tuple[float, float] = CT_WINDOW
+    axes: str = ""
 
     @property
     def id(self) -> str:
@@ -42,6 +63,317 @@ class VolumeFile:
     def path(self) -> Path:
         return Path(self.root, self.name)
 
+    def look(self) -> Look:
+        """`read`, with the codes of what was met on the way. Raises BadImage."""
+        volume = load(self)
+        return Look(volume.windowed(self.window), volume.notes, volume.spacing or ())
+
     def read(self) -> np.ndarray:
         """uint8 Z Y X, the window mapped to 0..255. Raises BadImage."""
-        raise NotImplementedError
+        return self.look().pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    values: np.ndarray  # int16 or float32, Z Y X; uint8 for a folder of pictures
+    spacing: Spacing | None  # z, y, x in mm; None = nobody says
+    notes: tuple[str, ...] = ()  # codes: D081 where the table's spacing is not usable, or not the file's
+
+    def windowed(self, window: tuple[float, float]) -> np.ndarray:
+        """uint8 Z Y X, low..high to 0..255; pictures are shown as they are."""
+        if self.values.dtype == np.uint8:
+            return self.values
+        out = np.empty(self.values.shape, np.uint8)
+        for z, plane in enumerate(self.values):  # one at a time: a whole volume of float32 would be four times as large
+            out[z] = to_8_bit(plane, *window)
+        return out
+
+
+def load(source: VolumeFile) -> Volume:
+    """The volume in LPS order. Raises BadImage: D005, D010, D011, D012, or D080 where Hounsfield units are due and are not there."""
+    path = under(source.root, source.path)
+    with _reading(path):
+        if path.is_dir():
+            scans, pictures = _slices(source, path)
+            if not scans:
+                return _pictures(source, pictures, path)
+            values, affine = _series(source, scans, path)
+        else:
+            stored, affine, own = _stored(path)
+            affine = _along(source.axes, affine)
+            values = _in_units(source, _channel(stored, None, path), own)
+        if source.rescale != "off" and (why := check_hounsfield(values)):
+            raise BadImage(why, path, "D080", "check slope and intercept; set rescale=off for values that are meant so, a crop or a mask too")
+        values, affine = to_lps(values, affine)
+        return Volume(_compact(values), *_spacing(source, affine))
+
+
+def load_labels(source: VolumeFile, channel: int | None = None) -> np.ndarray:
+    """The labels of a mask (NIfTI or .npz) as integers, Z Y X in LPS order.
+
+    channel: of a 4-D mask, whose channels are the shorter of its first and last axis (ReXGroundingCT stores them first).
+    Raises BadImage; its code is D041 where there is no such channel, D042 for values that are no labels.
+    """
+    path = under(source.root, source.path)
+    with _reading(path):
+        stored, affine, own = _stored(path)
+        labels = dicom.linear(_channel(stored, channel, path), *own)
+        if labels.dtype.kind == "f":
+            whole = np.rint(labels)
+            if not np.array_equal(whole, labels):
+                raise BadImage("a mask that holds fractions", path, "D042", "give labels; was it resampled, or is it a probability?")
+            labels = whole.astype(np.int32)
+        return to_lps(labels, _along(source.axes, affine))[0]
+
+
+def check_aligned(image: VolumeFile, mask: VolumeFile, tolerance: float = 1e-3) -> None:
+    """DataError D041 unless both, turned to LPS, have the same shape and the same affine within `tolerance` mm. Reads headers only."""
+    (shape, affine), (mask_shape, mask_affine) = _grid(image), _grid(mask)
+    if shape != mask_shape:
+        raise DataError(f"{mask.path}: a mask of {mask_shape}, its volume {shape} (z, y, x)", "give the mask of this volume, not resampled", "D041")
+    if affine is not None and mask_affine is not None and (off := float(np.abs(affine - mask_affine).max())) > tolerance:
+        fix = "are both of the same release? A volume whose geometry was corrected needs the corrected mask"
+        raise DataError(f"{mask.path}: the affine of a mask differs from its volume's by {off:.3g}", fix, "D041")
+
+
+def _grid(source: VolumeFile) -> tuple[tuple[int, ...], np.ndarray | None]:
+    """Shape (z, y, x) and affine in LPS order, from headers."""
+    path = under(source.root, source.path)
+    with _reading(path):
+        if path.is_dir():
+            scans, pictures = _slices(source, path)
+            shape, affine, _ = dicom.stack(scans, path) if scans else (_pictures(source, pictures, path).values.T.shape, None, [])
+        else:
+            stored, affine, _ = _stored(path, pixels=False)
+            shape = _channel(stored, 0 if stored.ndim == 4 else None, path).shape
+        values, affine = to_lps(np.broadcast_to(np.int8(0), shape), _along(source.axes, affine))
+    return values.shape, None if source.axes else affine
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What libraries raise over a file that is missing, cut off or none of theirs becomes a BadImage."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise BadImage("missing", path, "D010") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
+        raise BadImage("truncated", path) from error
+    except (OSError, ValueError, KeyError, OverflowError, RuntimeError) as error:
+        raise BadImage("truncated" if re.search("Expected .* bytes|mmap length", str(error)) else "unreadable", path) from error
+
+
+# ------------------------------------------------------------------------------------------------------ values and axes
+
+
+def check_hounsfield(values: np.ndarray) -> str:
+    """Why the values are not Hounsfield units of a chest; "" when they look like them. Every n-th voxel is looked at.
+
+    More than a hundredth of a chest is air or lung, below -500, and nothing that is measured lies below -1500: such values were
+    rescaled twice. What a scanner fills the corners with (the lowest value, when it is below -1100) does not count.
+    """
+    step = max(1, round((values.size / 500_000) ** (1 / 3)))
+    some = values[::step, ::step, ::step]
+    some = some[np.isfinite(some)]
+    if some.size and some.min() < -1100:
+        some = some[some > some.min()]
+    low = np.percentile(some, 1) if some.size else 0.0
+    if low < -1500:
+        return "rescaled twice: more than a hundredth lies below -1500 Hounsfield units"
+    if not some.size or some.max() <= 255:
+        return "not in Hounsfield units: no value above 255"
+    return "not in Hounsfield units: less than a hundredth lies below -500" if low > -500 else ""
+
+
+def to_lps(values: np.ndarray, affine: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """An array x y z in any order and direction to Z Y X in LPS order; the affine (voxel to LPS mm) goes along, its columns x y z.
+
+    Each axis goes to the patient's axis it is closest to. Without an affine the array is taken to be in LPS order. No copy.
+    """
+    if affine is None:
+        return values.T, None
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    order = max(itertools.permutations(range(3)), key=lambda order: sum(abs(directions[axis, order[axis]]) for axis in range(3)))
+    values, affine = values.transpose(order), affine[:, [*order, 3]].copy()
+    for axis in range(3):
+        if affine[axis, axis] < 0:
+            affine[:3, 3] += affine[:3, axis] * (values.shape[axis] - 1)
+            affine[:3, axis] *= -1
+            values = np.flip(values, axis)
+    return values.T, affine
+
+
+def _along(axes: str, affine: np.ndarray | None) -> np.ndarray | None:
+    """The affine of an array whose x, y, z grow along `axes`, of 1 mm steps; without them the file's own."""
+    if not axes:
+        return affine
+    if sorted("LRPASI".find(letter) // 2 for letter in axes) != [0, 1, 2]:
+        raise DataError(f"axes '{axes}' are not one of L R, one of P A and one of S I", "LPS is the usual order")
+    turned = np.diag([0.0, 0.0, 0.0, 1.0])
+    for column, letter in enumerate(axes):
+        axis, away = divmod("LRPASI".index(letter), 2)
+        turned[axis, column] = -1.0 if away else 1.0
+    return turned
+
+
+def _in_units(source: VolumeFile, stored: np.ndarray, own: Own) -> np.ndarray:
+    """Stored values by the slope and intercept that are due: the file format's own, or those of the table instead."""
+    values = dicom.linear(stored, *own)
+    table = _table(source)
+    if table is None or source.rescale == "off" or (source.rescale == "auto" and not check_hounsfield(values)):
+        return values
+    return dicom.linear(stored, *table)
+
+
+def _table(source: VolumeFile) -> Own | None:
+    """The slope and intercept of the owner's table; None where it has none (NaN is none)."""
+    slope, intercept = (value if value is not None and math.isfinite(value) else None for value in (source.slope, source.intercept))
+    return None if slope is None and intercept is None else (slope or 1.0, intercept or 0.0)
+
+
+def _compact(values: np.ndarray) -> np.ndarray:
+    """int16 where the values fit, else float32; what is not finite becomes the smallest value."""
+    if values.dtype.kind in "biu":
+        fits = values.size == 0 or (values.min() >= -(2**15) and values.max() < 2**15)
+        return values.astype(np.int16 if fits else np.float32, copy=False)
+    values = values.astype(np.float32, copy=False)
+    finite = np.isfinite(values)
+    return values if finite.all() else np.where(finite, values, values[finite].min())
+
+
+def _spacing(source: VolumeFile, affine: np.ndarray | None) -> tuple[Spacing | None, tuple[str, ...]]:
+    """The table's spacing, or else the file's, with a note where the two differ by more than a twentieth or the table's is not usable."""
+    own = None if affine is None or source.axes else tuple(float(length) for length in np.linalg.norm(affine[:3, 2::-1], axis=0))
+    if source.spacing is None:
+        return own, ()
+    if len(source.spacing) != 3 or not all(length is not None and math.isfinite(length) and length > 0 for length in source.spacing):
+        return own, ("D081",)
+    differs = own is not None and not np.allclose(source.spacing, own, rtol=0.05, atol=0)
+    return source.spacing, ("D081",) if differs else ()
+
+
+# ---------------------------------------------------------------------------------------------------------- one file
+
+Own = tuple[float, float]  # slope, intercept
+Stored = tuple[np.ndarray, np.ndarray | None, Own]  # x y z, channels first or last; affine to LPS mm; what the format scales by
+
+
+def _stored(path: Path, *, pixels: bool = True) -> Stored:
+    """What a file holds, as it is stored. Without pixels the array is zeros of its shape that take no room."""
+    head = _head(path, 4)
+    if head == b"PK\3\4":
+        return _npz(path, pixels)
+    with gzip.open(path) if head[:2] == b"\x1f\x8b" else path.open("rb") as file:
+        return _nifti(path, file, pixels)
+
+
+def _head(path: Path, count: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(count)
+
+
+def _nifti(path: Path, file: IO[bytes], pixels: bool) -> Stored:
+    head = file.read(348)
+    if head[344:348] != b"n+1\0" and head[4:8] != b"n+2\0":
+        raise BadImage("not a volume", path)
+    try:
+        from nibabel import Nifti1Image, Nifti2Image
+        from nibabel.filebasedimages import ImageFileError
+        from nibabel.spatialimages import HeaderDataError
+    except ImportError:
+        raise BadImage("NIfTI needs nibabel: pip install 'elvis-vlp[ct]'", path, "D012", "install it where elvis runs") from None
+
+    file.seek(0)
+    try:
+        image = (Nifti2Image if head[4:8] == b"n+2\0" else Nifti1Image).from_stream(file)
+    except (HeaderDataError, ImageFileError) as error:
+        raise BadImage("unreadable", path) from error
+    _affordable(image.shape, path)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine  # of NIfTI's RAS
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
+        raise BadImage("an affine that places nothing", path)
+    if not pixels:
+        return np.broadcast_to(np.int8(0), image.shape), affine, (1.0, 0.0)
+    values = np.asarray(image.dataobj.get_unscaled())
+    if values.dtype.kind not in "biuf":
+        raise BadImage("voxels that are not numbers", path)
+    while file.read(2**20):  # to its end, where gzip compares its checksum
+        pass
+    return values, affine, (float(image.dataobj.slope), float(image.dataobj.inter))
+
+
+def _npz(path: Path, pixels: bool) -> Stored:
+    """One array Z Y X, taken to be in LPS order."""
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # np.load forgets to close what it cannot read
+        if len(archive.files) != 1:
+            raise BadImage(f"{len(archive.files)} arrays in the file, not one", path)
+        name = archive.files[0]
+        with archive.zip.open(f"{name}.npy") as member:
+            version = np.lib.format.read_magic(member)
+            shape, _, kind = (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(member)
+        _affordable(shape, path)
+        if kind.kind not in "biuf":
+            raise BadImage("voxels that are not numbers", path)
+        values = archive[name] if pixels else np.broadcast_to(np.int8(0), shape)
+    return values.T, None, (1.0, 0.0)
+
+
+def _affordable(shape: Sequence[int], path: Path) -> None:
+    if not 0 < math.prod(shape) <= MAX_VOXELS:
+        raise BadImage("too large, or empty, by its header", path)
+
+
+def _channel(values: np.ndarray, channel: int | None, path: Path) -> np.ndarray:
+    """The volume x y z of an array that may have channels, as its first or its last axis: the shorter one."""
+    if values.ndim == 3 and not channel:
+        return values
+    axis = 0 if values.shape[0] < values.shape[-1] else values.ndim - 1
+    count = values.shape[axis] if values.ndim == 4 else 1
+    if values.ndim not in (3, 4) or (channel is None and count > 1):
+        raise BadImage(f"{values.ndim} axes, not one volume", path)
+    if channel is not None and channel >= count:
+        fix = "is the mask of this study, and of this release?"
+        raise BadImage(f"no channel {channel}, there are {count}", path, "D041", fix)
+    return values[(channel or 0,) if axis == 0 else (..., channel or 0)]
+
+
+# --------------------------------------------------------------------------------------------------- folders of slices
+
+
+def _slices(source: VolumeFile, folder: Path) -> tuple[list[Path], list[Path]]:
+    """The DICOM files of a folder, and its pictures."""
+    files = [under(source.root, file) for file in sorted(folder.iterdir()) if file.is_file() and not file.name.startswith(".")]
+    scans = [file for file in files if dicom.looks_like(_head(file, 132)) and file.name != "DICOMDIR"]
+    return scans, [file for file in files if file.suffix.lower() in (".png", ".jpg", ".jpeg")]
+
+
+def _series(source: VolumeFile, files: list[Path], folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """A DICOM series: measured values x y z, and the affine to LPS mm."""
+    shape, affine, ordered = dicom.stack(files, folder)
+    table, planes = _table(source), []
+    for file in ordered:
+        with dicom.reading(file):
+            head = dicom.header(file)
+            stored = dicom.stored(head, file)
+            if stored.shape != shape[1::-1]:
+                raise BadImage("slices in colour", file)
+            own = stored if source.rescale == "off" else dicom.linear(stored, *table) if table else dicom.measured(stored, head)
+            planes.append(_compact(own))
+    return np.stack(planes).T, affine  # x y z
+
+
+def _pictures(source: VolumeFile, files: list[Path], folder: Path) -> Volume:
+    """Numbered PNG or JPEG slices in the order of their numbers, shown as they are: no units, and no spacing but the table's."""
+    numbered = sorted((tuple(int(number) for number in re.findall(r"\d+", file.stem)), file) for file in files)
+    if len(files) < 2:
+        raise BadImage("a folder without slices", folder)
+    if len({number for number, _ in numbered}) < len(files) or not all(number for number, _ in numbered):
+        raise BadImage("slices without a number of their own", folder)
+    planes = [ImageFile(str(folder), file.name).look() for _, file in numbered]
+    if len({plane.pixels.shape for plane in planes}) > 1:
+        raise BadImage("slices of different size", folder)
+    notes = {note for plane in planes for note in plane.notes}
+    if "D014" in notes:
+        raise BadImage("slices of more than 8 bits, whose scale nobody says", folder, fix="make a NIfTI file of them")
+    spacing, more = _spacing(source, None)
+    return Volume(np.stack([plane.pixels for plane in planes]), spacing, (*sorted(notes), *more))

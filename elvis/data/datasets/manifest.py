@@ -10,17 +10,19 @@ so that they are never each other's negatives.
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from elvis.data.boxes import Box, from_xywh
+from elvis.data.images import ImageFile
+from elvis.data.problems import Problems
 from elvis.data.reports import normalise, parse, sentences
 from elvis.data.studies import StudyTable, patient_split
-from elvis.data.tables import read_table
+from elvis.data.tables import Card, folder, inside, read_json, read_table
+from elvis.data.volumes import VolumeFile
 from elvis.errors import DataError, nearest
 from elvis.registry import DATASETS
 from elvis.types import Grounding, Sentence, Study
@@ -34,8 +36,11 @@ COLUMNS = {  # what a column is for -> its usual names, the better one first
     "view": ("view", "views", "view_position", "viewposition", "projection"),
 }
 TABLES = ("manifest.jsonl", "manifest.csv", "pairs/pairs.csv")
+VOLUMES = (".nii", ".nii.gz", ".npz")
 BOXES = ("boxes.json", "boxes/findings_boxes.json")
 SPLITS = {"validate": "val", "valid": "val", "validation": "val", "dev": "val", "training": "train", "testing": "test"}
+
+CARD = Card("manifest", "your own table", access="yours", licence="yours", url="", root="It holds the images, and the table: a CSV or JSONL")
 
 
 @DATASETS.register("manifest")
@@ -58,35 +63,37 @@ def manifest(
     `left_out["no_text"]`; one of the test split that has boxes is kept all the same, without sentences: its phrases can be
     asked for. Raises DataError.
     """
-    folder = Path(os.path.abspath(os.path.expanduser(root)))
-    if not folder.is_dir():
-        raise DataError(f"manifest: no folder {folder}", "set data.root to the folder that holds the table and the images")
-    path = folder / table if table else _find_table(folder, image)
-    notes = [f"table: {os.path.relpath(path, folder)}"]
+    top = folder(root, CARD)
+    problems = Problems("manifest")
+    path = top / table if table else _find_table(top, image)
+    notes = [f"table: {os.path.relpath(path, top)}"]
     rows = list(read_table(path))
     if not rows:
-        raise DataError(f"{path} has no rows", "give a table with a header and one row per image")
+        raise DataError(f"{path} has no rows", "give a table with a header and one row per image", "D004")
     have = dict.fromkeys(name for row in rows for name in row)
     given = {"id": id, "image": image, "patient": patient, "split": split, "view": view}
     names = {use: _column(path, use, name, have) for use, name in given.items()}
     if names["image"] is None:
-        raise DataError(f"{path}: no column of images (have {', '.join(have)})", f"name it: data.image=..., or call it {COLUMNS['image'][0]}")
+        fix = f"name it: data.image=..., or call it {COLUMNS['image'][0]}"
+        raise DataError(f"{path}: no column of images (have {', '.join(have)})", fix, "D003")
     columns = _Columns(text=_text_columns(path, text, have), **names)
     notes += [f"{use}: {note}" for use, note in _DEFAULTS.items() if names[use] is None]
 
-    drafts, several = _merge(rows, columns, folder, path)
+    drafts, several = _merge(rows, columns, top, path)
     if several:
         notes.append(f"{several} study ids have rows with different texts: each text is a study, of one group")
-    _some_exist([image for draft in drafts for image in draft.images], folder)
-    found = folder / boxes if boxes else next((folder / name for name in BOXES if (folder / name).is_file()), None)
+    _some_exist([image for draft in drafts for image in draft.images], top)
+    found = top / boxes if boxes else next((top / name for name in BOXES if (top / name).is_file()), None)
     groundings: dict[str, list[Grounding]] = {}
     if found is not None:
-        groundings, unmatched = _groundings(found, box_text, drafts, folder)
-        notes.append(f"boxes: {os.path.relpath(found, folder)}" + (f", {unmatched} of its images are not in the table" if unmatched else ""))
+        groundings, unmatched = _groundings(found, box_text, drafts, problems)
+        notes.append(f"boxes: {os.path.relpath(found, top)}" + (f", {unmatched} of its images are not in the table" if unmatched else ""))
     studies = [draft.study(groundings.get(draft.id, ())) for draft in drafts]
     kept = [study for study in studies if study.sentences or (study.groundings and study.split == "test")]
-    left_out = {"no_text": len(studies) - len(kept)} if len(kept) < len(studies) else {}
-    return StudyTable(tuple(kept), left_out, tuple(notes))
+    empty = len(studies) - len(kept)
+    if empty:
+        problems.add("D020", path.name, f"{empty} studies without a sentence", "", count=empty)
+    return StudyTable(tuple(kept), {"no_text": empty} if empty else {}, tuple(notes), problems.listed(), card=CARD)
 
 
 _DEFAULTS = {"patient": "no column, every study is a patient of its own", "split": "no column, patients split 80/10/10 by a hash of their id"}
@@ -114,7 +121,8 @@ class _Draft:
     patient: str
     split: str
     sections: dict[str, str]
-    images: list[Path] = field(default_factory=list)
+    source: str = ""
+    images: list[ImageFile | VolumeFile] = field(default_factory=list)
     views: list[str] = field(default_factory=list)
 
     def study(self, groundings: Iterable[Grounding]) -> Study:
@@ -129,6 +137,7 @@ class _Draft:
             sections=self.sections,
             sentences=found,
             groundings=groundings,
+            text_source=self.source,
             group=self.group,
         )
 
@@ -143,7 +152,8 @@ def _find_table(root: Path, image: str | None) -> Path:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise DataError(f"manifest: no table in {root} (looked for {', '.join(TABLES)} and a CSV with an image column)", "name it: data.table=...")
+        looked = f"looked for {', '.join(TABLES)} and a CSV with an image column"
+        raise DataError(f"manifest: no table in {root} ({looked})", "name it: data.table=...", "D001")
     listed = ", ".join(os.path.relpath(path, root) for path in found)
     raise DataError(f"manifest: several tables in {root}: {listed}", f"choose one: data.table={os.path.relpath(found[0], root)}")
 
@@ -162,7 +172,7 @@ def _column(path: Path, use: str, name: str | None, have: Mapping[str, Any]) -> 
     if name is None:
         return next((lower[usual] for usual in COLUMNS[use] if usual in lower), None)
     if name.lower() not in lower:
-        raise DataError(f"{path.name}: no column '{name}'{nearest(name, have)}; it has {', '.join(have)}", f"set data.{use}= to one of them")
+        raise DataError(f"{path.name}: no column '{name}'{nearest(name, have)}; it has {', '.join(have)}", f"set data.{use}= to one of them", "D003")
     return lower[name.lower()]
 
 
@@ -175,31 +185,32 @@ def _text_columns(path: Path, text: str | Sequence[str] | None, have: Mapping[st
     usual = _column(path, "text", None, have)
     if sectioned or usual:
         return sectioned or (usual,)  # type: ignore[return-value]
-    raise DataError(f"{path}: no column of text (have {', '.join(have)})", f"name it: data.text=..., or call it {COLUMNS['text'][0]}")
+    raise DataError(f"{path}: no column of text (have {', '.join(have)})", f"name it: data.text=..., or call it {COLUMNS['text'][0]}", "D003")
 
 
 def _merge(rows: Iterable[Mapping[str, Any]], columns: _Columns, root: Path, path: Path) -> tuple[list[_Draft], int]:
     """Rows to studies; and how many study ids have more than one text."""
     by_id: dict[str, list[_Draft]] = {}
+    top = str(root)
     for number, row in enumerate(rows, 1):
         where = f"{path}, row {number}"
-        images = [_inside(root, name, where) for name in _listed(row.get(columns.image))]
+        images = [_file(top, name, where) for name in _listed(row.get(columns.image))]
         if not images:
-            raise DataError(f"{where}: no image", f"fill column '{columns.image}' or take the row out")
-        name = _value(row, columns.id) or os.path.relpath(images[0].with_suffix(""), root)
+            raise DataError(f"{where}: no image", f"fill column '{columns.image}' or take the row out", "D004")
+        name = _value(row, columns.id) or os.path.splitext(images[0].name)[0]
         patient = _value(row, columns.patient) or name
-        draft = _Draft(name, "", patient, _split(row, columns.split, patient, where), _sections(row, columns.text))
+        draft = _Draft(name, "", patient, _split(row, columns.split, patient, where), *_sections(row, columns.text))
         same = by_id.setdefault(name, [])
         for known in same:
             if (known.patient, known.split) != (draft.patient, draft.split):
-                raise DataError(f"{where}: study '{name}' has two patients or splits", "give the rows of a study the same patient and split")
+                raise DataError(f"{where}: study '{name}' has two patients or splits", "give the rows of a study the same patient and split", "D060")
         known = next((d for d in same if d.sections == draft.sections or not d.sections or not draft.sections), None)
         if known is None:
             if same:
                 draft.id, draft.group, same[0].group = f"{name}#{len(same) + 1}", name, name
             same.append(draft)
             known = draft
-        known.sections = known.sections or draft.sections
+        known.sections, known.source = (known.sections, known.source) if known.sections else (draft.sections, draft.source)
         known.images += images
         known.views += _views(_listed(row.get(columns.view)) if columns.view else [], len(images))
     return [draft for same in by_id.values() for draft in same], sum(len(same) > 1 for same in by_id.values())
@@ -216,11 +227,9 @@ def _listed(value: Any) -> list[str]:
     return [str(v).strip() for v in values if str(v).strip()]
 
 
-def _inside(root: Path, name: str, where: str) -> Path:
-    path = Path(os.path.normpath(root / name))
-    if not path.is_relative_to(root):
-        raise DataError(f"{where}: '{name}' lies outside {root}", "give paths relative to data.root, or set data.root higher")
-    return path
+def _file(root: str, name: str, where: str) -> ImageFile | VolumeFile:
+    name = inside(name.removeprefix(os.path.join(root, "")), where)  # an absolute path under the root is fine
+    return VolumeFile(root, name) if name.lower().endswith(VOLUMES) else ImageFile(root, name)
 
 
 def _split(row: Mapping[str, Any], column: str | None, patient: str, where: str) -> str:
@@ -228,18 +237,20 @@ def _split(row: Mapping[str, Any], column: str | None, patient: str, where: str)
         return patient_split(patient)
     name = _value(row, column).lower()
     if not name:
-        raise DataError(f"{where}: no split", f"fill column '{column}' (train, val or test), or name another: data.split=...")
+        raise DataError(f"{where}: no split", f"fill column '{column}' (train, val or test), or name another: data.split=...", "D004")
     return SPLITS.get(name, name)
 
 
-def _sections(row: Mapping[str, Any], columns: Iterable[str]) -> dict[str, str]:
-    """The text columns as sections; a text with headers of its own is parsed, one without is the section its column names."""
+def _sections(row: Mapping[str, Any], columns: Iterable[str]) -> tuple[dict[str, str], str]:
+    """The text columns as sections, and where the text was found; one with headers of its own is parsed, else its column names it."""
     sections: dict[str, str] = {}
+    source = ""
     for column in columns:
         report = parse(_value(row, column))
         own = "impression" if column.lower() == "impression" else "findings"
         sections |= {own if report.source == "full" else name: content for name, content in report.sections.items()}
-    return sections
+        source = source or (report.source if report.sections else "")
+    return sections, source
 
 
 def _views(values: Sequence[str], images: int) -> list[str]:
@@ -252,87 +263,79 @@ def _view(value: str) -> str:
     return first if first in ("AP", "PA") else "LATERAL" if first in ("LATERAL", "LL", "L", "LAT") else "UNKNOWN"
 
 
-def _some_exist(images: Sequence[Path], root: Path) -> None:
+def _some_exist(images: Sequence[ImageFile | VolumeFile], root: Path) -> None:
     """Single files may be missing (they are bad studies, later); when the first twenty all are, the root is wrong."""
-    if not any(path.is_file() for path in images[:20]):
-        raise DataError(
-            f"the first images of the table do not exist, e.g. {os.path.relpath(images[0], root)} under {root}",
-            "are its paths relative to data.root?",
-        )
+    if not any(image.path.is_file() for image in images[:20]):
+        what = f"the first images of the table do not exist, e.g. {images[0].name} under {root}"
+        raise DataError(what, "are its paths relative to data.root?", "D010")
 
 
 # ------------------------------------------------------------------------------------------------------- the boxes
 
-Box = tuple[float, float, float, float]
 _Phrase = tuple[Any, str, str, int | None]  # image id, category, phrase, index of its sentence
 
 
-def _groundings(path: Path, box_text: str, drafts: Sequence[_Draft], root: Path) -> tuple[dict[str, list[Grounding]], int]:
+def _groundings(path: Path, box_text: str, drafts: Sequence[_Draft], problems: Problems) -> tuple[dict[str, list[Grounding]], int]:
     """Groundings by study id, one for each (image, category, phrase, sentence if it is given); and how many images no study has."""
-    try:
-        coco = json.loads(path.read_text(encoding="utf-8"))
-        images = {image["id"]: image for image in coco["images"]}
-        categories = {category["id"]: str(category["name"]) for category in coco.get("categories", ())}
-        annotations = list(coco["annotations"])
-    except FileNotFoundError:
-        raise DataError(f"no boxes file {path}", "check data.boxes, relative to data.root") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} is not COCO-like JSON ({type(error).__name__}: {error})", "it needs lists 'images' and 'annotations' with ids"
-        ) from None
+    images, categories, annotations = _coco(path)
     if annotations and box_text != "label_text" and not any(box_text in annotation for annotation in annotations):
-        raise DataError(
-            f"{path}: no '{box_text}' in the annotations{nearest(box_text, annotations[0])}", "name the value that holds the phrase: data.box_text="
-        )
+        what = f"{path}: no '{box_text}' in the annotations{nearest(box_text, annotations[0])}"
+        raise DataError(what, "name the value that holds the phrase: data.box_text=", "D003")
 
     boxes: dict[_Phrase, list[Box]] = {}
     tags: dict[_Phrase, frozenset[str]] = {}
     for number, annotation in enumerate(annotations, 1):
-        where = f"{path}, annotation {annotation.get('id', number)}"
+        where = f"{path.name}, annotation {annotation.get('id', number)}"
         image = images.get(annotation.get("image_id"))
         if image is None:
-            raise DataError(f"{where}: no image with id {annotation.get('image_id')}", "each annotation needs the id of an image of this file")
+            what = f"{where}: no image with id {annotation.get('image_id')}"
+            raise DataError(what, "each annotation needs the id of an image of this file", "D004")
+        bbox = annotation.get("bbox")
+        four = bbox if isinstance(bbox, list) and len(bbox) == 4 else [bbox] + [None] * 3
+        if (box := from_xywh(four, where, problems, _size(image))) is None:
+            continue
         category = categories.get(annotation.get("category_id"), "")
         key = image["id"], category, str(annotation.get(box_text) or category).strip(), annotation.get("sentence")
-        boxes.setdefault(key, []).append(_box(annotation.get("bbox"), image, where))
+        boxes.setdefault(key, []).append(box)
         tags[key] = tags.get(key, frozenset()) | frozenset(annotation.get("tags", ()))
 
-    shown: dict[Path, list[tuple[_Draft, int]]] = {}
+    shown: dict[str, list[tuple[_Draft, int]]] = {}
     for draft in drafts:
         for index, file in enumerate(draft.images):
-            shown.setdefault(file, []).append((draft, index))
-    places = {id: _place(image, shown, root) for id, image in images.items()}
+            shown.setdefault(file.name, []).append((draft, index))
+    places = {id: _place(image, shown) for id, image in images.items()}
     found: dict[str, list[Grounding]] = {}
     for key, its_boxes in boxes.items():
         image_id, category, phrase, sentence = key
         if (place := places[image_id]) is not None:
-            found.setdefault(place[0].id, []).append(Grounding(phrase, tuple(its_boxes), category, sentence, image=place[1], tags=tags[key]))
+            size = _size(images[image_id])
+            grounding = Grounding(phrase, tuple(its_boxes), category, sentence, image=place[1], tags=tags[key], size=size)
+            found.setdefault(place[0].id, []).append(grounding)
     return found, sum(place is None for place in places.values())
 
 
-def _place(image: Mapping[str, Any], shown: Mapping[Path, list[tuple[_Draft, int]]], root: Path) -> tuple[_Draft, int] | None:
+def _coco(path: Path) -> tuple[dict[Any, Any], dict[Any, str], list[Any]]:
+    """Images by id, category names by id, annotations."""
+    coco = read_json(path, "data.boxes, relative to data.root")
+    try:
+        images = {image["id"]: image for image in coco["images"]}
+        return images, {category["id"]: str(category["name"]) for category in coco.get("categories", ())}, list(coco["annotations"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"{path} is not COCO-like JSON ({type(error).__name__}: {error})"
+        raise DataError(what, "it needs lists 'images' and 'annotations' with ids", "D004") from None
+
+
+def _place(image: Mapping[str, Any], shown: Mapping[str, list[tuple[_Draft, int]]]) -> tuple[_Draft, int] | None:
     """The study that shows an image of the boxes file, the one of its `study_id` if several do, and the image's index there."""
-    files = [Path(os.path.normpath(root / str(image[name]))) for name in ("path", "file_name") if image.get(name)]
+    files = [os.path.normpath(str(image[name])) for name in ("path", "file_name") if image.get(name)]
     places = next((shown[file] for file in files if file in shown), [])
     own = [place for place in places if str(image.get("study_id")) in (place[0].id, place[0].group)]
     return next(iter(own or places), None)
 
 
-def _box(bbox: Any, image: Mapping[str, Any], where: str) -> Box:
-    """x, y, width, height -> x1, y1, x2, y2, checked against the declared size; up to 2 pixels outside are cut off."""
-    try:
-        x, y, w, h = (float(value) for value in bbox)
-    except (TypeError, ValueError):
-        raise DataError(f"{where}: bbox {bbox} is not [x, y, width, height]", "give four numbers in pixels of the original image") from None
-    width, height = float(image.get("width", math.inf)), float(image.get("height", math.inf))
-    if not (w > 0 and h > 0 and math.isfinite(x + y + w + h)):
-        raise DataError(f"{where}: bbox {bbox} has no area", "take it out, or give width and height above zero")
-    over = max(-x, -y, x + w - width, y + h - height)
-    if over > 2:
-        raise DataError(
-            f"{where}: box {bbox} exceeds its image of {width:g} x {height:g} by {over:g} px", "is the image resized? Scale the boxes with it"
-        )
-    return max(0.0, x), max(0.0, y), min(width, x + w), min(height, y + h)
+def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The (height, width) a boxes file declares for an image."""
+    return (int(image["height"]), int(image["width"])) if image.get("height") and image.get("width") else None
 
 
 def _same_text(phrase: str, found: Sequence[Sentence]) -> int | None:

@@ -4,7 +4,8 @@
     source.read()      uint8 H W               source.report().raw    text        source.truth().mask(0)    bool H W
 
 `knobs` what is hard, `anatomy` the chest, `scene` what is where, `shapes` the truth, `render` the paint, `grammar` the
-text, `study` the project's types, `export` files. `docs/phantoms.md` tells what is modelled and what is not.
+text, `study` the project's types, `export` files. `layouts` write files as the owners of real datasets distribute them, of
+`film` (not square) and `scan` (a small chest CT). `docs/phantoms.md` tells what is modelled and what is not.
 """
 
 from elvis.data.phantoms.grammar import Line, Report, write

@@ -38,16 +38,19 @@ class Layout:
     write: Write  # (films or scans, folder, break_) -> Export; break_ is "" or a key of `breaks`
     kind: Literal["film", "scan"]
     breaks: Mapping[str, str]  # mistake -> what it does; its name begins with the code it triggers (D040, D030_clip)
+    dataset: str  # the key of the adapter that reads it
 
 
 _LAYOUTS: dict[str, Layout] = {}
 
 
-def layout(name: str, *, kind: Literal["film", "scan"] = "film", breaks: Mapping[str, str] | None = None) -> Callable[[Write], Write]:
-    """Decorator of a writer."""
+def layout(
+    name: str, *, kind: Literal["film", "scan"] = "film", breaks: Mapping[str, str] | None = None, dataset: str = ""
+) -> Callable[[Write], Write]:
+    """Decorator of a writer. `dataset`: the adapter's key, where the layout (a variant) has another name."""
 
     def add(write: Write) -> Write:
-        _LAYOUTS[name] = Layout(name, write, kind, breaks or {})
+        _LAYOUTS[name] = Layout(name, write, kind, breaks or {}, dataset or name)
         return write
 
     return add

@@ -1,0 +1,229 @@
+"""How fast does data come in?   python -m benchmarks.loading [--studies 400000]
+
+All rows of one run, on this machine, in seconds of the clock, one process and one thread unless it says otherwise:
+
+    paths     images a second from a JPEG of 512 px (PIL + albumentations), a DICOM, a 16-bit PNG, a phantom, a shard
+    prepare   images a second of `prepare` with one process a core, against the decoder alone (`images.read`) times the cores
+    index     a table of 400,000 studies in the layout of MIMIC-CXR-JPG with the sectioned reports, and the doctor on it: seconds and memory
+
+Ratios hold beside their own run only. Writes benchmarks/results/loading.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.phantoms import processor
+from elvis.checkpoints import commit
+from elvis.data import images, phantoms, prepare, shards
+from elvis.data.augment import Augment
+from elvis.data.images import ImageFile, Preprocess
+from elvis.data.phantoms import PhantomImage, files, make_knobs
+from elvis.data.shards import Make, ShardImage
+from elvis.data.studies import StudyTable, load
+from elvis.types import ImageSource, Study
+
+OUT = Path(__file__).parent / "results" / "loading.md"
+SIZE, BIG = 512, (2048, 1792)  # BIG: about what a detector gives
+AUGMENT = {"scale": 0.1, "shift": 0.1, "rotate": 10, "brightness": 0.3, "contrast": 0.3}
+INPUT = Preprocess((SIZE, SIZE), "pad", (0.5,), (0.25,))
+
+
+def rate(work: Callable[[int], object], count: int, repeats: int = 5) -> float:
+    """Calls a second: the best of `repeats` passes over 0 .. count - 1, which other work of the machine disturbs least."""
+    work(0)
+    best = 0.0
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        for index in range(count):
+            work(index)
+        best = max(best, count / (time.perf_counter() - begin))
+    return best
+
+
+def row(name: str, value: float, against: float) -> list[str]:
+    return [name, f"{value:,.0f}", f"{value / against:.1f}"]
+
+
+# ----------------------------------------------------------------------------------------------------------- paths
+
+
+def make_files(root: Path, count: int) -> dict[str, list[ImageFile]]:
+    """The same phantom radiographs as JPEG, 16-bit PNG and DICOM."""
+    made: dict[str, list[ImageFile]] = {"jpg": [], "png": [], "dcm": []}
+    for index in range(count):
+        pixels = PhantomImage(0, "train", index, SIZE, make_knobs(2)).read()
+        files.write_image(root / f"{index}.jpg", pixels, quality=90)
+        files.write_image(root / f"{index}.png", pixels.astype(np.uint16) * 257)
+        files.write_dicom(root / f"{index}.dcm", pixels.astype(np.uint16) * 16, bits=12, photometric="MONOCHROME1")
+        for kind in made:
+            made[kind].append(ImageFile(str(root), f"{index}.{kind}", 16 if kind == "png" else None))
+    return made
+
+
+def study(image: ImageSource, index: int) -> Study:
+    return Study(str(index), str(index), "train", (image,))
+
+
+def stored(sources: Sequence[ImageSource], out: Path, size: int = SIZE) -> list[ShardImage]:
+    """The sources as shards."""
+    table = StudyTable(tuple(study(source, index) for index, source in enumerate(sources)))
+    prepare.prepare(table, out, Make(size), name="loading", progress=False)
+    return [one.images[0] for one in load("prepared", text=False, root=str(out)).studies]  # type: ignore[misc]
+
+
+def paths(work: Path, count: int) -> str:
+    made = make_files(work / "files", count)
+    augment = Augment(**AUGMENT)
+    shard = stored(made["jpg"], work / "shards")
+    phantom = [PhantomImage(0, "train", index, SIZE, make_knobs(2)) for index in range(count)]
+
+    def raw(sources: Sequence[ImageSource], augmented: bool = True) -> Callable[[int], object]:
+        def one(index: int) -> object:
+            pixels = INPUT.resize(images.read(sources[index]))
+            return augment(pixels, index) if augmented else pixels
+
+        return one
+
+    base = rate(raw(made["jpg"]), count)
+    measured = {
+        "JPEG 512, PIL decode + albumentations in the loop": base,
+        "JPEG 512, PIL decode only": rate(raw(made["jpg"], False), count),
+        "DICOM 512, 12 bit uncompressed, + albumentations": rate(raw(made["dcm"]), count),
+        "PNG 512, 16 bit, + albumentations": rate(raw(made["png"]), count),
+        "phantom 512, computed, + albumentations": rate(raw(phantom), count),
+        "shard 512, + albumentations": rate(raw(shard), count),
+        "shard 512 (augmented on the device)": rate(raw(shard, False), count, repeats=20),
+    }
+    return table(["path", "images/s/core", "times the first"], [row(name, value, base) for name, value in measured.items()])
+
+
+# --------------------------------------------------------------------------------------------------------- prepare
+
+
+def preparing(work: Path, count: int) -> str:
+    """Big JPEGs: what `prepare` is for. `count` different ones, each under fifty names."""
+    root = work / "big"
+    for index in range(count):
+        pixels = Image.fromarray(PhantomImage(0, "train", index, 1024, make_knobs(2)).read()).resize(BIG[::-1], Image.Resampling.BICUBIC)
+        files.write_image(root / f"{index}.jpg", np.asarray(pixels), quality=90)
+        for copy in range(1, 50):
+            os.link(root / f"{index}.jpg", root / f"{index}-{copy}.jpg")
+    sources = [ImageFile(str(root), path.name) for path in sorted(root.iterdir())]
+    cores = prepare.cores()
+    decoder = rate(lambda index: images.read(sources[index]), count, repeats=3)
+
+    def seconds(sources: Sequence[ImageFile], out: str) -> float:
+        whole = StudyTable(tuple(study(source, index) for index, source in enumerate(sources)))
+        begin = time.perf_counter()
+        prepare.prepare(whole, work / out, Make(SIZE), name="loading", workers=cores, progress=False)
+        return time.perf_counter() - begin
+
+    shards.BYTES = 32 * SIZE**2  # so that no process waits for the last shard of another
+    start = seconds(sources[:64], "start") - 64 / (decoder * cores)
+    whole, again = seconds(sources, "prepared"), seconds(sources, "prepared")
+    running = len(sources) / (whole - start)
+    rows = [
+        [f"decoder alone (`images.read`), one process ({BIG[1]} x {BIG[0]} JPEG)", f"{decoder:.1f}", ""],
+        [
+            f"prepare {len(sources):,} images to {SIZE} px, {cores} processes",
+            f"{len(sources) / whole:.1f}",
+            f"{len(sources) / whole / (decoder * cores):.0%}",
+        ],
+        [f"the same without the {start:.1f} s its processes take to start", f"{running:.1f}", f"{running / (decoder * cores):.0%}"],
+        ["prepare again: nothing to do", f"{len(sources) / again:,.0f}", ""],
+    ]
+    return table(["", "images/s", "of decoder x cores"], rows)
+
+
+# ----------------------------------------------------------------------------------------------------------- index
+
+
+def write_mimic(root: Path, studies: int) -> None:
+    """The tables of MIMIC-CXR-JPG with sectioned reports, their texts from 4,000 phantom reports and a sentence of their own; no images."""
+    root.mkdir(parents=True)
+    texts = [one.sections for one in phantoms.studies(seed=0, split="train", count=4000, size=64, truth=False)]
+    with (
+        gzip.open(root / "mimic-cxr-2.0.0-split.csv.gz", "wt", newline="", compresslevel=1) as a,
+        gzip.open(root / "mimic-cxr-2.0.0-metadata.csv.gz", "wt", newline="", compresslevel=1) as b,
+        (root / "mimic_cxr_sectioned.csv").open("w", newline="") as c,
+    ):
+        split, meta, text = csv.writer(a), csv.writer(b), csv.writer(c)
+        split.writerow(["dicom_id", "study_id", "subject_id", "split"])
+        meta.writerow(["dicom_id", "subject_id", "study_id", "ViewPosition", "Rows", "Columns", "StudyDate", "StudyTime"])
+        text.writerow(["study", "impression", "findings", "last_paragraph", "comparison"])
+        for number in range(studies):
+            subject, id = 10_000_000 + number // 4, 50_000_000 + number
+            for view in ("PA", "LATERAL"):
+                dicom = f"{number:08x}-{view.lower()[:2]}000000-00000000-00000000-00000000"
+                split.writerow([dicom, id, subject, "train" if number % 100 else "validate" if subject % 2 else "test"])
+                meta.writerow([dicom, subject, id, view, 2544, 3056, 21800506, 213014.531])
+            sections = texts[number % len(texts)]
+            findings = f"{sections.get('findings', '')} There is a tube whose number is {number}."  # no two reports are equal
+            text.writerow([f"s{id}", sections.get("impression", ""), findings, "", sections.get("comparison", "")])
+
+
+INDEX = """
+import resource, sys, time
+from elvis.data import doctor
+from elvis.data import studies
+begin = time.perf_counter()
+table = studies.index("mimic_cxr", root=sys.argv[1], reports=sys.argv[1] + "/mimic_cxr_sectioned.csv")
+built = time.perf_counter()
+memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+report = doctor.examine("mimic_cxr", table)
+print(len(table.studies), built - begin, time.perf_counter() - built, memory, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+"""
+
+
+def index(work: Path, studies: int) -> str:
+    write_mimic(work / "mimic", studies)
+    said = subprocess.run([sys.executable, "-c", INDEX, str(work / "mimic")], check=True, capture_output=True, text=True).stdout.split()
+    rows = [[f"{int(said[0]):,}", *(f"{float(value):.1f}" for value in said[1:])]]
+    return table(["studies", "index, s", "doctor on it, s", "peak memory of the index, GB", "of both, GB"], rows)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.loading", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=int, default=400_000, help="rows of the index")
+    parser.add_argument("--images", type=int, default=64, help="images of the paths and of prepare")
+    parser.add_argument("--out", type=Path, default=OUT)
+    given = parser.parse_args()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    made = f"`python -m benchmarks.loading`, commit {commit()}, {processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        parts = {
+            f"Paths: {SIZE} px, one process, one thread": paths(work, given.images),
+            "Preparing": preparing(work, given.images),
+            "Index: MIMIC-CXR-JPG tables with sectioned reports": index(work, given.studies),
+        }
+    text = f"# How fast data comes in\n\n{made}, Pillow {Image.__version__}, OpenCV {cv2.__version__}.\n"
+    text += "".join(f"\n## {title}\n\n{part}\n" for title, part in parts.items())
+    given.out.parent.mkdir(exist_ok=True)
+    given.out.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The user's own cache: the one place outside a run directory where texts and pixels of patients may be written.
+
+$ELVIS_CACHE, or $XDG_CACHE_HOME/elvis, or ~/.cache/elvis; mode 0700. `python -m elvis.data purge` empties it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from elvis.errors import DataError
+
+
+def home() -> Path:
+    """Where the cache is; nothing is made."""
+    if own := os.environ.get("ELVIS_CACHE"):
+        return Path(own).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "elvis"
+
+
+def private(folder: Path) -> Path:
+    """Make a folder that only its owner may open (0700). DataError when that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.chmod(0o700)  # it may have been there, and a parent's umask may have widened it
+    except OSError as error:
+        raise DataError(f"cannot make {folder} private: {error.strerror}", "choose a folder of your own: out=") from None
+    return folder
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files below a folder; 0 where there is none."""
+    return sum(file.stat(follow_symlinks=False).st_size for file in folder.rglob("*") if file.is_file())
+
+
+def free_bytes(folder: Path) -> int:
+    """Room on the disk that a folder is, or would be, on."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def purge() -> tuple[Path, int]:
+    """Remove what `prepare` has put into the cache; returns where it was and how many bytes."""
+    prepared = home() / "prepared"
+    freed = size(prepared) if prepared.is_dir() else 0
+    if prepared.is_symlink():
+        raise DataError(f"{prepared} is a symbolic link", "remove it and what it points to yourself")
+    if prepared.is_dir():
+        shutil.rmtree(prepared)
+    return prepared, freed

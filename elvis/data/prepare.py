@@ -1,0 +1,314 @@
+"""One pass over a dataset: check every image, shrink it to training size, and keep what training needs in two kinds of file.
+
+    OUT/manifest.arrow        one row a study: text, boxes, labels, where its pixels are (elvis.data.rows)
+    OUT/pixels/00000.bin ...  uint8 pixels, mapped and checksummed (elvis.data.shards)
+    OUT/bad_images.jsonl      images left out: study, file, code, reason; never a text
+    OUT/meta.json             how it was made, counts per split, problems
+
+A kill loses the shards being written, no more: running it again makes those, and those whose sources have changed; when nothing
+has changed it writes nothing. Then train with `data.name=prepared data.root=OUT`. OUT is private (0700): it holds reports.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from elvis.data import masks, rows, shards
+from elvis.data.cache import private
+from elvis.data.problems import CODES, Problem, Problems
+from elvis.data.rows import Stored
+from elvis.data.shards import Make
+from elvis.data.studies import StudyTable, placed
+from elvis.data.volumes import check_aligned
+from elvis.errors import DataError
+from elvis.types import ImageSource, Mask, Study
+
+MANIFEST, META, BAD, PIXELS = "manifest.arrow", "meta.json", "bad_images.jsonl", "pixels"
+MAX_MISSING = 0.005  # of the images a table lists: more than that is a download that is not complete
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a pass did. `made`: shards written by it; 0 and `fresh` false: everything was there already."""
+
+    out: Path
+    studies: int
+    images: int
+    bad: int
+    made: int
+    shards: int
+    fresh: bool  # the manifest was written
+    problems: tuple[Problem, ...]
+
+
+def prepare(
+    table: StudyTable,
+    out: Path,
+    make: Make,
+    *,
+    name: str,
+    workers: int = 1,
+    max_missing: float = MAX_MISSING,
+    progress: bool = True,
+) -> Prepared:
+    """Store the images and studies of a table; see above.
+
+    Raises DataError: D010 more than `max_missing` of the files are missing, D001 OUT is not one of ours, D004 it cannot be written.
+    """
+    with _locked(out):
+        sources = _sources(table.studies)
+        _enough_files(sources, name, max_missing)
+        problems = Problems(name)
+        entries, made, count = _pixels(sources, out / PIXELS, make, workers, progress)
+        places = dict(zip(sources, entries, strict=True))
+        bad = _note(places, problems)
+        studies = [(study, stored) for whole in table.studies for study, stored in _kept(whole, places, problems)]
+        found = (*table.problems, *problems.listed())
+        about = {"dataset": name, "size": make.size, "fit": make.fit, "images": len(sources) - bad, "bad_images": bad, "shards": count}
+        fresh = _write(out, studies, about | _about(table, [study for study, _ in studies], found))
+        _write_bad(out / BAD, table.studies, places)
+        return Prepared(out, len(studies), len(sources) - bad, bad, made, count, fresh, found)
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """OUT, private, for this process alone. What a killed one left half written is removed."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / ".prepare").is_file())):
+        raise DataError(f"{out} is not empty and was not made by prepare", "choose a new folder: out=", "D001")
+    private(out)
+    try:
+        with (out / ".prepare").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DataError(f"another prepare is writing to {out}", "wait for it, or choose another folder: out=", "D004") from None
+            private(out / PIXELS)
+            for part in (*out.glob("*.part"), *(out / PIXELS).glob("*.part")):
+                part.unlink()
+            yield
+    except OSError as error:
+        raise DataError(
+            f"cannot write to {out}: {error.strerror}", "is there room, and is it yours? what is done stays; run it again", "D004"
+        ) from error
+
+
+# ---------------------------------------------------------------------------------------------------------- pixels
+
+
+def _sources(studies: Iterable[Study]) -> list[ImageSource | Path]:
+    """Every image once, in the order of the table."""
+    return list(dict.fromkeys(image for study in studies for image in study.images))
+
+
+def _enough_files(sources: Sequence[ImageSource | Path], name: str, max_missing: float) -> None:
+    files = [path for source in sources if (path := shards.path_of(source)) is not None]
+    missing = [path for path in files if not os.path.exists(path)]
+    if len(missing) > max_missing * len(files):
+        raise DataError(
+            f"{name}: {len(missing):,} of {len(files):,} listed images are missing, first: {missing[0]}",
+            "is the download complete? Go on without them: max_missing=1",
+            "D010",
+        )
+
+
+def _pixels(sources: Sequence[ImageSource | Path], folder: Path, make: Make, workers: int, progress: bool) -> tuple[list[Stored], int, int]:
+    """All shards written; where each source went, how many shards were made by this call, and how many there are."""
+    from tqdm import tqdm
+
+    parts = shards.cut(sources, make)
+    entries: list[Stored | None] = [None] * len(sources)
+    todo: list[tuple[int, list[Any], str]] = []
+
+    def keep(number: int, found: Sequence[Mapping[str, Any]]) -> None:
+        for index, entry in zip(parts[number], found, strict=True):
+            entries[index] = Stored(number, entry)
+
+    for number, part in enumerate(parts):
+        group = [sources[index] for index in part]
+        key = shards.key(group, make)
+        found = shards.read_index(folder, number, key)
+        if found is None:
+            todo.append((number, group, key))
+        else:
+            keep(number, found)
+    with tqdm(total=len(sources), initial=len(sources) - sum(len(g) for _, g, _ in todo), unit="image", disable=not progress) as bar:
+        for number, found in _made(todo, folder, make, workers):
+            keep(number, found)
+            bar.update(len(found))
+    for old in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.json")):
+        if int(old.stem) >= len(parts):  # the table has become shorter
+            old.unlink()
+    return entries, len(todo), len(parts)  # type: ignore[return-value]
+
+
+def _made(todo: Sequence[tuple[int, list[Any], str]], folder: Path, make: Make, workers: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """(number, entries) of each shard as it is finished, by `workers` processes; in this one where that is 1."""
+    if workers <= 1 or len(todo) <= 1:
+        for number, group, key in todo:
+            yield number, shards.write(folder, number, group, make, key)
+        return
+    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=get_context("forkserver")) as pool:
+        jobs = {pool.submit(shards.write, folder, number, group, make, key): number for number, group, key in todo}
+        try:
+            for job in as_completed(jobs):
+                yield jobs[job], job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+# -------------------------------------------------------------------------------------------------------- problems
+
+
+def _note(places: Mapping[Any, Stored], problems: Problems) -> int:
+    """Count what was met in the pixels; returns how many images are bad."""
+    by_pixels: dict[int, str] = {}
+    bad = 0
+    for source, stored in places.items():
+        entry = stored.entry
+        name = _name(source)
+        if "code" in entry:
+            bad += 1
+            problems.add(entry["code"], name, entry["reason"], entry["fix"])
+            continue
+        for note in entry["notes"]:
+            problems.add(note, name, CODES[note][1])
+        if (first := by_pixels.setdefault(entry["pixels"], name)) != name:
+            problems.add("D052", name, f"the same pixels as {first}", "leave one of them out, or make sure that both are in one split")
+    return bad
+
+
+def _kept(study: Study, places: Mapping[Any, Stored], problems: Problems) -> Iterator[tuple[Study, list[Stored]]]:
+    """The study with its readable images, groundings placed in them; nothing when none is left."""
+    stored = [places[image] for image in study.images]
+    good = [index for index, at in enumerate(stored) if "code" not in at.entry]
+    if not good:
+        return
+    moved = {old: new for new, old in enumerate(good)}
+    groundings = []
+    for grounding in study.groundings:
+        if grounding.image not in moved:
+            continue
+        *_, height, width = stored[grounding.image].entry["original"]
+        try:
+            inside = _within(placed(grounding, height, width), height, width)
+        except DataError as error:
+            problems.add(error.code, _name(study.images[grounding.image]), error.what.removeprefix(f"{error.code} "), error.fix)
+            continue
+        framed = tuple(_masks(grounding.masks, study, stored, moved, problems))
+        groundings.append(replace(inside, image=moved[grounding.image], masks=framed))
+    views = study.views or ("UNKNOWN",) * len(study.images)
+    kept = replace(
+        study,
+        images=tuple(study.images[index] for index in good),
+        views=tuple(views[index] for index in good),
+        groundings=tuple(groundings),
+        masks=tuple(_masks(study.masks, study, stored, moved, problems)),
+    )
+    yield replace(kept, spacing=_spacing(study.spacing, stored[good[0]].entry)), [stored[index] for index in good]
+
+
+def _spacing(told: tuple[float, ...], entry: Mapping[str, Any]) -> tuple[float, ...]:
+    """mm between the stored pixels: of the table, else of the file, and larger where the image was made smaller."""
+    spacing = told or tuple(entry["spacing"])
+    parts = zip(spacing, entry["original"], entry["shape"], strict=True) if len(spacing) == len(entry["shape"]) else ()
+    return tuple(mm * before / after for mm, before, after in parts)
+
+
+def _masks(given: Iterable[Mask], study: Study, stored: Sequence[Stored], moved: Mapping[int, int], problems: Problems) -> Iterator[Mask]:
+    """The masks that fit their images, with the size they were drawn in, which the stored pixels no longer tell."""
+    for mask in given:
+        if mask.image not in moved:
+            continue
+        image = study.images[mask.image]
+        *_, height, width = stored[mask.image].entry["original"]
+        try:
+            if mask.kind in masks.VOLUMES:
+                check_aligned(image, mask.data)  # type: ignore[arg-type]
+            else:
+                masks.decode(mask, height, width)
+        except DataError as error:
+            problems.add(error.code, f"{_name(image)}, mask '{mask.name}'", error.what.removeprefix(f"{error.code} "), error.fix)
+            continue
+        yield replace(mask, image=moved[mask.image], size=mask.size or (height, width))
+
+
+def _name(image: ImageSource | Path) -> str:
+    return image.name if isinstance(image, Path) else image.id
+
+
+def _within(grounding: Any, height: int, width: int) -> Any:
+    """The grounding with boxes cut at the image's edge; DataError D030 for one that reaches more than 2 pixels outside."""
+    over = max((max(-x1, -y1, x2 - width, y2 - height) for x1, y1, x2, y2 in grounding.boxes), default=0)
+    if over > 2:
+        raise DataError(f"a box reaches {over:g} px outside {width} x {height}", "is the image resized? Say so: resized=true", "D030")
+    boxes = tuple((max(0.0, x1), max(0.0, y1), min(float(width), x2), min(float(height), y2)) for x1, y1, x2, y2 in grounding.boxes)
+    return replace(grounding, boxes=boxes, size=(height, width))
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def _about(table: StudyTable, studies: Sequence[Study], problems: Sequence[Problem]) -> dict[str, Any]:
+    """What meta.json says of the studies."""
+    splits: dict[str, Counter[str]] = {}
+    for study in studies:
+        count = splits.setdefault(study.split, Counter())
+        count.update(studies=1, images=len(study.images), sentences=len(study.sentences))
+    return {
+        "splits": {name: dict(count) for name, count in splits.items()},
+        "left_out": dict(table.left_out),
+        "notes": list(table.notes),
+        "counts": {name: list(pair) for name, pair in table.counts.items()},
+        "problems": [{"severity": problem.severity, **asdict(problem)} for problem in problems],
+        "excluded": list(table.excluded),
+        "card": asdict(table.card) if table.card else None,
+    }
+
+
+def _write(out: Path, studies: Iterable[tuple[Study, Sequence[Stored]]], about: Mapping[str, Any]) -> bool:
+    """The manifest and meta.json, when they are not there already as they would be written; returns whether they were."""
+    from datasets.arrow_writer import ArrowWriter
+
+    digest = blake2b(digest_size=16)
+    part = out / f"{MANIFEST}.part"
+    writer = ArrowWriter(features=rows.features(), path=str(part), writer_batch_size=1000)
+    for study, stored in studies:
+        row = rows.to_row(study, stored)
+        digest.update(json.dumps(row, sort_keys=True).encode())
+        writer.write(row)
+    writer.finalize()
+    writer.close()
+    text = json.dumps({**about, "format": shards.FORMAT, "rows": digest.hexdigest()}, indent=1)
+    meta = out / META
+    if (out / MANIFEST).is_file() and meta.is_file() and meta.read_text(encoding="utf-8") == text:
+        part.unlink()
+        return False
+    part.replace(out / MANIFEST)
+    fresh = out / f"{META}.part"
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(meta)
+    return True
+
+
+def _write_bad(path: Path, studies: Iterable[Study], places: Mapping[Any, Stored]) -> None:
+    lines = [
+        {"id": study.id, "image": _name(image), **places[image].entry} for study in studies for image in study.images if "code" in places[image].entry
+    ]
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

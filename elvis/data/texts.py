@@ -1,0 +1,153 @@
+"""Reports as numbers: every sentence is encoded once, and a report is put together from its sentences when it is asked for.
+
+    Reports(reports, tokenizer, ...)[5] -> Text:  ids L;  units {"report" | "sentence" | "word": (membership U L, group U)}
+    pad([Text, ...], pad_id) -> ids B L, mask B L, {kind: TextUnits}
+
+Reports repeat each other's sentences, so each different one is kept, and hashed, once: 4 bytes a token (10 with its word) and about
+30 a sentence, in plain arrays, which worker processes share. `group` is a hash of the normalised text: equal text is never a negative.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tokenizers import Encoding
+from torch import Tensor
+
+from elvis.data.reports import text_hash
+from elvis.data.tokenizer import Tokenizer, words_of
+from elvis.types import TextUnits
+
+CHUNK = 2**14  # sentences encoded at a time: a few MB of the tokenizer's own objects
+
+
+@dataclass(frozen=True)
+class Text:
+    """One report, encoded: ids L, and for each kind of unit the membership U L and the group U."""
+
+    ids: np.ndarray
+    units: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+class Reports:
+    """Reports, given as lists of sentences, encoded as `Tokenizer.encode` does: [CLS] s1 s2 ... [SEP] of at most `max_tokens`.
+
+    max_units: how many units of each kind (or of all kinds) are kept, the first ones. `lengths`: tokens of each report.
+    """
+
+    def __init__(
+        self,
+        reports: Iterable[Sequence[str]],
+        tokenizer: Tokenizer,
+        *,
+        units: Iterable[str],
+        max_tokens: int,
+        max_units: int | Mapping[str, int] | None = None,
+    ) -> None:
+        self.units, self.max_tokens, self.max_units = tuple(units), max_tokens, max_units
+        self.special = np.array([tokenizer.cls_id]), np.array([tokenizer.sep_id])
+        known: dict[str, int] = {}
+        order, begins, group = array("i"), array("q", [0]), array("q")
+        for report in reports:
+            order.extend(known.setdefault(sentence, len(known)) for sentence in report)
+            begins.append(len(order))
+            group.append(text_hash(" ".join(report)) if "report" in self.units else 0)
+        self.order, self.begins, self.group = np.array(order), np.array(begins), np.array(group)  # which sentences a report has
+        self.sentences = _Sentences(list(known), tokenizer, max_tokens, words="word" in self.units)
+        tokens = np.concatenate([[0], np.cumsum(self.sentences.counts[self.order])])
+        self.lengths = np.minimum(np.diff(tokens[self.begins]) + 2, max_tokens)
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    def __getitem__(self, index: int) -> Text:
+        numbers = self.order[self.begins[index] : self.begins[index + 1]]
+        keep, (cls, sep) = self.max_tokens - 2, self.special
+        ids, sentence = self.sentences.tokens(numbers)
+        of_token = {"report": np.minimum(sentence, 0), "sentence": sentence}  # unit u IS sentence u of the study
+        group = {"report": self.group[index : index + 1], "sentence": self.sentences.group[numbers]}
+        if "word" in self.units:
+            of_token["word"], group["word"] = self.sentences.words(numbers)
+        units = {kind: self._members(kind, of_token[kind][:keep], group[kind]) for kind in self.units}
+        return Text(np.concatenate([cls, ids[:keep], sep]), units)
+
+    def _members(self, kind: str, of_token: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        limit = self.max_units.get(kind) if isinstance(self.max_units, Mapping) else self.max_units
+        group = group[: of_token.max(initial=-1) + 1][:limit]  # units of which nothing is left after the cut do not count
+        of_token = np.concatenate([[-1], of_token, [-1]])  # special tokens belong to none
+        return of_token == np.arange(len(group))[:, None], group
+
+
+class _Sentences:
+    """Different sentences, end to end: sentence s has the tokens starts[s] ... starts[s + 1], and so for its words."""
+
+    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int, words: bool) -> None:
+        ids, starts = array("i"), array("q", [0])
+        word, word_key, word_starts = array("h"), array("i"), array("q", [0])
+        keys: dict[str, int] = {}
+        for text, encoding in _encoded(texts, tokenizer):
+            ids.extend(encoding.ids[:max_tokens])
+            starts.append(len(ids))
+            if words:
+                of_token, found = words_of(text, encoding)
+                word.extend(of_token[:max_tokens])
+                word_key.extend(keys.setdefault(name, len(keys)) for name in found)
+                word_starts.append(len(word_key))
+        self.ids, self.starts = np.array(ids), np.array(starts)
+        self.counts = np.diff(self.starts).astype(np.int32)
+        self.group = np.fromiter(map(text_hash, texts), np.int64, len(texts))
+        self.word, self.word_key, self.word_starts = np.array(word), np.array(word_key), np.array(word_starts)
+        self.word_group = np.fromiter(map(text_hash, keys), np.int64, len(keys))
+
+    def tokens(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of these sentences, one after another: ids, and which of them a token belongs to."""
+        return _joined(self.ids, self.starts, numbers), np.arange(len(numbers)).repeat(self.counts[numbers])
+
+    def words(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of these sentences, one after another: the word of each token, -1 = none, and the group of each word."""
+        counts = self.word_starts[numbers + 1] - self.word_starts[numbers]
+        before = (counts.cumsum() - counts).repeat(self.counts[numbers])
+        word = _joined(self.word, self.starts, numbers).astype(np.int64)
+        return np.where(word >= 0, word + before, -1), self.word_group[_joined(self.word_key, self.word_starts, numbers)]
+
+
+def _encoded(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[tuple[str, Encoding]]:
+    for start in range(0, len(texts), CHUNK):
+        some = texts[start : start + CHUNK]
+        yield from zip(some, tokenizer.backend.encode_batch(some, add_special_tokens=False), strict=True)  # on all cores
+
+
+def _joined(values: np.ndarray, starts: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    return np.concatenate([values[:0], *(values[starts[n] : starts[n + 1]] for n in numbers)])
+
+
+def pad(texts: Sequence[Text], pad_id: int) -> tuple[Tensor, Tensor, dict[str, TextUnits]]:
+    """Reports of one batch, padded to the longest: ids B L, mask B L, units. A kind nobody has still gets one masked unit."""
+    rows, length = len(texts), max(len(text.ids) for text in texts)
+    ids, mask = np.full((rows, length), pad_id, np.int64), np.zeros((rows, length), bool)
+    for row, text in enumerate(texts):
+        ids[row, : len(text.ids)] = text.ids
+        mask[row, : len(text.ids)] = True
+    units: dict[str, TextUnits] = {}
+    for kind in texts[0].units:
+        most = max(1, *(len(text.units[kind][1]) for text in texts))
+        tokens, group = np.zeros((rows, most, length), bool), np.zeros((rows, most), np.int64)
+        for row, text in enumerate(texts):
+            membership, of_unit = text.units[kind]
+            tokens[row, : membership.shape[0], : membership.shape[1]] = membership
+            group[row, : len(of_unit)] = of_unit
+        real = torch.from_numpy(tokens.any(-1))  # a unit whose tokens were cut off is not real
+        units[kind] = TextUnits(torch.from_numpy(tokens), real, torch.from_numpy(group))
+    return torch.from_numpy(ids), torch.from_numpy(mask), units
+
+
+def text_tensors(
+    reports: Sequence[Sequence[str]], tokenizer: Tokenizer, *, units: Iterable[str], max_tokens: int, max_units: int | Mapping[str, int] | None = None
+) -> tuple[Tensor, Tensor, dict[str, TextUnits]]:
+    """Reports as lists of sentences -> ids B L, mask B L, units: what a text encoder takes."""
+    encoded = Reports(reports, tokenizer, units=units, max_tokens=max_tokens, max_units=max_units)
+    return pad([encoded[index] for index in range(len(encoded))], tokenizer.pad_id)
