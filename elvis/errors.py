@@ -57,7 +57,7 @@ def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
 
 
 def run_cli(main: Callable[[], int | None]) -> None:
-    """Run a command: an ElvisError becomes one message on stderr and its exit code; a traceback only with ELVIS_DEBUG=1."""
+    """Run a command: an ElvisError becomes one message on stderr and its exit code; and so does an OSError; a traceback only with ELVIS_DEBUG=1."""
     try:
         code = main() or 0
     except ElvisError as error:
@@ -70,4 +70,9 @@ def run_cli(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except OSError as error:  # a full disk, a folder of somebody else
+        if os.environ.get("ELVIS_DEBUG") == "1":
+            traceback.print_exc()
+        print(f"error: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        code = 2
     sys.exit(code)

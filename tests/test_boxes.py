@@ -20,7 +20,18 @@ def test_a_box_of_texts_or_numbers_becomes_two_corners() -> None:
     assert not said(problems)
 
 
-NONE = [("", "", "", ""), ("1", "2", "nan", "4"), (1, 2, 0, 4), (1, 2, 3, -4), (1, "two", 3, 4), (1, 2, "inf", 4), (None,) * 4]
+NONE = [
+    ("", "", "", ""),
+    ("1", "2", "nan", "4"),
+    (1, 2, 0, 4),
+    (1, 2, 3, -4),
+    (1, "two", 3, 4),
+    (1, 2, "inf", 4),
+    (None,) * 4,
+    (1, 2, 3),
+    "1234",
+    None,
+]
 
 
 @pytest.mark.parametrize("values", NONE)
@@ -55,3 +66,25 @@ def test_without_a_frame_only_the_upper_and_left_edges_are_known() -> None:
     assert from_xyxy((1, 1, 5000, 5000), "row 7", problems) == (1.0, 1.0, 5000.0, 5000.0)
     assert from_xyxy((-9, 1, 5, 5), "row 7", problems) is None
     assert "exceeds its image by 9 px" in said(problems)[0].what
+
+
+def test_fractions_have_a_tolerance_of_their_own() -> None:
+    problems = Problems("any")
+    assert from_xyxy((0.1, 0.2, 1.001, 0.4), "row 7", problems, (1, 1)) == (0.1, 0.2, 1.0, 0.4)
+    assert from_xyxy((0.1, 0.2, 1.1, 0.4), "row 8", problems, (1, 1)) is None
+    assert [(p.severity, p.what) for p in said(problems)] == [
+        ("E", "any: row 8: box (0.1, 0.2, 1.1, 0.4) exceeds 0..1 by 0.1"),
+        ("W", "any: row 7: box (0.1, 0.2, 1.001, 0.4) exceeds 0..1 by 0.001"),
+    ]
+
+
+def test_a_box_of_which_nothing_is_left_when_it_is_cut_is_refused() -> None:
+    problems = Problems("any")
+    assert from_xyxy((-1.5, 1, -0.5, 5), "row 7", problems, (8, 9)) is None
+    assert [(p.code, p.severity) for p in said(problems)] == [("D030", "E")]
+
+
+def test_what_was_given_is_said_shortly() -> None:
+    problems = Problems("any")
+    from_xyxy(("1" * 500, "x" * 500, 3, 4), "row 7", problems)
+    assert len(said(problems)[0].what) < 200

@@ -11,6 +11,7 @@ from PIL import Image
 
 from elvis.data.__main__ import main
 from elvis.data.phantoms import layouts as owners
+from elvis.data.studies import load
 from elvis.errors import ConfigError, DataError, run_cli
 from elvis.registry import DATASETS
 from tests import layouts
@@ -126,6 +127,17 @@ def test_a_wrong_command_ends_with_2_and_one_message(
     assert message in said
     assert "Traceback" not in said
     assert len(said) < 420
+
+
+def test_options_of_the_dataset_reach_it_and_fixes_that_are_printed_work(root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layouts.write_table(Path(root) / "other.csv", [{"id": "a", "image": "0.png", "words": "A nodule is seen.", "findings": "No effusion is seen."}])
+    words = ["prepare", "manifest", f"root={root}", "table=other.csv", "workers=1"]
+    assert main([*words, "text=words", f"out={tmp_path / 'one'}", "data.on_leak=drop", "data.strict=true", "data.resized=true"]) == 0
+    assert load("prepared", root=str(tmp_path / "one")).studies[0].sentences[0].text == "A nodule is seen."
+    with pytest.raises(DataError, match="no column 'wrods'"):
+        main([*words, "text=wrods", f"out={tmp_path / 'two'}"])
+    with pytest.raises(ConfigError, match="prepared data is prepared"):
+        main(["prepare", "prepared", f"root={tmp_path / 'one'}"])
 
 
 def test_a_prepared_folder_cannot_be_made_of_a_leaking_table(tmp_path: Path) -> None:

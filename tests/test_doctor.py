@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from elvis.data import doctor
@@ -16,13 +17,23 @@ from elvis.types import Grounding, Sentence, Study
 from tests import layouts
 
 
-def study(number: int, root: Path | str = "/nowhere", **values: object) -> Study:
+@dataclass(frozen=True)
+class Drawn:
+    """An image that needs no file."""
+
+    id: str
+
+    def read(self) -> np.ndarray:
+        return np.eye(4, dtype=np.uint8)
+
+
+def study(number: int, root: Path | None = None, **values: object) -> Study:
     text = f"A nodule number {number}."
     whole = Study(
         id=f"s{number}",
         patient=f"p{number}",
         split="train",
-        images=(ImageFile(str(root), f"{number}.png"),),
+        images=(Drawn(f"{number}.png") if root is None else ImageFile(str(root), f"{number}.png"),),
         views=("PA",),
         sections={"findings": text},
         sentences=(Sentence(text, "findings", 0, len(text)),),
@@ -65,10 +76,15 @@ def test_counts_beside_the_owners_are_a_warning_and_with_strict_an_error() -> No
     assert codes(examine(study(0), counts={"images": (1, 2)}, strict=True))["D063"] == "E"
 
 
-def test_missing_files_are_counted_and_named() -> None:
-    report = examine(study(0), study(1))
+def test_missing_files_are_counted_and_named_and_too_many_are_an_error(tmp_path: Path) -> None:
+    for number in range(1, 300):
+        (tmp_path / f"{number}.png").touch()
+    report = examine(*(study(number, tmp_path) for number in range(300)))
     assert codes(report)["D010"] == "Q"
     assert "0.png: missing" in report.text()
+    assert not report.errors
+    few = examine(study(0, tmp_path), study(1, tmp_path))
+    assert [(p.code, p.what) for p in few.errors] == [("D001", "mine: files: 1 of 2 listed files are missing")]
 
 
 def test_patients_in_two_splits_and_ids_given_twice_are_errors() -> None:
@@ -78,7 +94,7 @@ def test_patients_in_two_splits_and_ids_given_twice_are_errors() -> None:
 
 
 def test_an_evaluation_set_in_the_training_split_is_found_by_patient_and_by_image() -> None:
-    held = StudyTable((study(7, split="test", patient="p0"), study(1, "/elsewhere/files", split="test", patient="unknown")))
+    held = StudyTable((study(7, split="test", patient="p0"), study(1, split="test", patient="unknown")))
     report = examine(study(0), study(1), study(2), against={"ms_cxr": held})
     assert report.parts["leakage"][1] == "ms_cxr: 1 of its patients and 1 of its images are in train"
     assert codes(report)["D061"] == "E"

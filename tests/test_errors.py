@@ -39,3 +39,10 @@ def test_a_typo_finds_its_neighbour_and_few_names_are_listed() -> None:
     assert nearest("intramodal", ["intra_modal", "word_region"]) == " (did you mean 'intra_modal'?)"
     assert nearest("zzz", ["a", "b"]) == " (known: a, b)"
     assert nearest("zzz", [str(n) for n in range(50)]) == ""
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_cli(lambda: (tmp_path / "no" / "where").write_text("x") and 0)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: No such file or directory: ")

@@ -318,7 +318,10 @@ def test_shapes_of_one_image_are_one_mask_and_none_is_empty() -> None:
     assert not decode("shapes_objcxr", "", 4, 12).any()
 
 
-@pytest.mark.parametrize("text", ["3 1 1 2 2", "01 1 1 2 2", "0 1 1 2", "1 1 1 2 2 3 3", "2 1 1 2 2", "2 1 1 2 2 3 3 4", "0 1 1 2 x", "0 1 1 2 nan"])
+@pytest.mark.parametrize(
+    "text",
+    ["3 1 1 2 2", "01 1 1 2 2", "0 1 1 2", "1 1 1 2 2 3 3", "2 1 1 2 2", "2 1 1 2 2 3 3 4", "0 1 1 2 x", "0 1 1 2 nan", "1 3.5 1 3.5 4", "0 5 1 2 4"],
+)
 def test_a_broken_shape_is_refused(text: str) -> None:
     with pytest.raises(DataError) as caught:
         decode("shapes_objcxr", text, 4, 12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_a_second_run_writes_nothing(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_changed_image_and_a_changed_text_are_noticed(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "BYTES", 2 * 32**2)  # two images a shard
+    monkeypatch.setattr(shards, "IMAGES", 2)  # two images a shard
     assert run(root, tmp_path / "out").made == 3
     layouts.write_image(root / "images/3.png", seed=77)
     again = run(root, tmp_path / "out")
@@ -74,7 +75,7 @@ def test_a_changed_image_and_a_changed_text_are_noticed(root: Path, tmp_path: Pa
 
 
 def test_what_a_killed_run_finished_is_kept_and_its_remains_are_swept(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "BYTES", 2 * 32**2)
+    monkeypatch.setattr(shards, "IMAGES", 2)
     made = shards.write
 
     def dies(folder: Path, number: int, *rest: object) -> object:
@@ -95,7 +96,7 @@ def test_what_a_killed_run_finished_is_kept_and_its_remains_are_swept(root: Path
 
 
 def test_several_processes_write_the_same_bytes(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "BYTES", 2 * 32**2)
+    monkeypatch.setattr(shards, "IMAGES", 2)
     for name, workers in (("one", 1), ("two", 2)):
         run(root, tmp_path / name, workers=workers)
     for path in (tmp_path / "one" / "pixels").glob("*.bin"):
@@ -147,6 +148,76 @@ def test_bytes_that_went_bad_are_refused(root: Path, tmp_path: Path) -> None:
     image = load("prepared", root=str(tmp_path / "out")).studies[0].images[0]
     with pytest.raises(BadImage, match="bytes have changed"):
         read(image)
+    assert run(root, tmp_path / "out").made == 0
+    assert run(root, tmp_path / "out", check=True).made == 1
+    assert read(image).max() > 0
+
+
+def test_a_damaged_manifest_is_refused_and_made_again(root: Path, tmp_path: Path) -> None:
+    run(root, tmp_path / "out")
+    manifest = tmp_path / "out" / "manifest.arrow"
+    whole = manifest.read_bytes()
+    for damaged in (whole[:1000], whole.replace(b"nodule", b"module"), b""):
+        manifest.write_bytes(damaged)
+        with pytest.raises(DataError, match="has changed since"):
+            load("prepared", root=str(tmp_path / "out"))
+        again = run(root, tmp_path / "out")
+        assert (again.made, again.fresh) == (0, True)
+    for text in (b"[]", b"\xff", b'{"format": 1}'):
+        (tmp_path / "out" / "meta.json").write_bytes(text)
+        with pytest.raises(DataError, match=r"meta\.json is not what prepare writes"):
+            load("prepared", root=str(tmp_path / "out"))
+        assert run(root, tmp_path / "out").fresh
+
+
+def test_an_image_that_can_be_read_now_is_not_left_out_for_ever(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = shards.look
+
+    def fails(source: object) -> object:
+        if getattr(source, "name", "") == "images/1.png":
+            raise BadImage("no decoder for it", "images/1.png", "D012")
+        return seen(source)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shards, "look", fails)
+    assert [run(root, tmp_path / "out").bad, run(root, tmp_path / "out").made] == [1, 0]
+    monkeypatch.setattr(shards, "look", seen)
+    again = run(root, tmp_path / "out")
+    assert (again.bad, again.made) == (0, 1)
+
+
+def test_what_no_reader_foresaw_is_one_bad_image_and_not_the_end(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = shards.look
+
+    def fails(source: object) -> object:
+        if getattr(source, "name", "") == "images/1.png":
+            raise ZeroDivisionError
+        return seen(source)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shards, "look", fails)
+    done = run(root, tmp_path / "out")
+    assert (done.bad, done.problems[0].code) == (1, "D011")
+    assert "ZeroDivisionError" in done.problems[0].what
+
+
+def test_a_dataset_of_which_nothing_can_be_read_is_an_error(root: Path, tmp_path: Path) -> None:
+    for path in (root / "images").iterdir():
+        files.cut(path, 0.3)
+    with pytest.raises(DataError, match=r"not one of 6 images can be read, first: manifest: images/0\.png"):
+        run(root, tmp_path / "out")
+
+
+def test_another_dataset_or_size_does_not_replace_what_is_there_unasked(root: Path, tmp_path: Path) -> None:
+    run(root, tmp_path / "out")
+    with pytest.raises(DataError, match="holds 'manifest 32 pad', not 'manifest 16 pad'"):
+        run(root, tmp_path / "out", size=16)
+    assert run(root, tmp_path / "out", size=16, again=True).made == 1
+
+
+def test_a_file_name_of_another_encoding_stops_before_anything_is_decoded(root: Path, tmp_path: Path) -> None:
+    table = load("manifest", root=str(root))
+    strange = replace(table, studies=(replace(table.studies[0], id="caf\udce9"), *table.studies[1:]))
+    with pytest.raises(DataError, match="is not UTF-8"):
+        prepare.prepare(strange, tmp_path / "out", Make(32), name="manifest", progress=False)
 
 
 def test_the_folder_is_private_and_only_ours_is_written_to(root: Path, tmp_path: Path) -> None:
@@ -159,7 +230,7 @@ def test_the_folder_is_private_and_only_ours_is_written_to(root: Path, tmp_path:
 
 
 def test_two_at_once_into_one_folder_are_refused(root: Path, tmp_path: Path) -> None:
-    with prepare._locked(tmp_path / "out"), pytest.raises(DataError, match="another prepare"):
+    with prepare._locked(tmp_path / "out", "manifest 32 pad"), pytest.raises(DataError, match="another prepare"):
         run(root, tmp_path / "out")
 
 
@@ -213,10 +284,12 @@ def test_a_row_keeps_all_of_a_study(tmp_path: Path) -> None:
 def test_the_cache_is_where_it_is_told_to_be_and_can_be_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ELVIS_CACHE", str(tmp_path / "c"))
     made = cache.private(cache.home() / "prepared")
-    (made / "x").write_bytes(b"1234")
+    (made / "ours").mkdir()
+    (made / "ours" / ".prepare").write_bytes(b"1234")
+    (made / "mine.txt").write_text("a thesis")
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
     assert cache.purge() == (tmp_path / "c" / "prepared", 4)
-    assert not made.exists()
+    assert [path.name for path in made.iterdir()] == ["mine.txt"]
     monkeypatch.delenv("ELVIS_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
     assert cache.home() == tmp_path / "x" / "elvis"

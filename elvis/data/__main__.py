@@ -1,7 +1,8 @@
 """Datasets from the command line.
 
     python -m elvis.data doctor  NAME root=DIR [option=value ...] [against=OTHER:DIR ...] [strict=true]
-    python -m elvis.data prepare NAME root=DIR [option=value ...] [out=DIR] [size=512] [fit=pad] [workers=N] [resized=true]
+    python -m elvis.data prepare NAME root=DIR [option=value ...] [out=DIR] [size=512] [fit=pad] [workers=N] [resized=true] [strict=true]
+                                   [on_leak=error|drop|allow] [max_missing=0.005] [check=true] [again=true]
     python -m elvis.data show    [NAME root=DIR option=value ...] [out=sheet.png|sheet.html] [split=test] [count=8] [seed=0]
     python -m elvis.data export  --layout NAME out=DIR [train=8 val=2 test=4] [height=80 width=96] [break_=D040]
     python -m elvis.data purge   [yes=true]
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from hashlib import blake2b
@@ -26,15 +28,17 @@ import yaml
 
 from elvis.data import cache, doctor, phantoms, sheet, studies
 from elvis.data.datasets.phantom import phantom
+from elvis.data.doctor import MAX_MISSING
 from elvis.data.phantoms import layouts
 from elvis.data.phantoms.export import export
-from elvis.data.prepare import MAX_MISSING, cores, prepare
+from elvis.data.prepare import cores, prepare
 from elvis.data.shards import Make
 from elvis.data.studies import StudyTable, stable_hash
 from elvis.errors import ConfigError, DataError, nearest, run_cli
 from elvis.registry import DATASETS, check_call
 from elvis.types import Study
 
+PATHS = ("root", "out", "reports", "images", "table", "boxes", "ms_cxr", "layout")  # words, whatever they look like
 KNOBS = tuple(field.name for field in fields(phantoms.Knobs))
 Options = dict[str, Any]
 
@@ -91,20 +95,30 @@ def run_prepare(
     max_missing: float = MAX_MISSING,
     strict: bool = False,
     on_leak: str = "error",
+    check: bool = False,
+    again: bool = False,
 ) -> int:
     """Pixels of training size and a manifest, in OUT or in the cache."""
-    if fit not in ("pad", "crop") or on_leak not in ("error", "drop", "allow") or size < 1:
-        raise ConfigError(f"fit={fit} on_leak={on_leak} size={size}", "fit is pad or crop; on_leak is error, drop or allow; size is positive")
-    table = studies.load(name, text=False, strict=strict, on_leak=on_leak, resized=resized, **options)  # type: ignore[arg-type]
-    target = Path(out).expanduser() if out else cache.private(cache.home() / "prepared") / f"{name}-{size}-{_hash(options)}"
-    done = prepare(table, target, Make(size, fit), name=name, workers=workers or cores(), max_missing=max_missing)  # type: ignore[arg-type]
+    if fit not in ("pad", "crop") or on_leak not in ("error", "drop", "allow") or size < 1 or not 0 <= max_missing <= 1 or (workers or 1) < 1:
+        what = f"fit={fit} on_leak={on_leak} size={size} max_missing={max_missing} workers={workers}"
+        raise ConfigError(what, "fit is pad or crop; on_leak is error, drop or allow; size and workers are positive; max_missing is a share")
+    if name == "prepared":
+        raise ConfigError("prepared data is prepared", "name the dataset it was made of")
+    table = studies.load(name, need_text=False, strict=strict, on_leak=on_leak, resized=resized, **options)  # type: ignore[arg-type]
+    target = (
+        Path(out).expanduser() if out else cache.private(cache.private(cache.home()) / "prepared") / f"{name}-{size}-{_hash(options | {'fit': fit})}"
+    )
+    done = prepare(table, target, Make(size, fit), name=name, workers=workers or cores(), max_missing=max_missing, check=check, again=again)  # type: ignore[arg-type]
     studies.write_excluded(table.excluded, target / "excluded.txt")
     for line in doctor.shown(done.problems):
         print(line)
     what = f"{done.made} of {done.shards} shards made" if done.made else "nothing to do: all shards are there" if not done.fresh else "shards kept"
     print(f"{done.out}: {done.studies:,} studies, {done.images:,} images, {done.bad:,} left out (bad_images.jsonl); {what}")
+    if any(problem.severity == "E" for problem in done.problems):
+        print("what is an ERROR above was left out: mend it and run this again")
+        return 2
     print(f"train on it: python -m elvis.pretrain --config CONFIG data.name=prepared data.root={done.out}")
-    return 2 if any(problem.severity == "E" for problem in done.problems) else 0
+    return 0
 
 
 def run_show(name: str, options: Options, *, out: str | None = None, split: str | None = None, count: int = 8, seed: int = 0) -> int:
@@ -121,7 +135,8 @@ def run_show(name: str, options: Options, *, out: str | None = None, split: str 
     else:
         chosen = _some(_table(name, options), split, count, seed)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.touch(mode=0o600)  # it may hold reports
+    target.touch()
+    target.chmod(0o600)  # it may hold reports
     if target.suffix.lower() == ".png":
         sheet.png(chosen).save(target, optimize=True)
     else:
@@ -143,6 +158,8 @@ def run_export(name: str, options: Options, *, layout: str = "manifest", out: st
         then = f"python -m elvis.pretrain --config real_smoke data.root={out}"
     else:
         counts = {split: options.pop(split) for split in layouts.COUNTS if split in options}
+        if not all(isinstance(count, int) and count >= 0 for count in counts.values()) or not any((layouts.COUNTS | counts).values()):
+            raise ConfigError(f"export: {counts}", "train, val and test are whole numbers, and not all zero")
         wrong = check_call(f"export --layout {layout}", layouts.export, options)
         if wrong:
             raise ConfigError("; ".join(wrong), f"layouts: manifest, {', '.join(layouts.layouts())}")
@@ -179,7 +196,7 @@ def _read(words: Sequence[str]) -> tuple[str, Options]:
         elif not equals:
             raise ConfigError(f"'{word}' is not name=value", "write for example root=DIR or size=512")
         else:
-            value = _value(text)
+            value = text if key.removeprefix("data.") in PATHS else _value(text)
             options[key] = [*(options[key] if isinstance(options[key], list) else [options[key]]), value] if key in options else value
     return name, options
 
@@ -233,8 +250,14 @@ def _knobs(given: Options, known: Mapping[str, Any]) -> tuple[Options, Options]:
     return {**known, **{n: v for n, v in given.items() if n in known}}, {n: v for n, v in given.items() if n not in known}
 
 
+def _cached(name: str) -> Path:
+    return cache.private(cache.private(cache.home()) / "prepared") / name
+
+
 def _hash(options: Options) -> str:
-    return blake2b(repr(sorted(options.items())).encode(), digest_size=6).hexdigest()
+    """Of a dataset's options, its root as a whole path: two ways to write it are one folder."""
+    whole = {name: os.path.abspath(os.path.expanduser(value)) if name == "root" else value for name, value in options.items()}
+    return blake2b(repr(sorted(whole.items())).encode(), digest_size=6).hexdigest()
 
 
 def _command(run: Any) -> Any:
@@ -246,7 +269,10 @@ def _command(run: Any) -> Any:
         wrong = check_call(run.__name__.removeprefix("run_"), run, mine)
         if wrong:
             raise ConfigError("; ".join(wrong), f"options: {', '.join(sorted(own))}")
-        return run(name, {key.removeprefix("data."): value for key, value in options.items() if key not in own}, **mine)
+        rest = {key.removeprefix("data."): value for key, value in options.items() if key not in own}
+        of_dataset = DATASETS.options(name) if name in DATASETS else {}
+        mine |= {key: rest.pop(key) for key in (*rest,) if key in own and key not in of_dataset and key not in mine}  # data.on_leak=drop
+        return run(name, rest, **mine)
 
     return call
 

@@ -14,9 +14,8 @@ from elvis.errors import DataError
 
 def home() -> Path:
     """Where the cache is; nothing is made."""
-    if own := os.environ.get("ELVIS_CACHE"):
-        return Path(own).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "elvis"
+    own = os.environ.get("ELVIS_CACHE")
+    return Path(os.path.abspath(os.path.expanduser(own or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "elvis"))))
 
 
 def private(folder: Path) -> Path:
@@ -42,11 +41,11 @@ def free_bytes(folder: Path) -> int:
 
 
 def purge() -> tuple[Path, int]:
-    """Remove what `prepare` has put into the cache; returns where it was and how many bytes."""
+    """Remove what `prepare` has put into the cache, and nothing else; returns where it was and how many bytes."""
     prepared = home() / "prepared"
-    freed = size(prepared) if prepared.is_dir() else 0
-    if prepared.is_symlink():
-        raise DataError(f"{prepared} is a symbolic link", "remove it and what it points to yourself")
-    if prepared.is_dir():
-        shutil.rmtree(prepared)
+    freed = 0
+    for folder in sorted(prepared.iterdir()) if prepared.is_dir() and not prepared.is_symlink() else ():
+        if not folder.is_symlink() and (folder / ".prepare").is_file():
+            freed += size(folder)
+            shutil.rmtree(folder)
     return prepared, freed

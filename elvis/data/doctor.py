@@ -27,6 +27,7 @@ from elvis.data.volumes import VolumeFile
 from elvis.types import ImageSource, Study
 
 SHOWN = 10  # problems
+MAX_MISSING = 0.005  # of the images a table lists: more than that is a download that is not complete
 SECONDS = 10.0  # spent on looking whether files are there; what is not looked at is said
 WORDS = 180  # a text with more words than this is longer than 256 word pieces, roughly (1.4 pieces a word)
 WORDS_OF = {"E": "ERROR", "W": "warning", "Q": "left out"}
@@ -68,7 +69,7 @@ def examine(
         "needs": list(_needs(studies, size, batch, workers, out or Path())),
     }
     _ids(studies, problems)
-    told = {problem.code for problem in table.problems}  # the adapter knows the file and the row
+    told = {problem.code for problem in table.problems} & {"D020", "D021", "D022", "D050"}  # the adapter knows the file and the row
     mine = [problem for problem in problems.listed() if problem.code not in told]
     found = tuple(sorted((*table.problems, *mine), key=lambda p: (p.severity != "E", p.code)))
     parts["problems"] = list(shown(found))
@@ -165,7 +166,13 @@ def _leakage(studies: Sequence[Study], against: Mapping[str, StudyTable], proble
         yield f"{other}: {len(people):,} of its patients and {len(images):,} of its images are in train"
         if people or images:
             what = f"{len(people):,} patients and {len(images):,} images of {other} are in train"
-            problems.add("D061", other, what, f"run with data.exclude={other} where the dataset has that option, or list them", count=len(people))
+            problems.add(
+                "D061",
+                other,
+                what,
+                f"leave them out of train: data.exclude={other}, or a file of their ids, where the dataset has that option",
+                count=len(people),
+            )
 
 
 def _file(image: ImageSource | Path) -> str:
@@ -189,9 +196,11 @@ def _place(image: ImageSource | Path) -> str:
 
 def _files(studies: Sequence[Study], problems: Problems) -> Iterator[str]:
     """Whether files are there: all of them, or, after `SECONDS`, as many as could be asked, evenly spread."""
-    paths = [path for study in studies for image in study.images if (path := shards.path_of(image)) is not None]
+    masks = (mask.data for study in studies for mask in (*study.masks, *(mask for g in study.groundings for mask in g.masks)))
+    images = (image for study in studies for image in study.images)
+    paths = [path for source in (*images, *masks) if (path := shards.path_of(source)) is not None]
     if not paths:
-        yield "none: the images are computed"
+        yield "none: the images are computed" if studies else "none"
         return
     end, asked, missing = time.monotonic() + SECONDS, 0, 0
     for path in sorted(paths, key=stable_hash) if len(paths) > 50_000 else paths:
@@ -201,6 +210,8 @@ def _files(studies: Sequence[Study], problems: Problems) -> Iterator[str]:
         if not os.path.exists(path):
             missing += 1
             problems.add("D010", path, "missing", "is the download complete?")
+    if missing > MAX_MISSING * asked:
+        problems.add("D001", "files", f"{missing:,} of {asked:,} listed files are missing", "is the download complete?")
     yield f"{asked:,} of {len(paths):,} looked for, {missing:,} missing"
 
 

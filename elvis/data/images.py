@@ -128,7 +128,9 @@ def _look(path: Path, bits: int | None) -> Look:
         raise BadImage(too_large(), path) from None
     except UnidentifiedImageError:
         raise BadImage("not an image", path) from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except PermissionError:
+        raise BadImage("permission denied", path, fix="may you read it?") from None
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError) as error:  # hostile bytes, and what PIL makes of them
         raise BadImage("truncated" if re.search("truncated|broken", str(error), re.I) else "unreadable", path) from error
 
 

@@ -244,10 +244,11 @@ def _objcxr(mask: Mask, height: int, width: int) -> Bool:
     for text in filter(None, (part.strip() for part in mask.data.split(";"))):
         kind, *numbers = text.split()
         points = _finite(numbers, mask)
-        if kind not in ("0", "1", "2") or points.size % 2 or (points.size < 6 if kind == "2" else points.size != 4):
+        polygon = kind == "2" and points.size >= 6 and points.size % 2 == 0
+        if not polygon and (kind not in ("0", "1") or points.size != 4 or (points[:2] >= points[2:]).any()):
             what = f"mask '{mask.name}': '{text[:40]}' is no shape"
-            raise DataError(what, "0 and 1 (rectangle, ellipse) have two corners x y, 2 (polygon) three or more", "D031")
-        if kind == "2":
+            raise DataError(what, "0 and 1 (rectangle, ellipse) have an upper left and a lower right corner, 2 (polygon) three or more", "D031")
+        if polygon:
             _add_polygon(out, points.reshape(-1, 2))
         else:
             _add_box(out, points, ellipse=kind == "1")

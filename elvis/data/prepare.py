@@ -14,18 +14,23 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from elvis.data import masks, rows, shards
 from elvis.data.cache import private
+from elvis.data.doctor import MAX_MISSING
 from elvis.data.problems import CODES, Problem, Problems
 from elvis.data.rows import Stored
 from elvis.data.shards import Make
@@ -35,7 +40,6 @@ from elvis.errors import DataError
 from elvis.types import ImageSource, Mask, Study
 
 MANIFEST, META, BAD, PIXELS = "manifest.arrow", "meta.json", "bad_images.jsonl", "pixels"
-MAX_MISSING = 0.005  # of the images a table lists: more than that is a download that is not complete
 
 
 @dataclass(frozen=True)
@@ -60,19 +64,26 @@ def prepare(
     name: str,
     workers: int = 1,
     max_missing: float = MAX_MISSING,
+    check: bool = False,
+    again: bool = False,
     progress: bool = True,
 ) -> Prepared:
-    """Store the images and studies of a table; see above.
+    """Store the images and studies of a table; see above. check: look at the checksums of shards that are there, and mend them.
 
-    Raises DataError: D010 more than `max_missing` of the files are missing, D001 OUT is not one of ours, D004 it cannot be written.
+    again: OUT may hold another dataset, or another size, which is then replaced. Raises DataError: D010 more than `max_missing` of the
+    files are missing, D011 none of them can be read, D001 OUT is not one of ours, D004 it cannot be written, or a name is no text.
     """
-    with _locked(out):
+    with _locked(out, f"{name} {make.size} {make.fit}", again):
         sources = _sources(table.studies)
+        _names_are_text(table.studies)
         _enough_files(sources, name, max_missing)
         problems = Problems(name)
-        entries, made, count = _pixels(sources, out / PIXELS, make, workers, progress)
+        entries, made, count = _pixels(sources, out / PIXELS, make, workers, check, progress)
         places = dict(zip(sources, entries, strict=True))
         bad = _note(places, problems)
+        if bad == len(sources):
+            first = problems.listed()[0] if sources else None
+            raise DataError(f"{name}: not one of {len(sources)} images can be read" + (f", first: {first.what}" if first else ""), "", "D011")
         studies = [(study, stored) for whole in table.studies for study, stored in _kept(whole, places, problems)]
         found = (*table.problems, *problems.listed())
         about = {"dataset": name, "size": make.size, "fit": make.fit, "images": len(sources) - bad, "bad_images": bad, "shards": count}
@@ -82,25 +93,39 @@ def prepare(
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """OUT, private, for this process alone. What a killed one left half written is removed."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / ".prepare").is_file())):
+def _locked(out: Path, what: str, again: bool = False) -> Iterator[None]:
+    """OUT, private, for this process alone and for `what`. What a killed one left half written is removed; so is it when this one fails."""
+    mine = out / ".prepare"
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not mine.is_file())):
         raise DataError(f"{out} is not empty and was not made by prepare", "choose a new folder: out=", "D001")
     private(out)
+    mask = os.umask(0o077)
     try:
-        with (out / ".prepare").open("w") as lock:
+        with mine.open("a+", encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise DataError(f"another prepare is writing to {out}", "wait for it, or choose another folder: out=", "D004") from None
+            lock.seek(0)
+            if (other := lock.read()) not in ("", what) and not again:
+                raise DataError(f"{out} holds '{other}', not '{what}'", "choose another folder: out=, or replace it: again=true", "D001")
+            lock.truncate(0)
+            lock.write(what)
+            lock.flush()
             private(out / PIXELS)
-            for part in (*out.glob("*.part"), *(out / PIXELS).glob("*.part")):
-                part.unlink()
+            _sweep(out)
             yield
     except OSError as error:
-        raise DataError(
-            f"cannot write to {out}: {error.strerror}", "is there room, and is it yours? what is done stays; run it again", "D004"
-        ) from error
+        _sweep(out)
+        fix = "is there room, and is it yours? what is done stays; run it again"
+        raise DataError(f"cannot write to {out}: {error.strerror or error}", fix, "D004") from error
+    finally:
+        os.umask(mask)
+
+
+def _sweep(out: Path) -> None:
+    for part in (*out.glob("*.part"), *(out / PIXELS).glob("*.part")):
+        part.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------------------- pixels
@@ -109,6 +134,17 @@ def _locked(out: Path) -> Iterator[None]:
 def _sources(studies: Iterable[Study]) -> list[ImageSource | Path]:
     """Every image once, in the order of the table."""
     return list(dict.fromkeys(image for study in studies for image in study.images))
+
+
+def _names_are_text(studies: Iterable[Study]) -> None:
+    """DataError for an id or a file name that cannot be written down (bytes of another encoding on the disk), before hours of decoding."""
+    for study in studies:
+        for word in (study.id, study.patient, study.split, *map(_name, study.images)):
+            try:
+                word.encode()
+            except UnicodeEncodeError:
+                shown = word.encode("ascii", "backslashreplace").decode()
+                raise DataError(f"'{shown}' is not UTF-8", "rename the file, or save the table as UTF-8", "D004") from None
 
 
 def _enough_files(sources: Sequence[ImageSource | Path], name: str, max_missing: float) -> None:
@@ -122,11 +158,13 @@ def _enough_files(sources: Sequence[ImageSource | Path], name: str, max_missing:
         )
 
 
-def _pixels(sources: Sequence[ImageSource | Path], folder: Path, make: Make, workers: int, progress: bool) -> tuple[list[Stored], int, int]:
+def _pixels(
+    sources: Sequence[ImageSource | Path], folder: Path, make: Make, workers: int, check: bool, progress: bool
+) -> tuple[list[Stored], int, int]:
     """All shards written; where each source went, how many shards were made by this call, and how many there are."""
     from tqdm import tqdm
 
-    parts = shards.cut(sources, make)
+    parts = shards.cut(sources)
     entries: list[Stored | None] = [None] * len(sources)
     todo: list[tuple[int, list[Any], str]] = []
 
@@ -137,7 +175,7 @@ def _pixels(sources: Sequence[ImageSource | Path], folder: Path, make: Make, wor
     for number, part in enumerate(parts):
         group = [sources[index] for index in part]
         key = shards.key(group, make)
-        found = shards.read_index(folder, number, key)
+        found = shards.read_index(folder, number, key, group, check=check)
         if found is None:
             todo.append((number, group, key))
         else:
@@ -147,7 +185,7 @@ def _pixels(sources: Sequence[ImageSource | Path], folder: Path, make: Make, wor
             keep(number, found)
             bar.update(len(found))
     for old in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.json")):
-        if int(old.stem) >= len(parts):  # the table has become shorter
+        if old.stem.isdecimal() and int(old.stem) >= len(parts):  # the table has become shorter
             old.unlink()
     return entries, len(todo), len(parts)  # type: ignore[return-value]
 
@@ -158,14 +196,31 @@ def _made(todo: Sequence[tuple[int, list[Any], str]], folder: Path, make: Make, 
         for number, group, key in todo:
             yield number, shards.write(folder, number, group, make, key)
         return
-    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=get_context("forkserver")) as pool:
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["elvis.data.shards"])  # imported once, not by every process
+    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=_end_with_the_parent) as pool:
         jobs = {pool.submit(shards.write, folder, number, group, make, key): number for number, group, key in todo}
         try:
             for job in as_completed(jobs):
                 yield jobs[job], job.result()
+        except BrokenProcessPool:
+            what = "a process that reads images was killed; is there enough memory for this many?"
+            raise DataError(what, "run it again with fewer: workers=1; what is done stays", "D004") from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _end_with_the_parent() -> None:
+    """A worker whose run was killed must not write on: the next run may have begun."""
+    parent = parent_process()
+
+    def wait() -> None:
+        parent.join()  # type: ignore[union-attr]
+        os._exit(1)
+
+    os.umask(0o077)
+    threading.Thread(target=wait, daemon=True).start()
 
 
 # -------------------------------------------------------------------------------------------------------- problems
@@ -290,23 +345,36 @@ def _write(out: Path, studies: Iterable[tuple[Study, Sequence[Stored]]], about: 
         writer.write(row)
     writer.finalize()
     writer.close()
-    text = json.dumps({**about, "format": shards.FORMAT, "rows": digest.hexdigest()}, indent=1)
-    meta = out / META
-    if (out / MANIFEST).is_file() and meta.is_file() and meta.read_text(encoding="utf-8") == text:
+    text = json.dumps({**about, "format": shards.FORMAT, "rows": digest.hexdigest(), "manifest": file_sum(part)}, indent=1).encode()
+    manifest, meta = out / MANIFEST, out / META
+    if manifest.is_file() and meta.is_file() and meta.read_bytes() == text and file_sum(manifest) == file_sum(part):
         part.unlink()
         return False
-    part.replace(out / MANIFEST)
-    fresh = out / f"{META}.part"
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(meta)
+    part.replace(manifest)
+    _replace(meta, text)
     return True
+
+
+def file_sum(path: Path) -> str:
+    """A checksum of a file, read in pieces."""
+    found = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while piece := file.read(2**22):
+            found.update(piece)
+    return found.hexdigest()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(data)
+    part.replace(path)
 
 
 def _write_bad(path: Path, studies: Iterable[Study], places: Mapping[Any, Stored]) -> None:
     lines = [
         {"id": study.id, "image": _name(image), **places[image].entry} for study in studies for image in study.images if "code" in places[image].entry
     ]
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    _replace(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
 
 def cores() -> int:

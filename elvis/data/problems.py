@@ -48,6 +48,7 @@ CODES = {  # code -> (severity, what it means)
     "D070": ("W", "images left out because of their view"),
     "D080": ("E", "a CT volume does not look like Hounsfield units"),
     "D081": ("W", "a volume's spacing in the table is not usable, or not the file's"),
+    "D082": ("Q", "a volume shows no chest, as its owner says"),
 }
 
 

@@ -145,30 +145,35 @@ def from_rows(batch: Any, pixels: Path) -> Iterator[Study]:
     groundings = _lists(batch, "groundings", GROUNDINGS)
     sections, labels = _lists(batch, "sections", ("name", "text")), _lists(batch, "labels", ("name", "value"))
     files: dict[int, str] = {}
+    same: dict[str, str] = {}  # one string for each name that repeats, not one a study
     for row in range(count):
         shown = images[row]
         yield Study(
             id=plain["id"][row],
             patient=plain["patient"][row],
-            split=plain["split"][row],
+            split=_one(same, plain["split"][row]),
             images=tuple(
                 ShardImage(files.setdefault(shard, str(pixels / f"{shard:05d}.bin")), name, offset, tuple(shape), sum)
                 for name, _, shard, offset, shape, _, sum in shown
             ),
-            views=tuple(view for _, view, *_ in shown),
+            views=tuple(_one(same, view) for _, view, *_ in shown),
             spacing=tuple(plain["spacing"][row]),
-            sections=dict(sections[row]),
+            sections={_one(same, name): text for name, text in sections[row]},
             sentences=tuple(
-                Sentence(text, section, start, end, None if said == UNKNOWN else bool(said), region)
+                Sentence(_one(same, text), _one(same, section), start, end, None if said == UNKNOWN else bool(said), _one(same, region))
                 for text, section, start, end, region, said in sentences[row]
             ),
             groundings=tuple(_read_grounding(values, shown) for values in groundings[row]),
             masks=_read_masks(plain["masks"][row]),
-            labels=dict(labels[row]),
-            text_source=plain["text_source"][row],
+            labels={_one(same, name): value for name, value in labels[row]},
+            text_source=_one(same, plain["text_source"][row]),
             group=plain["group"][row],
             extra=json.loads(plain["extra"][row]) if plain["extra"][row] != "{}" else {},
         )
+
+
+def _one(same: dict[str, str], text: str) -> str:
+    return same.setdefault(text, text)
 
 
 def _lists(batch: Any, name: str, names: Sequence[str]) -> list[list[tuple[Any, ...]]]:

@@ -29,7 +29,8 @@ from elvis.data.volumes import VolumeFile
 from elvis.types import ImageSource
 
 FORMAT = 1  # of the files here; another one is made anew
-BYTES = 2**26  # of a shard, about: 256 images of 512 x 512
+IMAGES = 64  # of a shard: what one process makes at a time, what a kill loses, and how often the progress moves
+VOLUME = 32  # a volume counts as so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +51,17 @@ class ShardImage:
         """uint8, a view of the mapped file. Raises BadImage when the bytes are not those that were written."""
         end = self.offset + math.prod(self.shape)
         try:
-            image = _mapped(self.file)[self.offset : end]
+            image = _mapped(self.file, os.stat(self.file).st_mtime_ns)[self.offset : end]
         except (OSError, ValueError) as error:
             raise BadImage("the shard cannot be read", self.file, code="D011") from error
         if checksum(image) != self.sum:
-            raise BadImage("the shard's bytes have changed (run prepare again)", self.file, code="D011")
+            raise BadImage("the shard's bytes have changed", self.file, code="D011", fix="run prepare again with check=true")
         return image.reshape(self.shape)
 
 
 @functools.lru_cache(maxsize=4096)
-def _mapped(file: str) -> np.ndarray:
+def _mapped(file: str, made: int) -> np.ndarray:
+    """`made`: when the file was, since another may have taken its place."""
     return np.memmap(file, np.uint8, mode="r")
 
 
@@ -89,16 +91,15 @@ class Make:
         return np.stack(slices).reshape(*image.shape[:-2], *slices[0].shape)
 
 
-def cut(sources: Sequence[ImageSource | Path], make: Make) -> list[list[int]]:
+def cut(sources: Sequence[ImageSource | Path]) -> list[list[int]]:
     """Which sources go into which shard: neighbours, as many as fill it."""
-    per_shard = max(1, BYTES // make.size**2)
-    weights = [64 if isinstance(source, VolumeFile) else 1 for source in sources]  # a volume is some 64 slices or more
     shards: list[list[int]] = []
     room = 0
-    for index, weight in enumerate(weights):
+    for index, source in enumerate(sources):
+        weight = VOLUME if isinstance(source, VolumeFile) else 1
         if room < weight:
             shards.append([])
-            room = per_shard
+            room = IMAGES
         shards[-1].append(index)
         room -= weight
     return shards
@@ -138,15 +139,39 @@ def names(folder: Path, number: int) -> tuple[Path, Path]:
     return folder / f"{number:05d}.bin", folder / f"{number:05d}.json"
 
 
-def read_index(folder: Path, number: int, key: str) -> list[dict[str, Any]] | None:
-    """The entries of a finished shard made from just these sources; None when it is to be made."""
+GOOD, BAD = {"offset", "shape", "original", "spacing", "sum", "pixels", "notes"}, {"code", "reason", "fix"}
+
+
+def read_index(folder: Path, number: int, key: str, sources: Sequence[ImageSource | Path], *, check: bool = False) -> list[dict[str, Any]] | None:
+    """The entries of a finished shard made from just these sources; None when it is to be made.
+
+    It is made again when one that could not be read can be read now, and, with `check`, when its bytes are not those that were written.
+    """
     pixels, index = names(folder, number)
     try:
-        found = json.loads(index.read_text(encoding="utf-8"))
-        whole = sum(math.prod(entry["shape"]) for entry in found["images"] if "shape" in entry)
-        return found["images"] if found["key"] == key and pixels.stat().st_size == whole else None
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads(index.read_bytes())
+        entries, size = found["images"], pixels.stat().st_size
+        whole = sum(math.prod(entry["shape"]) for entry in entries if "shape" in entry)
+        if found["key"] != key or size != whole or len(entries) != len(sources) or not all(entry.keys() in (GOOD, BAD) for entry in entries):
+            return None
+        if any(_readable(source) for source, entry in zip(sources, entries, strict=True) if "code" in entry):
+            return None
+        return entries if not check or _intact(pixels, entries) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _readable(source: ImageSource | Path) -> bool:
+    try:
+        look(source)
+    except Exception:  # whatever it was, it is no better now
+        return False
+    return True
+
+
+def _intact(pixels: Path, entries: Sequence[Mapping[str, Any]]) -> bool:
+    data = np.fromfile(pixels, np.uint8)
+    return all(checksum(data[e["offset"] : e["offset"] + math.prod(e["shape"])]) == e["sum"] for e in entries if "sum" in e)
 
 
 def write(folder: Path, number: int, sources: Sequence[ImageSource | Path], make: Make, key: str) -> list[dict[str, Any]]:
@@ -154,13 +179,16 @@ def write(folder: Path, number: int, sources: Sequence[ImageSource | Path], make
     pixels, index = names(folder, number)
     index.unlink(missing_ok=True)  # from here on the shard is not whole
     entries: list[dict[str, Any]] = []
-    part = pixels.with_suffix(".part")
+    part = pixels.with_suffix(f".{os.getpid()}.part")  # no other process writes to it, one that outlives its run neither
     with part.open("wb") as file:
         for source in sources:
             try:
                 seen = look(source)
             except BadImage as error:
                 entries.append({"code": error.code, "reason": error.reason, "fix": error.fix})
+                continue
+            except Exception as error:  # one file must not end a pass over 400,000
+                entries.append({"code": "D011", "reason": f"unreadable ({type(error).__name__})", "fix": "look at the file; please report it"})
                 continue
             entries.append(_store(file, seen, make))
         file.flush()
@@ -179,7 +207,7 @@ def _store(file: Any, seen: Look, make: Make) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    part = path.with_suffix(".json.part")
+    part = path.with_suffix(f".json.{os.getpid()}.part")
     with part.open("w", encoding="utf-8") as file:
         json.dump(value, file)
         file.flush()

@@ -39,18 +39,19 @@ class StudyTable:
     card: Card | None = None
 
 
+SPLITS = frozenset({"train", "val", "test", "unused", "comp", "decor", "swap"})  # the last three: of phantoms
 OnLeak = Literal["error", "drop", "allow"]
 
 
-def load(name: str, *, text: bool = True, strict: bool = False, on_leak: OnLeak = "error", resized: bool = False, **options: Any) -> StudyTable:
+def load(name: str, *, need_text: bool = True, strict: bool = False, on_leak: OnLeak = "error", resized: bool = False, **options: Any) -> StudyTable:
     """The table of a registered dataset, checked. Raises ConfigError for unknown names and options, DataError for the rest.
 
-    text: at least one study must have a sentence. strict: counts that differ from the owner's are an error, else a note.
+    need_text: at least one study must have a sentence. strict: counts that differ from the owner's are an error, else a note.
     on_leak: what to do about patients in several splits: an error, take them out of train, or let it be (it is noted).
     resized: the images are copies of another size than the boxes were drawn in.
     """
     table = checked(index(name, **options), name, strict=strict, on_leak=on_leak)
-    if text and not any(study.sentences for study in table.studies):
+    if need_text and not any(study.sentences for study in table.studies):
         left = ", ".join(f"{reason} {count}" for reason, count in table.left_out.items()) or "nothing was left out"
         raise DataError(
             f"{name}: not one study with text among {len(table.studies)} ({left})",
@@ -91,6 +92,9 @@ def checked(table: StudyTable, name: str = "", *, strict: bool = False, on_leak:
     if off:
         table = replace(table, notes=(*table.notes, f"counts differ from the owner's: {', '.join(off)}"))
     unique(table.studies)
+    if strange := sorted({study.split for study in table.studies} - SPLITS):
+        shown = ", ".join(name if len(name) <= 20 else "a longer text" for name in strange[:5])
+        raise DataError(f"{name}: unknown split {shown}", f"known: {', '.join(sorted(SPLITS))}", "D004")
     return _without_leaks(table, on_leak)
 
 
@@ -169,6 +173,7 @@ def write_excluded(patients: Iterable[str], path: Path) -> None:
     """Who was left out on purpose, one patient a line: a list that `exclude=FILE` of another run can read. Nobody: no file."""
     if listed := sorted(patients):
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
         path.write_text("".join(f"{patient}\n" for patient in listed), encoding="utf-8")
 
 

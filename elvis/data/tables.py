@@ -14,6 +14,7 @@ import gzip
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,9 @@ def read_table(path: Path, columns: Sequence[str] = (), *, ragged: bool = False)
                 yield from _csv_rows(file, path, "\t" if kind.endswith(".tsv") else ",", columns, ragged)
     except FileNotFoundError:
         raise DataError(f"no table {path}", "check data.table and data.root", "D001") from None
-    except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile) as error:
+    except PermissionError:
+        raise DataError(f"cannot read {path}: permission denied", "may you read it?", "D004") from None
+    except (UnicodeDecodeError, csv.Error, EOFError, OSError, zlib.error) as error:
         fix = "the table must be UTF-8 text, CSV with a header line or one JSON object a line"
         raise DataError(f"cannot read {path}: {error}", fix, "D004") from None
 
@@ -108,7 +111,9 @@ def _csv_rows(file: Iterable[str], path: Path, delimiter: str, columns: Sequence
     header = [name.strip() for name in next(reader, [])]
     if missing := [name for name in columns if name not in header]:
         listed = ", ".join(f"'{name}'" for name in missing)
-        raise DataError(f"{path}: no column {listed} (have {', '.join(header)})", "is it the file as distributed?", "D003")
+        raise DataError(f"{path}: no column {listed} (have {names(header)})", "is it the file as distributed?", "D003")
+    if twice := {name for name in header if name and header.count(name) > 1}:
+        raise DataError(f"{path}: column {names(sorted(twice))} is there twice", "give every column a name of its own", "D003")
     for row in reader:
         if ragged and row:
             row = (row + [""] * len(header))[: len(header)]
@@ -124,11 +129,19 @@ def _json_rows(file: Iterable[str], path: Path) -> Iterator[dict[str, Any]]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: not JSON ({error.msg})", "one JSON object a line", "D004") from None
+                if "\\ud" in line.lower():  # half a surrogate pair is no text
+                    row = json.loads(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace"))
+            except (ValueError, RecursionError) as error:
+                what = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+                raise DataError(f"{path}, line {number}: not JSON ({what})", "one JSON object a line", "D004") from None
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {number}: a {type(row).__name__}, not an object", "one JSON object a line", "D004")
             yield row
+
+
+def names(columns: Iterable[str]) -> str:
+    """Column names for a message; what is longer than a name may be (a table without a header) is a text, and is not shown."""
+    return ", ".join(name if len(name) <= 40 and name.count(" ") < 4 else "(a text)" for name in columns)
 
 
 def read_json(path: Path, option: str = "data.root") -> Any:
@@ -145,7 +158,7 @@ def number(value: Any) -> float | None:
     """A number of a table; None for an empty or unreadable one, and for NaN."""
     try:
         result = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return None if result != result else result
 
@@ -162,7 +175,8 @@ def inside(name: str, where: str) -> str:
     """
     clean = os.path.normpath(name.strip().replace("\\", "/")).replace(os.sep, "/")
     if not name.strip() or "\0" in name or clean.startswith(("/", "../")) or clean in (".", "..") or _DRIVE.match(clean):
-        raise DataError(f"{where}: '{name[:80]!s}' is not a path under the root", "give paths relative to data.root, or set data.root higher", "D005")
+        shown = name.replace("\0", "\\0")[:100] if name.count(" ") < 4 else "(a text)"
+        raise DataError(f"{where}: '{shown}' is not a path under the root", "give paths relative to data.root, or set data.root higher", "D005")
     return clean
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from elvis.data import masks
 from elvis.data.images import ImageFile
-from elvis.data.phantoms.layouts import Export, export, layouts
+from elvis.data.phantoms.film import Film, films
+from elvis.data.phantoms.layouts import COUNTS, Export, layouts
+from elvis.data.phantoms.scan import Scan, scans
 from elvis.data.tables import inside
 from elvis.data.volumes import VolumeFile
 from elvis.types import Mask, Study
@@ -30,12 +34,22 @@ SCANS = {  # scans of train, val and test where a test needs to know how many; v
 }
 
 
-def sizes(name: str) -> dict[str, object]:
-    """How much of a layout is written: 14 films of 80 x 96, or a few small scans."""
-    if layouts()[name].kind == "film":
-        return {}
-    train, val, test = SCANS.get(name, (4, 2, 2))
-    return {"counts": {"train": train, "val": val, "test": test}, "depth": 12, "height": 40, "width": 48}
+@functools.cache
+def phantoms(name: str) -> list[Film] | list[Scan]:
+    """What a layout is made of: 14 films of 80 x 96, each rendered once, or a few small scans."""
+    if layouts()[name].kind == "scan":
+        return scans(dict(zip(COUNTS, SCANS.get(name, (4, 2, 2)), strict=True)), shape=(12, 40, 48))
+    return _films()
+
+
+@functools.cache
+def _films() -> list[Film]:
+    made = films(COUNTS)
+    for film in made:
+        pixels = film.read()
+        pixels.setflags(write=False)
+        object.__setattr__(film, "read", functools.partial(np.asarray, pixels))
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -45,9 +59,23 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     @functools.cache
     def write(name: str, break_: str = "") -> Made:
         root = tmp_path_factory.mktemp(f"{name}_{break_}".rstrip("_"))
-        return root, export(name, root, break_=break_, **sizes(name))  # type: ignore[arg-type]
+        return root, layouts()[name].write(phantoms(name), root, break_)
 
     return write
+
+
+@pytest.fixture
+def copy(made: Made, tmp_path: Path) -> Path:
+    """What a test file's `made` is, to be changed."""
+    return Path(shutil.copytree(made[0], tmp_path / "copy"))
+
+
+def linked(root: Path, out: Path, *without: str) -> Path:
+    """The same root without some of its files and folders."""
+    for path in root.iterdir():
+        if path.name not in without:
+            (out / path.name).symlink_to(path)
+    return out
 
 
 def masks_of(study: Study) -> list[Mask]:

@@ -26,7 +26,7 @@ def made(exported: Exported) -> Made:
 @pytest.mark.parametrize("truth", ["segmentations", "annotations"])
 def test_images_and_masks_are_those_that_were_written(made: Made, truth: str) -> None:
     root, written = made
-    table = studies.load("chexlocalize", root=str(root), truth=truth, text=False)
+    table = studies.load("chexlocalize", root=str(root), truth=truth, need_text=False)
     assert len(table.studies) == len(written.truth) == 14
     for study in table.studies:
         film = written.truth[study.images[0].id]
@@ -85,7 +85,7 @@ def test_one_of_the_two_splits_is_enough_and_the_counts_say_so(made: Made, tmp_p
     with pytest.raises(
         DataError, match=r"D063 .*val images 10 instead of 234, test images 4 instead of 668, val images with masks 10 instead of 187"
     ):
-        studies.load("chexlocalize", root=str(root), text=False, strict=True)
+        studies.load("chexlocalize", root=str(root), need_text=False, strict=True)
 
 
 # -------------------------------------------------------------------------------------------------------------- breaks
@@ -128,7 +128,7 @@ def test_what_is_wrong_in_a_row_is_left_out_and_named(made: Made, exported: Expo
     whole = sum(len(study.masks) for study in chexlocalize(root=str(made[0])).studies)
     assert sum(len(study.masks) for study in table.studies) == whole - (break_[:4] in ("D031", "D040"))
     with pytest.raises(DataError, match=break_[:4]):
-        studies.load("chexlocalize", root=str(root), truth=truth, text=False)
+        studies.load("chexlocalize", root=str(root), truth=truth, need_text=False)
 
 
 def test_an_image_that_was_made_smaller_is_seen_when_its_mask_is_decoded(exported: Exported) -> None:

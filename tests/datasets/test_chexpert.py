@@ -30,7 +30,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_pixels_labels_and_splits_are_those_that_were_written(made: Made) -> None:
     root, written = made
-    table = studies.load("chexpert", root=str(root), text=False)
+    table = studies.load("chexpert", root=str(root), need_text=False)
     assert len(table.studies) == written.counts["studies"] == 10
     for study in table.studies:
         film = written.truth[study.images[0].id]
@@ -146,7 +146,7 @@ def test_one_of_the_two_tables_is_enough_and_the_counts_say_so(made: Made, tmp_p
     assert {study.split for study in table.studies} == {"val"}
     assert table.counts == {"train images": (0, 223_414), "valid images": (len(rows(root / "valid.csv")), 234)}
     with pytest.raises(DataError, match=r"train images 0 instead of 223,414"):
-        studies.load("chexpert", root=str(tmp_path), text=False, strict=True)
+        studies.load("chexpert", root=str(tmp_path), need_text=False, strict=True)
 
 
 # -------------------------------------------------------------------------------------------------------------- breaks
@@ -184,4 +184,4 @@ def test_a_row_that_is_wrong_is_left_out_and_named(exported: Exported, break_: s
     if problem.severity == "E":
         assert problem.what.startswith("chexpert: train.csv, row ")
         with pytest.raises(DataError, match=break_[:4]):
-            studies.load("chexpert", root=str(root), text=False)
+            studies.load("chexpert", root=str(root), need_text=False)

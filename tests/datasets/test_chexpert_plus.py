@@ -12,20 +12,12 @@ from elvis.data.datasets.chexpert_plus import chexpert_plus
 from elvis.data.phantoms.files import write_dicom, write_image
 from elvis.data.phantoms.layouts.chexpert_plus import COLUMNS, TABLE
 from elvis.errors import DataError
-from tests.datasets.conftest import Exported, Made
+from tests.datasets.conftest import Exported, Made, linked
 
 
 @pytest.fixture
 def made(exported: Exported) -> Made:
     return exported("chexpert_plus")
-
-
-def linked(root: Path, out: Path, *without: str) -> Path:
-    """The same root without some of its files and folders."""
-    for path in root.iterdir():
-        if path.name not in without:
-            (out / path.name).symlink_to(path)
-    return out
 
 
 # ------------------------------------------------------------------------------------------------------ there and back

@@ -34,20 +34,10 @@ IN_PREPARE = {"D052"}  # seen when all pixels are: tests/test_codes.py
 MISTAKES = [(name, mistake) for name, layout in LAYOUTS.items() for mistake in layout.breaks if mistake[:4] not in IN_PREPARE]
 WITHOUT_OWNER = {"manifest", "phantom", "prepared"}  # your own, computed, made by prepare: nobody has a layout for these
 
-REASONS = {
-    "excluded",
-    "position",
-    "no_text",
-    "no_report",
-    "no_image",
-    "no_mask",
-    "no_boxes",
-    "no_row",
-    "no_patient",
-    "no_chest",
-    "two_patients",
-    "unreadable",
-}
+REASONS = {  # why studies are left out
+    "excluded", "position", "two_patients", "no_patient", "no_chest", "no_row", "unreadable",
+    "no_text", "no_report", "no_image", "no_mask", "no_boxes",
+}  # fmt: skip
 OPTIONS = {  # an option without which a mistake stays unseen
     ("chexlocalize", "D031"): {"truth": "annotations"},
     ("ms_cxr", "D004_split"): {"split": "owner"},
@@ -155,7 +145,7 @@ def test_a_sound_tree_is_read_without_an_error_and_the_same_twice(name: str, exp
     table: StudyTable = table_of(name)
     assert DATASETS.create(dataset, root=root) == table
     assert pickle.loads(pickle.dumps(table)) == table
-    loaded = studies.load(dataset, root=root, text=False)  # ids are unique, patients in one split, no problem is an error
+    loaded = studies.load(dataset, root=root, need_text=False)  # ids are unique, patients in one split, no problem is an error
     assert loaded.studies == table.studies
     assert table.card is not None
     assert (table.card.name, bool(table.card.access), bool(table.card.licence), bool(table.card.url)) == (dataset, True, True, True)
@@ -236,7 +226,7 @@ def test_counts_that_differ_from_the_owners_are_an_error_only_when_strict(name: 
     dataset, root = LAYOUTS[name].dataset, str(exported(name)[0])
     if table_of(name).counts:
         with pytest.raises(DataError, match="instead of") as caught:
-            studies.load(dataset, root=root, text=False, strict=True)
+            studies.load(dataset, root=root, need_text=False, strict=True)
         assert caught.value.code == "D063"
 
 

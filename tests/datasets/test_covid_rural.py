@@ -23,7 +23,7 @@ def made(exported: Exported) -> Made:
 
 def test_images_and_masks_are_those_that_were_written(made: Made) -> None:
     root, written = made
-    table = studies.load("covid_rural", root=str(root), text=False)
+    table = studies.load("covid_rural", root=str(root), need_text=False)
     assert len(table.studies) == written.counts["masks"] == 13
     assert sum(opacity(written.truth[study.images[0].id]).any() for study in table.studies) > 3
     for study in table.studies:

@@ -26,12 +26,6 @@ def made(exported: Exported) -> Made:
     return exported("ct_rate")
 
 
-@pytest.fixture
-def copy(made: Made, tmp_path: Path) -> Path:
-    """A tree whose files may be changed."""
-    return Path(shutil.copytree(made[0], tmp_path / "copy"))
-
-
 def scan_of(study: Study, made: Export) -> Scan:
     return made.truth[study.images[0].id]
 

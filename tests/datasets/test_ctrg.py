@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +19,6 @@ from tests.datasets.conftest import Exported, Made
 @pytest.fixture
 def made(exported: Exported) -> Made:
     return exported("ctrg")
-
-
-@pytest.fixture
-def copy(made: Made, tmp_path: Path) -> Path:
-    """A tree whose files may be changed."""
-    return Path(shutil.copytree(made[0], tmp_path / "copy"))
 
 
 def test_files_and_folders_of_slices_are_volumes_of_the_same_grey_values(made: Made) -> None:

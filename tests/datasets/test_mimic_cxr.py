@@ -19,7 +19,7 @@ from elvis.data.phantoms.layouts.mimic_cxr import ids
 from elvis.data.studies import StudyTable
 from elvis.errors import DataError
 from elvis.types import Study
-from tests.datasets.conftest import Exported, Made
+from tests.datasets.conftest import Exported, Made, linked
 from tests.layouts import write_mimic
 
 
@@ -34,14 +34,6 @@ def by_id(table: StudyTable) -> dict[str, Study]:
 
 def rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(gzip.decompress(path.read_bytes()).decode())))
-
-
-def linked(root: Path, out: Path, *without: str) -> Path:
-    """The same root without some of its files."""
-    for path in root.iterdir():
-        if path.name not in without:
-            (out / path.name).symlink_to(path)
-    return out
 
 
 # ------------------------------------------------------------------------------------------------------ there and back
@@ -226,7 +218,7 @@ def test_subjects_may_have_the_p_of_their_folders(made: Made) -> None:
 def test_all_patients_of_ms_cxr_are_left_out_by_its_name(made: Made, tmp_path: Path) -> None:
     root, _ = made
     export("ms_cxr", tmp_path / "ms", counts={"train": 4})  # of the same films
-    grounded = {study.patient for study in studies.load("ms_cxr", root=str(tmp_path / "ms"), text=False).studies}
+    grounded = {study.patient for study in studies.load("ms_cxr", root=str(tmp_path / "ms"), need_text=False).studies}
     table = mimic_cxr(root=str(root), exclude="ms_cxr", ms_cxr=str(tmp_path / "ms"))
     assert set(table.excluded) == grounded
     assert grounded

@@ -48,7 +48,7 @@ def boxes_of(study: Study) -> dict[tuple[str, str], set[tuple[float, ...]]]:
 
 def test_images_phrases_and_boxes_are_those_that_were_written(made: Made) -> None:
     root, written = made
-    table = studies.load("ms_cxr", root=str(root), text=False)
+    table = studies.load("ms_cxr", root=str(root), need_text=False)
     assert len(table.studies) == len(written.truth) == written.counts["images"]
     for study in table.studies:
         film = written.truth[study.images[0].id]
@@ -78,7 +78,7 @@ def test_the_same_words_in_another_category_are_another_pair(made: Made) -> None
     assert {g.category for study in twice for g in study.groundings} >= {"Consolidation", "Pneumonia"}
     assert table.counts == {"pairs": (written.counts["pairs"], 1162)}
     with pytest.raises(DataError, match=rf"D063 ms_cxr: .*pairs {written.counts['pairs']} instead of 1,162"):
-        studies.load("ms_cxr", root=str(root), text=False, strict=True)
+        studies.load("ms_cxr", root=str(root), need_text=False, strict=True)
 
 
 # -------------------------------------------------------------------------------------------------------------- tables
@@ -169,7 +169,7 @@ def test_a_row_that_is_wrong_is_left_out_and_named(exported: Exported, break_: s
     assert problem.fix
     assert sum(len(g.boxes) for study in table.studies for g in study.groundings) == written.counts["boxes"] - 1
     with pytest.raises(DataError, match=break_[:4]):
-        studies.load("ms_cxr", root=str(root), text=False)
+        studies.load("ms_cxr", root=str(root), need_text=False)
 
 
 def test_rows_of_one_image_that_contradict_each_other_and_unknown_splits_are_named(exported: Exported) -> None:
@@ -184,7 +184,7 @@ def test_rows_of_one_image_that_contradict_each_other_and_unknown_splits_are_nam
 
 def test_a_box_two_pixels_outside_is_cut_and_counted(exported: Exported) -> None:
     root, written = exported("ms_cxr", "D030_clip")
-    table = studies.load("ms_cxr", root=str(root), text=False)
+    table = studies.load("ms_cxr", root=str(root), need_text=False)
     (problem,) = table.problems
     assert (problem.code, problem.severity, problem.count) == ("D030", "W", 1)
     assert max(box[2] for study in table.studies for g in study.groundings for box in g.boxes) == 96

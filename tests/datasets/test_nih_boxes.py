@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +24,6 @@ def made(exported: Exported) -> Made:
     return exported("nih_boxes")
 
 
-def copied(made: Made, to: Path) -> Path:
-    return Path(shutil.copytree(made[0], to, dirs_exist_ok=True))
-
-
 def true_boxes(film: Film) -> dict[str, list[Sequence[float]]]:
     found: dict[str, list[Sequence[float]]] = {}
     for place, finding in enumerate(film.truth.findings):
@@ -37,7 +34,7 @@ def true_boxes(film: Film) -> dict[str, list[Sequence[float]]]:
 
 def test_images_boxes_labels_and_views_are_those_that_were_written(made: Made) -> None:
     root, written = made
-    table = studies.load("nih_boxes", root=str(root), text=False, boxes_only=False)
+    table = studies.load("nih_boxes", root=str(root), need_text=False, boxes_only=False)
     assert len(table.studies) == len(written.truth) == 14
     for study in table.studies:
         film = written.truth[study.images[0].id]
@@ -61,13 +58,12 @@ def test_boxes_are_those_of_the_frame_of_1024_and_a_smaller_copy_is_noticed(made
     assert caught.value.code == "D032"
 
 
-def test_the_odd_header_is_read_with_short_rows_and_with_full_ones(made: Made, tmp_path: Path) -> None:
-    root = copied(made, tmp_path)
-    header, *lines = (root / "BBox_List_2017.csv").read_text().splitlines()
+def test_the_odd_header_is_read_with_short_rows_and_with_full_ones(made: Made, copy: Path) -> None:
+    header, *lines = (copy / "BBox_List_2017.csv").read_text().splitlines()
     assert header == "Image Index,Finding Label,Bbox [x,y,w,h],,,"
     assert {line.count(",") for line in lines} == {5}
-    (root / "BBox_List_2017.csv").write_text("\n".join([header, *(f"{line},,," for line in lines)]))
-    assert [s.groundings for s in nih_boxes(root=str(root)).studies] == [s.groundings for s in nih_boxes(root=str(made[0])).studies]
+    (copy / "BBox_List_2017.csv").write_text("\n".join([header, *(f"{line},,," for line in lines)]))
+    assert [s.groundings for s in nih_boxes(root=str(copy)).studies] == [s.groundings for s in nih_boxes(root=str(made[0])).studies]
 
 
 def test_infiltrate_of_the_boxes_is_infiltration_of_the_labels(made: Made) -> None:
@@ -94,7 +90,7 @@ def test_only_images_with_boxes_are_there_unless_all_are_asked_for(made: Made) -
     assert {name: found for name, (found, _) in some.counts.items()} == written.counts
 
 
-def test_patients_are_the_first_eight_digits_and_the_split_is_the_owners(made: Made, tmp_path: Path) -> None:
+def test_patients_are_the_first_eight_digits_and_the_split_is_the_owners(made: Made, copy: Path) -> None:
     root, written = made
     table = nih_boxes(root=str(root), boxes_only=False)
     for study in table.studies:
@@ -104,17 +100,28 @@ def test_patients_are_the_first_eight_digits_and_the_split_is_the_owners(made: M
     assert len({study.patient for study in table.studies}) == written.counts["patients"] < 14
     assert not studies.leaked(table.studies)
 
-    (copied(made, tmp_path) / "test_list.txt").unlink()
-    without = nih_boxes(root=str(tmp_path), boxes_only=False)
+    (copy / "test_list.txt").unlink()
+    without = nih_boxes(root=str(copy), boxes_only=False)
     assert all(study.split == studies.patient_split(study.patient) for study in without.studies)
     assert "hash" in without.notes[0]
 
 
-def test_an_image_in_neither_list_is_not_used(made: Made, tmp_path: Path) -> None:
-    root = copied(made, tmp_path)
-    names = (root / "train_val_list.txt").read_text().split()
-    (root / "train_val_list.txt").write_text("\n".join(names[1:]))
-    assert [study.id for study in nih_boxes(root=str(root), boxes_only=False).studies if study.split == "unused"] == names[:1]
+def test_lists_may_be_gzipped_and_one_that_is_no_text_is_refused(made: Made, copy: Path) -> None:
+    for name in ("train_val_list.txt", "test_list.txt"):
+        (copy / f"{name}.gz").write_bytes(gzip.compress((copy / name).read_bytes()))
+        (copy / name).unlink()
+    assert [study.split for study in nih_boxes(root=str(copy)).studies] == [study.split for study in nih_boxes(root=str(made[0])).studies]
+    for data in (b"\xff\xfe", gzip.compress(b"00000001_000.png")[:-9]):
+        (copy / "test_list.txt.gz").write_bytes(data)
+        with pytest.raises(DataError, match=r"cannot read .*test_list\.txt\.gz") as caught:
+            nih_boxes(root=str(copy))
+        assert caught.value.code == "D004"
+
+
+def test_an_image_in_neither_list_is_not_used(copy: Path) -> None:
+    names = (copy / "train_val_list.txt").read_text().split()
+    (copy / "train_val_list.txt").write_text("\n".join(names[1:]))
+    assert [study.id for study in nih_boxes(root=str(copy), boxes_only=False).studies if study.split == "unused"] == names[:1]
 
 
 @pytest.mark.parametrize("folder", ["images", "images/images_01/images"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +19,6 @@ from tests.datasets.conftest import Exported, Made
 @pytest.fixture
 def made(exported: Exported) -> Made:
     return exported("radgenome_ct")
-
-
-@pytest.fixture
-def copy(made: Made, tmp_path: Path) -> Path:
-    """A tree whose files may be changed."""
-    return Path(shutil.copytree(made[0], tmp_path / "copy"))
 
 
 def test_volumes_masks_and_sentences_are_those_that_were_written(made: Made) -> None:

@@ -26,12 +26,6 @@ def made(exported: Exported) -> Made:
     return exported("rexgroundingct")
 
 
-@pytest.fixture
-def copy(made: Made, tmp_path: Path) -> Path:
-    """A tree whose files may be changed."""
-    return Path(shutil.copytree(made[0], tmp_path / "copy"))
-
-
 def test_volumes_phrases_and_masks_are_those_that_were_written(made: Made) -> None:
     root, written = made
     table = studies.load("rexgroundingct", root=str(root))

@@ -24,7 +24,7 @@ def made(exported: Exported) -> Made:
 
 def test_images_boxes_masks_and_labels_are_those_that_were_written(made: Made) -> None:
     root, written = made
-    table = studies.load("rsna", root=str(root), text=False)
+    table = studies.load("rsna", root=str(root), need_text=False)
     assert len(table.studies) == len(written.truth) == 14
     for study in table.studies:
         film = written.truth[study.images[0].id]
@@ -104,7 +104,7 @@ def test_counts_that_differ_from_the_owners_are_an_error_when_strict(made: Made)
     root, written = made
     assert {name: found for name, (found, _) in rsna(root=str(root)).counts.items()} == written.counts
     with pytest.raises(DataError, match="images 14 instead of 26,684") as caught:
-        studies.load("rsna", root=str(root), text=False, strict=True)
+        studies.load("rsna", root=str(root), need_text=False, strict=True)
     assert caught.value.code == "D063"
 
 
@@ -144,7 +144,7 @@ def test_a_row_that_is_wrong_is_left_out_and_said_with_its_place(exported: Expor
     assert problem.fix
     assert table.counts["boxes"][0] == written.counts["boxes"] - (break_ != "D004")
     with pytest.raises(DataError, match=problem.code):
-        studies.load("rsna", root=str(root), text=False)
+        studies.load("rsna", root=str(root), need_text=False)
 
 
 def test_a_box_that_is_a_pixel_outside_is_cut_and_counted_as_a_warning(exported: Exported) -> None:

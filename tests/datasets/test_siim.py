@@ -20,7 +20,7 @@ def made(exported: Exported) -> Made:
 
 def test_images_masks_and_labels_are_those_that_were_written(made: Made) -> None:
     root, written = made
-    table = studies.load("siim", root=str(root), text=False)
+    table = studies.load("siim", root=str(root), need_text=False)
     assert len(table.studies) == len(written.truth) == 14
     for study in table.studies:
         film = written.truth[study.images[0].id]
@@ -97,7 +97,7 @@ def test_a_broken_code_is_left_out_and_said_with_its_row(exported: Exported, bre
     assert message in problem.what
     assert sum(len(study.masks) for study in table.studies) == 2 * written.counts["positive images"] - 1
     with pytest.raises(DataError, match="D040"):
-        studies.load("siim", root=str(root), text=False)
+        studies.load("siim", root=str(root), need_text=False)
 
 
 def test_a_code_that_runs_past_its_image_is_seen_when_it_is_decoded(exported: Exported) -> None:

@@ -47,7 +47,7 @@ def _numbers(written: Export) -> dict[str, int]:
 @pytest.mark.parametrize(("form", "classes"), [("vindr_cxr", CLASSES), ("vindr_cxr_kaggle", KAGGLE)])
 def test_images_and_every_readers_boxes_are_those_that_were_written(made: dict[str, Made], form: str, classes: dict[str, str]) -> None:
     root, written = made[form]
-    table = studies.load("vindr_cxr", root=str(root), text=False, fuse="none")
+    table = studies.load("vindr_cxr", root=str(root), need_text=False, fuse="none")
     numbers = _numbers(written)
     assert len(table.studies) == len(written.truth) == 14
     for study in table.studies:
@@ -151,7 +151,7 @@ def test_tables_may_lie_in_the_root_and_labels_may_be_missing(made: dict[str, Ma
 
 def test_counts_that_differ_from_the_owners_are_an_error_when_strict(made: dict[str, Made]) -> None:
     with pytest.raises(DataError, match="train images 10 instead of 15,000, test images 4 instead of 3,000") as caught:
-        studies.load("vindr_cxr", root=str(made["vindr_cxr"][0]), text=False, strict=True)
+        studies.load("vindr_cxr", root=str(made["vindr_cxr"][0]), need_text=False, strict=True)
     assert caught.value.code == "D063"
     assert vindr_cxr(root=str(made["vindr_cxr_kaggle"][0])).counts == {"train images": (14, 15_000)}
 
@@ -208,5 +208,5 @@ def test_boxes_that_are_none_are_left_out_and_named(
 def test_a_label_that_is_neither_0_nor_1_is_said_with_its_row(exported: Exported) -> None:
     root, _ = exported("vindr_cxr", "D004")
     with pytest.raises(DataError, match=r"image_labels_train.csv, row 2: Aortic enlargement is '2'") as caught:
-        studies.load("vindr_cxr", root=str(root), text=False)
+        studies.load("vindr_cxr", root=str(root), need_text=False)
     assert caught.value.code == "D004"

@@ -27,16 +27,10 @@ def lines(path: Path, option: str = "data.root") -> list[str]:
     try:
         data = path.read_bytes()
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig").removesuffix("\n").split("\n")
+    except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"cannot read {path}: {error}", "is it text, and is the download complete?", "D004") from None
     except OSError as error:
-        if isinstance(error, gzip.BadGzipFile):
-            raise _unreadable(path, error) from None
         raise DataError(f"cannot read {path}: {error.strerror}", f"check {option}", "D001") from None
-    except (UnicodeDecodeError, EOFError, zlib.error) as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"cannot read {path}: {error}", "is it text, and is the download complete?", "D004")
 
 
 def words(path: Path, option: str = "data.root") -> list[str]:

@@ -221,6 +221,7 @@ def _present(
             left_out["excluded"] += 1
         elif not scan.volumes:
             left_out["no_chest"] += 1
+            problems.add("D082", f"metadata/no_chest_{part}.txt", f"{scan.name} is no chest", "")
         elif scan.name.patient not in there:
             left_out["no_image"] += 1
             problems.add("D010", f"{tree.place(part)}/{scan.name.patient}", "no such folder", "download it, or go on without")

@@ -73,9 +73,9 @@ def ctrg(
     return StudyTable(tuple(studies), +left_out, notes, problems.listed(), published({"volumes": len(listed)}, OWNER), card=CARD)
 
 
-def _labels(top: Path) -> dict[str, dict[str, int]]:
+def _labels(base: Path) -> dict[str, dict[str, int]]:
     """id -> label -> 1 where it is positive, else 0."""
-    table = find(top, ("CTRG_finding_labels.csv",), CARD, optional=True)
+    table = find(base, ("CTRG_finding_labels.csv",), CARD, optional=True)
     return {row.pop("id"): {name: int(number(value) == 1) for name, value in row.items()} for _, row in rows(table, ("id",))} if table else {}
 
 

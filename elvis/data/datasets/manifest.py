@@ -22,6 +22,7 @@ from elvis.data.problems import Problems
 from elvis.data.reports import normalise, parse, sentences
 from elvis.data.studies import StudyTable, patient_split
 from elvis.data.tables import Card, folder, inside, read_json, read_table
+from elvis.data.tables import names as named
 from elvis.data.volumes import VolumeFile
 from elvis.errors import DataError, nearest
 from elvis.registry import DATASETS
@@ -75,7 +76,7 @@ def manifest(
     names = {use: _column(path, use, name, have) for use, name in given.items()}
     if names["image"] is None:
         fix = f"name it: data.image=..., or call it {COLUMNS['image'][0]}"
-        raise DataError(f"{path}: no column of images (have {', '.join(have)})", fix, "D003")
+        raise DataError(f"{path}: no column of images (have {named(have)})", fix, "D003")
     columns = _Columns(text=_text_columns(path, text, have), **names)
     notes += [f"{use}: {note}" for use, note in _DEFAULTS.items() if names[use] is None]
 
@@ -172,7 +173,7 @@ def _column(path: Path, use: str, name: str | None, have: Mapping[str, Any]) -> 
     if name is None:
         return next((lower[usual] for usual in COLUMNS[use] if usual in lower), None)
     if name.lower() not in lower:
-        raise DataError(f"{path.name}: no column '{name}'{nearest(name, have)}; it has {', '.join(have)}", f"set data.{use}= to one of them", "D003")
+        raise DataError(f"{path.name}: no column '{name}'{nearest(name, have)}; it has {named(have)}", f"set data.{use}= to one of them", "D003")
     return lower[name.lower()]
 
 
@@ -185,7 +186,7 @@ def _text_columns(path: Path, text: str | Sequence[str] | None, have: Mapping[st
     usual = _column(path, "text", None, have)
     if sectioned or usual:
         return sectioned or (usual,)  # type: ignore[return-value]
-    raise DataError(f"{path}: no column of text (have {', '.join(have)})", f"name it: data.text=..., or call it {COLUMNS['text'][0]}", "D003")
+    raise DataError(f"{path}: no column of text (have {named(have)})", f"name it: data.text=..., or call it {COLUMNS['text'][0]}", "D003")
 
 
 def _merge(rows: Iterable[Mapping[str, Any]], columns: _Columns, root: Path, path: Path) -> tuple[list[_Draft], int]:
@@ -259,7 +260,7 @@ def _views(values: Sequence[str], images: int) -> list[str]:
 
 
 def _view(value: str) -> str:
-    first = value.upper().replace("-", " ").split()[0]
+    first = (value.upper().replace("-", " ").split() or [""])[0]
     return first if first in ("AP", "PA") else "LATERAL" if first in ("LATERAL", "LL", "L", "LAT") else "UNKNOWN"
 
 

@@ -220,6 +220,8 @@ def _from_files(reports: Path, some: Sequence[str]) -> Read:
             return parse((folder / f"{_place(subject, study)}.txt").read_text(encoding="utf-8", errors="replace"))
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise DataError(f"mimic_cxr: cannot read {folder / _place(subject, study)}.txt: {error.strerror}", "may you read it?", "D004") from None
 
     return read
 

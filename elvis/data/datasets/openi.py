@@ -61,7 +61,7 @@ def openi(
 ) -> StudyTable:
     """Studies of all images of a report, from the XML files or, where there are none, from Kaggle's tables.
 
-    left_out counts studies: no_image, no_text (neither findings nor impression), unreadable. Raises DataError D001, D002, D003, D005.
+    left_out counts studies: no_image, no_text (neither findings nor impression), unreadable. Raises DataError D001 to D005.
     """
     base, problems = folder(root, CARD), Problems(CARD.name)
     source = find(base, ("ecgen-radiology", "NLMCXR_reports/ecgen-radiology", "indiana_reports.csv"), CARD)

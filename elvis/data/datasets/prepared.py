@@ -6,8 +6,11 @@ root/  manifest.arrow  meta.json  pixels/00000.bin ...       (elvis.data.prepare
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from elvis.data.prepare import MANIFEST, META, PIXELS, file_sum
 from elvis.data.problems import Problem
 from elvis.data.rows import from_rows
 from elvis.data.shards import FORMAT
@@ -15,6 +18,7 @@ from elvis.data.studies import StudyTable
 from elvis.data.tables import Card
 from elvis.errors import DataError
 from elvis.registry import DATASETS
+from elvis.types import Study
 
 
 @DATASETS.register("prepared")
@@ -24,32 +28,40 @@ def prepared(*, root: str) -> StudyTable:
     Raises DataError when the folder was not made by prepare, is not finished, or by another version.
     """
     folder = Path(root).expanduser().absolute()
-    again = "make it (again): python -m elvis.data prepare NAME root=... out=..."
+    again = "make it again: python -m elvis.data prepare NAME root=... out=..."
     try:
-        about = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        about = json.loads((folder / META).read_bytes())
+        form, digest = about["format"], about["manifest"]
     except FileNotFoundError:
-        raise DataError(f"prepared: no meta.json in {folder}: not prepared, or not to its end", again, "D001") from None
-    except ValueError:
-        raise DataError(f"prepared: {folder / 'meta.json'} is not JSON", again, "D004") from None
-    if about.get("format") != FORMAT:
-        raise DataError(f"prepared: {folder} has format {about.get('format')}, this version reads {FORMAT}", again, "D004")
+        raise DataError(f"prepared: no {META} in {folder}: not prepared, or not to its end", again, "D001") from None
+    except (ValueError, TypeError, KeyError):
+        raise DataError(f"prepared: {folder / META} is not what prepare writes", again, "D004") from None
+    if form != FORMAT:
+        raise DataError(f"prepared: {folder} has format {form}, this version reads {FORMAT}", again, "D004")
     from datasets import Dataset  # not at the top: the registry is listed without it
 
     try:
-        table = Dataset.from_file(str(folder / "manifest.arrow"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"prepared: cannot read {folder / 'manifest.arrow'} ({type(error).__name__})", again, "D004") from None
-    studies = tuple(study for batch in table.data.table.to_batches() for study in from_rows(batch, folder / "pixels"))
-    problems = tuple(
-        Problem(**{name: value for name, value in problem.items() if name not in ("severity", "examples")}, examples=tuple(problem["examples"]))
-        for problem in about["problems"]
-        if problem["severity"] != "E"  # what was wrong has been left out; prepare has said so
-    )
+        if file_sum(folder / MANIFEST) != digest:
+            raise DataError(f"prepared: {folder / MANIFEST} has changed since it was written", again, "D004")
+        table = Dataset.from_file(str(folder / MANIFEST))
+        studies = tuple(study for batch in table.data.table.to_batches() for study in from_rows(batch, folder / PIXELS))
+        return _table(about, studies)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"prepared: cannot read {folder} ({type(error).__name__})", again, "D004") from None
+
+
+def _table(about: Mapping[str, Any], studies: tuple[Study, ...]) -> StudyTable:
+    """What was an error when it was prepared has been left out then: it is a note now."""
+    lost = [p for p in about["problems"] if p["severity"] == "E"]
+    fields = ("code", "what", "fix", "count", "warning")
+    kept = [Problem(**{name: p[name] for name in fields}, examples=tuple(p["examples"])) for p in about["problems"] if p["severity"] != "E"]
+    notes = [f"prepared from {about['dataset']} at {about['size']} px", *about["notes"]]
+    notes += [f"left out when prepared: {p['code']} ({p['count']:,}), first: {p['what']}" for p in lost]
     return StudyTable(
         studies,
         about["left_out"],
-        (f"prepared from {about['dataset']} at {about['size']} px", *about["notes"]),
-        problems,
+        tuple(notes),
+        tuple(kept),
         {name: (found, owner) for name, (found, owner) in about["counts"].items()},
         tuple(about["excluded"]),
         Card(**about["card"]) if about["card"] else None,

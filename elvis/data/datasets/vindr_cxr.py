@@ -10,7 +10,7 @@ Boxes are corners in pixels of the DICOM; "No finding" has none. In train three 
 object has up to three boxes; test is the consensus of five. fuse="wbf" makes one of those that overlap: weighted box fusion with equal
 weights for each class of an image, at IoU 0.1, as RadVLM does. The label "Other diseases" is called "Other disease" in test.
 
-There is no text: a phrase is the template "Findings suggesting {class}", tagged so. Patients are not known.
+All images are PA views. There is no text: a phrase is the template "Findings suggesting {class}", tagged so. Patients are not known.
 
 Sources: Nguyen et al. 2022 (arXiv 2012.15029); columns as public readers name them; box fusion: Solovyev et al. 2021 (arXiv 1910.13302).
 """
