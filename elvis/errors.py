@@ -31,8 +31,8 @@ class DataError(ElvisError):
     exit_code = 2
 
     def __init__(self, what: str, fix: str = "", code: str = "") -> None:
-        self.code = code
         super().__init__(f"{code} {what}" if code else what, fix)
+        self.code, self.what = code, what
 
 
 class NumericsError(ElvisError):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+
+from elvis.data.phantoms import files
 
 REAL = Path(os.environ.get("ELVIS_REAL", Path(__file__).parents[2] / "shared" / "data" / "real"))
 
@@ -41,22 +40,15 @@ def pixels(seed: int = 0, height: int = 40, width: int = 56) -> np.ndarray:
 
 
 def write_image(path: Path, seed: int = 0, height: int = 40, width: int = 56) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels(seed, height, width)).save(path)
-    return path
+    return files.write_image(path, pixels(seed, height, width))
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """CSV or JSONL by the suffix, gzipped where it ends in .gz."""
+    if ".jsonl" not in path.name:
+        return files.write_table(path, rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if ".jsonl" in path.name:
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-    else:
-        buffer = io.StringIO(newline="")
-        writer = csv.DictWriter(buffer, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-        text = buffer.getvalue()
+    text = "".join(json.dumps(row) + "\n" for row in rows)
     path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     return path
 

@@ -22,8 +22,8 @@ def my_hospital(*, root: str) -> StudyTable:
     return StudyTable((), notes=(root,))
 
 
-def test_all_datasets_are_listed_without_prior_imports() -> None:
-    code = "from elvis.registry import DATASETS; print(*DATASETS.names())"
+def test_all_datasets_are_listed_without_prior_imports_and_without_torch() -> None:
+    code = "import sys; from elvis.registry import DATASETS; print(*DATASETS.names()); assert 'torch' not in sys.modules"
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120).stdout.split()
     assert set(OWNERS.split()) <= set(said)
     assert {"phantom", "prepared"} <= set(said)

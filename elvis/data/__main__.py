@@ -28,10 +28,10 @@ import yaml
 
 from elvis.data import cache, doctor, phantoms, sheet, studies
 from elvis.data.datasets.phantom import phantom
-from elvis.data.doctor import MAX_MISSING
 from elvis.data.phantoms import layouts
 from elvis.data.phantoms.export import export
 from elvis.data.prepare import cores, prepare
+from elvis.data.problems import MAX_MISSING
 from elvis.data.shards import Make
 from elvis.data.studies import StudyTable, stable_hash
 from elvis.errors import ConfigError, DataError, nearest, run_cli

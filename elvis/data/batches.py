@@ -159,7 +159,9 @@ class _Loader(DataLoader):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         for batch in super().__iter__():
             if isinstance(batch, DataError):
-                raise DataError(batch.what, batch.fix)  # a new one: raising `batch` itself would tie this frame, and the workers, in a cycle
+                raise DataError(
+                    batch.what, batch.fix, batch.code
+                )  # a new one: raising `batch` itself would tie this frame, and the workers, in a cycle
             yield batch
 
 

@@ -21,13 +21,12 @@ import numpy as np
 from elvis.data import shards
 from elvis.data.cache import free_bytes
 from elvis.data.images import ImageFile
-from elvis.data.problems import Problem, Problems, errors
+from elvis.data.problems import MAX_MISSING, Problem, Problems, errors
 from elvis.data.studies import StudyTable, leaked, stable_hash
 from elvis.data.volumes import VolumeFile
 from elvis.types import ImageSource, Study
 
 SHOWN = 10  # problems
-MAX_MISSING = 0.005  # of the images a table lists: more than that is a download that is not complete
 SECONDS = 10.0  # spent on looking whether files are there; what is not looked at is said
 WORDS = 180  # a text with more words than this is longer than 256 word pieces, roughly (1.4 pieces a word)
 WORDS_OF = {"E": "ERROR", "W": "warning", "Q": "left out"}
@@ -177,18 +176,14 @@ def _leakage(studies: Sequence[Study], against: Mapping[str, StudyTable], proble
 
 def _file(image: ImageSource | Path) -> str:
     """What an image is called wherever it lies: its file's name without suffixes."""
-    return os.path.basename(str(image) if isinstance(image, Path) else image.id).split(".")[0]
+    return os.path.basename(shards.name_of(image)).split(".")[0]
 
 
 def _ids(studies: Sequence[Study], problems: Problems) -> None:
-    for what, ids in (("study id", (s.id for s in studies)), ("image", (_place(i) for s in studies for i in s.images))):
+    for what, ids in (("study id", (s.id for s in studies)), ("image", (shards.name_of(i) for s in studies for i in s.images))):
         for name, count in Counter(ids).items():
             if count > 1:
                 problems.add("D050", name, f"{what} occurs {count} times", "list it once", warning=what == "image")
-
-
-def _place(image: ImageSource | Path) -> str:
-    return str(image) if isinstance(image, Path) else image.id
 
 
 # ------------------------------------------------------------------------------------------------- files and needs

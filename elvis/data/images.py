@@ -17,16 +17,16 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
-from torch.nn import functional as F
 
 from elvis.errors import DataError
 from elvis.types import ImageSource
+
+if TYPE_CHECKING:  # a reader of files needs no torch: adapters and the processes of `prepare` start without it
+    from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF")  # what PIL may take a file for; some of its other readers start programs
 
@@ -184,6 +184,9 @@ class Frame:
 
         Bilinear between cell centres; NaN at pixels the input does not show (cut off by `fit="crop"`).
         """
+        import torch
+        from torch.nn import functional as F
+
         map = map if map.dtype == torch.float64 else map.float()
         y, y_shown = self._positions(0, self.height, map)
         x, x_shown = self._positions(1, self.width, map)
@@ -195,6 +198,8 @@ class Frame:
 
     def _positions(self, axis: int, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Pixel centres of the original along an axis, in the input: from -1 to 1, and whether they lie inside."""
+        import torch
+
         centres = torch.arange(length, dtype=torch.float64, device=like.device) + 0.5
         at = (self.scale[axis] * centres + self.offset[axis]) * (2.0 / self.size[axis]) - 1.0
         return at.to(like.dtype), at.abs() <= 1.0
@@ -253,7 +258,9 @@ class Preprocess:
 
     def tensor(self, images: np.ndarray | Tensor, channels: int | None = None) -> Tensor:
         """Grey values 0..255, ... *S -> float32 ... C *S on the same device, (x / 255 - mean) / std; C = `channels`, or one per value of `mean`."""
-        grey = (images if isinstance(images, Tensor) else torch.tensor(images)).float().div(255.0).unsqueeze(-1 - len(self.size))
+        import torch
+
+        grey = (images if isinstance(images, torch.Tensor) else torch.tensor(images)).float().div(255.0).unsqueeze(-1 - len(self.size))
         grey = grey.expand(*images.shape[: -len(self.size)], channels or len(self.mean), *images.shape[-len(self.size) :])
         mean, std = (torch.tensor(values, device=grey.device).view(-1, *[1] * len(self.size)) for values in (self.mean, self.std))
         return (grey - mean) / std  # ... C *S

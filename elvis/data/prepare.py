@@ -21,25 +21,21 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from hashlib import blake2b
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from elvis.data import masks, rows, shards
 from elvis.data.cache import private
-from elvis.data.doctor import MAX_MISSING
-from elvis.data.problems import CODES, Problem, Problems
+from elvis.data.problems import CODES, MAX_MISSING, Problem, Problems
 from elvis.data.rows import Stored
-from elvis.data.shards import Make
+from elvis.data.shards import MANIFEST, META, PIXELS, Make, file_sum, name_of
 from elvis.data.studies import StudyTable, placed
 from elvis.data.volumes import check_aligned
 from elvis.errors import DataError
 from elvis.types import ImageSource, Mask, Study
 
-MANIFEST, META, BAD, PIXELS = "manifest.arrow", "meta.json", "bad_images.jsonl", "pixels"
+BAD = "bad_images.jsonl"
 
 
 @dataclass(frozen=True)
@@ -139,7 +135,7 @@ def _sources(studies: Iterable[Study]) -> list[ImageSource | Path]:
 def _names_are_text(studies: Iterable[Study]) -> None:
     """DataError for an id or a file name that cannot be written down (bytes of another encoding on the disk), before hours of decoding."""
     for study in studies:
-        for word in (study.id, study.patient, study.split, *map(_name, study.images)):
+        for word in (study.id, study.patient, study.split, *map(name_of, study.images)):
             try:
                 word.encode()
             except UnicodeEncodeError:
@@ -232,7 +228,7 @@ def _note(places: Mapping[Any, Stored], problems: Problems) -> int:
     bad = 0
     for source, stored in places.items():
         entry = stored.entry
-        name = _name(source)
+        name = name_of(source)
         if "code" in entry:
             bad += 1
             problems.add(entry["code"], name, entry["reason"], entry["fix"])
@@ -259,7 +255,7 @@ def _kept(study: Study, places: Mapping[Any, Stored], problems: Problems) -> Ite
         try:
             inside = _within(placed(grounding, height, width), height, width)
         except DataError as error:
-            problems.add(error.code, _name(study.images[grounding.image]), error.what.removeprefix(f"{error.code} "), error.fix)
+            problems.add(error.code, name_of(study.images[grounding.image]), error.what, error.fix)
             continue
         framed = tuple(_masks(grounding.masks, study, stored, moved, problems))
         groundings.append(replace(inside, image=moved[grounding.image], masks=framed))
@@ -294,13 +290,9 @@ def _masks(given: Iterable[Mask], study: Study, stored: Sequence[Stored], moved:
             else:
                 masks.decode(mask, height, width)
         except DataError as error:
-            problems.add(error.code, f"{_name(image)}, mask '{mask.name}'", error.what.removeprefix(f"{error.code} "), error.fix)
+            problems.add(error.code, f"{name_of(image)}, mask '{mask.name}'", error.what, error.fix)
             continue
         yield replace(mask, image=moved[mask.image], size=mask.size or (height, width))
-
-
-def _name(image: ImageSource | Path) -> str:
-    return image.name if isinstance(image, Path) else image.id
 
 
 def _within(grounding: Any, height: int, width: int) -> Any:
@@ -336,32 +328,21 @@ def _write(out: Path, studies: Iterable[tuple[Study, Sequence[Stored]]], about: 
     """The manifest and meta.json, when they are not there already as they would be written; returns whether they were."""
     from datasets.arrow_writer import ArrowWriter
 
-    digest = blake2b(digest_size=16)
     part = out / f"{MANIFEST}.part"
     writer = ArrowWriter(features=rows.features(), path=str(part), writer_batch_size=1000)
     for study, stored in studies:
-        row = rows.to_row(study, stored)
-        digest.update(json.dumps(row, sort_keys=True).encode())
-        writer.write(row)
+        writer.write(rows.to_row(study, stored))
     writer.finalize()
     writer.close()
-    text = json.dumps({**about, "format": shards.FORMAT, "rows": digest.hexdigest(), "manifest": file_sum(part)}, indent=1).encode()
+    found = file_sum(part)
+    text = json.dumps({**about, "format": shards.FORMAT, "manifest": found}, indent=1).encode()
     manifest, meta = out / MANIFEST, out / META
-    if manifest.is_file() and meta.is_file() and meta.read_bytes() == text and file_sum(manifest) == file_sum(part):
+    if manifest.is_file() and meta.is_file() and meta.read_bytes() == text and file_sum(manifest) == found:
         part.unlink()
         return False
     part.replace(manifest)
     _replace(meta, text)
     return True
-
-
-def file_sum(path: Path) -> str:
-    """A checksum of a file, read in pieces."""
-    found = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while piece := file.read(2**22):
-            found.update(piece)
-    return found.hexdigest()
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -372,7 +353,10 @@ def _replace(path: Path, data: bytes) -> None:
 
 def _write_bad(path: Path, studies: Iterable[Study], places: Mapping[Any, Stored]) -> None:
     lines = [
-        {"id": study.id, "image": _name(image), **places[image].entry} for study in studies for image in study.images if "code" in places[image].entry
+        {"id": study.id, "image": name_of(image), **places[image].entry}
+        for study in studies
+        for image in study.images
+        if "code" in places[image].entry
     ]
     _replace(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+MAX_MISSING = 0.005  # of the images a table lists: more than that is a download that is not complete
 CODES = {  # code -> (severity, what it means)
     "D001": ("E", "a file or folder that is needed is not there"),
     "D002": ("E", "the root lies a level deeper"),

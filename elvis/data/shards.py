@@ -28,6 +28,7 @@ from elvis.data.images import BadImage, ImageFile, Look, look, scaled
 from elvis.data.volumes import VolumeFile
 from elvis.types import ImageSource
 
+MANIFEST, META, PIXELS = "manifest.arrow", "meta.json", "pixels"  # of a prepared folder (elvis.data.prepare)
 FORMAT = 1  # of the files here; another one is made anew
 IMAGES = 64  # of a shard: what one process makes at a time, what a kill loses, and how often the progress moves
 VOLUME = 32  # a volume counts as so many
@@ -68,6 +69,15 @@ def _mapped(file: str, made: int) -> np.ndarray:
 def checksum(pixels: np.ndarray) -> int:
     """63 bits: Arrow's integers are signed."""
     return xxhash.xxh3_64_intdigest(pixels) & (2**63 - 1)
+
+
+def file_sum(path: Path) -> str:
+    """A checksum of a file, read in pieces."""
+    found = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while piece := file.read(2**22):
+            found.update(piece)
+    return found.hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------------- writing
@@ -132,6 +142,11 @@ def path_of(source: ImageSource | Path) -> str | None:
     if isinstance(source, Path):
         return str(source)
     return source.file if isinstance(source, ShardImage) else None
+
+
+def name_of(image: ImageSource | Path) -> str:
+    """What an image is called in messages and lists."""
+    return str(image) if isinstance(image, Path) else image.id
 
 
 def names(folder: Path, number: int) -> tuple[Path, Path]:

@@ -16,6 +16,7 @@ from elvis.errors import DataError
 
 SPLITS = {  # the owner's word -> ours
     "train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val", "dev": "val", "test": "test",
+    "testing": "test",
 }  # fmt: skip
 AS_DISTRIBUTED = "is it the file as distributed?"
 

@@ -95,7 +95,7 @@ def _masks(drawn: Mapping[str, Any], where: str, problems: Problems) -> tuple[Ma
             try:
                 mask = _outlines(name, data, _frame(drawn["img_size"])) if "img_size" in drawn else _runs(name, data)
             except DataError as error:
-                problems.add(error.code, where, error.what.removeprefix(f"{error.code} "), error.fix)
+                problems.add(error.code, where, error.what, error.fix)
             except (KeyError, TypeError, ValueError, OverflowError):
                 problems.add("D004", where, f"'{name[:40]}' is neither run lengths nor outlines", "is the download complete?")
             else:

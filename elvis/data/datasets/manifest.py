@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from elvis.data.boxes import Box, from_xywh
+from elvis.data.datasets._lists import SPLITS
 from elvis.data.images import ImageFile
 from elvis.data.problems import Problems
 from elvis.data.reports import normalise, parse, sentences
@@ -39,7 +40,6 @@ COLUMNS = {  # what a column is for -> its usual names, the better one first
 TABLES = ("manifest.jsonl", "manifest.csv", "pairs/pairs.csv")
 VOLUMES = (".nii", ".nii.gz", ".npz")
 BOXES = ("boxes.json", "boxes/findings_boxes.json")
-SPLITS = {"validate": "val", "valid": "val", "validation": "val", "dev": "val", "training": "train", "testing": "test"}
 
 CARD = Card("manifest", "your own table", access="yours", licence="yours", url="", root="It holds the images, and the table: a CSV or JSONL")
 

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from elvis.data.prepare import MANIFEST, META, PIXELS, file_sum
 from elvis.data.problems import Problem
 from elvis.data.rows import from_rows
-from elvis.data.shards import FORMAT
+from elvis.data.shards import FORMAT, MANIFEST, META, PIXELS, file_sum
 from elvis.data.studies import StudyTable
 from elvis.data.tables import Card
 from elvis.errors import DataError
