@@ -2,20 +2,16 @@
 
 Equal budget, three seeds, phantoms with known truth:  global;  + phrase_image;  + phrase_image + intra_modal;  the same with ANOTHER
 study's similarities as teacher (`shuffled`: the control, the form of the loss without its content);  beside a text-only prior, a
-centre prior and the oracle on the token grid. Headline: pointing game and mIoU on location-free phrases of focal findings, and on
+mean box and the oracle on the token grid. Headline: pointing game and mIoU on location-free phrases of focal findings, and on
 `comp` (kind x side x zone never seen in training). Every arm of a seed has the same initial weights, batches and augmentation.
 
-Every run is one process with its own run directory; a killed benchmark goes on where it was. Writes benchmarks/results/core.md and .json.
+Every run is one process with its own run directory (benchmarks/arms.py). Writes benchmarks/results/core.md and .json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,24 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from elvis.errors import ConfigError, run_cli
+from benchmarks import arms
+from elvis.errors import run_cli
 
-ARMS: dict[str, list[str]] = {
-    "global": ["objectives.phrase_image=null", "objectives.intra_modal=null", "model.local_heads=false"],
-    "phrase_image": ["objectives.intra_modal=null"],
-    "intra_modal": [],
-    "shuffled": ["objectives.intra_modal.teacher=shuffled"],
-}
-NAMES = {
-    "global": "global",
-    "phrase_image": "+ phrase_image",
-    "intra_modal": "+ phrase_image + intra_modal",
-    "shuffled": "control: teacher of another study",
-    "text_prior": "text-only prior",
-    "centre_prior": "centre prior",
-    "oracle": "oracle on the token grid",
-}
-CONFIG = "core_phantom"
+ARMS = ("global", "phrase_image", "intra_modal", "shuffled")
+NAMES = arms.NAMES | {"text_prior": "text-only prior", "mean_box": "mean box", "oracle": "oracle on the token grid"}
 PAIRS = [("intra_modal", "phrase_image"), ("intra_modal", "shuffled"), ("phrase_image", "global")]
 # column -> (split, metric)
 HEADLINE = {
@@ -56,50 +39,14 @@ HERE = Path(__file__).parent
 
 
 def one(arm: str, seed: int, out: Path, overrides: Sequence[str]) -> None:
-    """One run: pretrain (or resume), evaluate, probe; nothing is repeated that is done."""
+    """One run and its probe; nothing is repeated that is done."""
     from benchmarks.probe import frozen_segmentation
-    from elvis import assembly, checkpoints, config, pretrain
-    from elvis.data.tokenizer import Tokenizer
+    from elvis import checkpoints, config
 
-    folder = out / f"{arm}-{seed}"
-    chosen = config.load(CONFIG, [*ARMS[arm], f"train.seed={seed}", *overrides])
-    if (folder / "config.yaml").is_file() and (folder / "config.yaml").read_text() != chosen.to_yaml():
-        raise ConfigError(f"{folder} holds a run with another config", "choose another --out")
-    if not (folder / "results.json").is_file():
-        resume = checkpoints.newest(folder)
-        run = assembly.assemble(chosen, Tokenizer.load(resume / "tokenizer") if resume else None)
-        pretrain.pretrain(run, folder, resume, progress=False)
+    folder = arms.train(arm, seed, out, overrides)
     if not (folder / "probe.json").is_file():
         scores = frozen_segmentation(checkpoints.load_pretrained(folder), config.load(str(folder / "config.yaml")))
         (folder / "probe.json").write_text(json.dumps(scores))
-
-
-def launch(todo: Sequence[tuple[str, int]], out: Path, jobs: int, overrides: Sequence[str]) -> None:
-    """The runs as processes, `jobs` at a time, which share the cores; the first failure stops the benchmark with its log's end."""
-    waiting, running = list(todo), {}
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # through `finally`
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads}
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                arm, seed = waiting.pop(0)
-                command = [sys.executable, "-m", "benchmarks.core", "--out", str(out), "--one", arm, str(seed), *overrides]
-                with (out / f"{arm}-{seed}.log").open("a") as log:
-                    running[arm, seed] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment), time.monotonic()
-            time.sleep(1)
-            for (arm, seed), (process, since) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[arm, seed]
-                if process.returncode:
-                    tail = (out / f"{arm}-{seed}.log").read_text()[-1500:]
-                    raise SystemExit(f"{arm}-{seed} ended with {process.returncode}:\n{tail}")
-                print(f"{arm}-{seed}: {time.monotonic() - since:.0f} s, {len(waiting)} waiting", flush=True)
-    finally:
-        for process, _ in running.values():
-            process.terminate()
-            process.wait()
 
 
 # ---------------------------------------------------------------------------------------------------------- tables
@@ -147,7 +94,7 @@ def tables(out: Path, seeds: Sequence[int]) -> str:
     for arm in ARMS:
         cells = [spread([value(r.get(("model", split)), metric) for r in runs[arm]]) for split, metric in HEADLINE.values()]
         lines.append(f"| {NAMES[arm]} | " + " | ".join(cells) + " |")
-    for prior in ("text_prior", "centre_prior", "oracle"):
+    for prior in ("text_prior", "mean_box", "oracle"):
         first = runs["intra_modal"][0]
         cells = [spread([value(first.get((prior, split)), metric)]) for split, metric in HEADLINE.values()]
         lines.append(f"| {NAMES[prior]} | " + " | ".join(cells) + " |")
@@ -175,7 +122,7 @@ def tables(out: Path, seeds: Sequence[int]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.core", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", default="runs/core", help="where the runs go (default runs/core)")
+    parser.add_argument("--out", default="runs/arms", help="where the runs go (default runs/arms)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores (default 1)")
     parser.add_argument("--one", nargs=2, metavar=("ARM", "SEED"), help=argparse.SUPPRESS)
@@ -186,18 +133,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.one:
         one(args.one[0], int(args.one[1]), out, args.overrides)
         return 0
-    out.mkdir(parents=True, exist_ok=True)
     seeds = range(args.seeds)
     since = time.monotonic()
-    launch([(arm, seed) for seed in seeds for arm in ARMS], out, args.jobs, args.overrides)
-    origins = [json.loads((out / f"{arm}-{seed}" / "results.json").read_text())[0]["provenance"] for arm in ARMS for seed in seeds]
-    facts = origins[0]
-    if any(o["commit"] != facts["commit"] for o in origins):
-        raise ConfigError(f"the runs in {out} are of several commits", "choose another --out, or delete the older runs")
+    arms.launch("benchmarks.core", [(arm, seed) for seed in seeds for arm in ARMS], out, args.jobs, args.overrides)
+    facts = arms.origin(out / f"{arm}-{seed}" for arm in ARMS for seed in seeds)
     command = " ".join(["python -m benchmarks.core", *args.overrides])
     head = (
         f"# Core benchmark\n\n`{command}`; commit {facts['commit']}, {facts['machine']}, torch {facts['versions']['torch']}, "
-        f"{len(seeds)} seeds; the last call took {(time.monotonic() - since) / 60:.0f} min. Config: `configs/pretrain/{CONFIG}.yaml`.\n"
+        f"{len(seeds)} seeds; the last call took {(time.monotonic() - since) / 60:.0f} min. Config: `configs/pretrain/{arms.CONFIG}.yaml`.\n"
         "PG = pointing game; lf = location-free phrases of focal findings; comp = focal findings in a kind x side x zone never seen in training; "
         "the rest over all findings of test.\n\n"
     )

@@ -26,10 +26,17 @@ class Run:
     objectives: Any
     weights: dict[str, float]
     excluded: tuple[str, ...] = ()  # patients left out on purpose
+    patients: Any = None  # hashes of the training patients (studies.fingerprints)
 
     @property
     def module(self) -> Any:
         return pretraining_module(self.pretrained.model, self.objectives, self.to_input)
+
+    @property
+    def looking(self) -> dict[str, tuple[dict[str, Any], Any]]:
+        """label -> (recipe, module) of the objectives whose attention says where a phrase is: they travel in the checkpoint."""
+        recipes = objective_recipes(self.config)
+        return {label: (recipes[label], module) for label, module in self.objectives.items() if hasattr(module, "attention")}
 
     @property
     def to_input(self) -> Any:
@@ -106,7 +113,8 @@ def assemble(config: configs.Config, tokenizer: Any = None) -> Run:
     if frozen:
         notes.append(f"frozen: {len(frozen)} parameters, {frozen[0]} ... {frozen[-1]}")
     pretrained = Pretrained(model, tokenizer, create_preprocess(config, model), max_tokens=data.max_tokens)
-    run = Run(config, table.studies, notes, pretrained, objectives, weights, table.excluded)
+    patients = studies.fingerprints(table, "train", data.name)
+    run = Run(config, table.studies, notes, pretrained, objectives, weights, table.excluded, patients)
     if run.classes:
         notes.append(f"data.balance: classes of {', '.join(str(len(members)) for members in run.classes)} studies come equally often")
     return run
@@ -163,17 +171,25 @@ def create_objectives(config: configs.Config) -> tuple[Any, dict[str, float]]:
     from elvis.registry import OBJECTIVES
 
     modules, weights = nn.ModuleDict(), {}
-    for label, given in config.objectives.items():
-        if given is None:
-            continue
+    for label, recipe in objective_recipes(config).items():
         if hasattr(modules, label):
             raise ConfigError(f"an objective cannot be labelled '{label}'", "choose another label, and say kind: NAME")
-        name, options = given.get("kind", label), configs.objective_options(given)
-        if "width" in OBJECTIVES.options(name):
-            options["width"] = config.model.dim
-        modules[label] = OBJECTIVES.create(name, **options)
-        weights[label] = float(given.get("weight", 1.0))
+        modules[label] = OBJECTIVES.create(**recipe)
+        weights[label] = float(config.objectives[label].get("weight", 1.0))
     return modules, weights
+
+
+def objective_recipes(config: configs.Config) -> dict[str, dict[str, Any]]:
+    """label -> {name, options} of the objectives of a config: what `OBJECTIVES.create` takes."""
+    from elvis.registry import OBJECTIVES
+
+    recipes = {}
+    for label, given in config.objectives.items():
+        if given is not None:
+            name = given.get("kind", label)
+            width = {"width": config.model.dim} if "width" in OBJECTIVES.options(name) else {}
+            recipes[label] = {"name": name, **configs.objective_options(given), **width}
+    return recipes
 
 
 def create_tokenizer(config: configs.Config, texts: Sequence[str]) -> Any:

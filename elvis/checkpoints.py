@@ -1,6 +1,8 @@
 """The checkpoint directory: everything another program needs, rebuilt from itself, verified before it is believed.
 
     config.yaml  model.json  model.safetensors  preprocess.json  tokenizer/  MODEL_CARD.md  metrics.json  provenance.json
+    objectives.json, .safetensors (the objectives whose attention can be looked at; nothing else reads them)
+    patients.npy (hashes of the training patients, so that a benchmark can refuse a leak)
     state/trainer.pt (for --resume only)  manifest.json (sha256 of every other file)
 
 It is written beside its target, synced, renamed, and the parent synced, so that a crash leaves the old or the new one whole.
@@ -22,6 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -85,8 +88,13 @@ def save(
     metrics: Mapping[str, Any],
     provenance: Mapping[str, Any],
     state: Mapping[str, Any] | None = None,
+    objectives: Mapping[str, tuple[Mapping[str, Any], nn.Module]] | None = None,
+    patients: np.ndarray | None = None,
 ) -> Path:
-    """A checkpoint of a model with its tokenizer and preprocessing; `state` is what only --resume reads."""
+    """A checkpoint of a model with its tokenizer and preprocessing; `state` is what only --resume reads.
+
+    objectives: label -> (recipe for `OBJECTIVES.create`, module) of those that show an attention; patients: `studies.fingerprints`.
+    """
     from safetensors.torch import save_file
 
     def fill(stage: Path) -> None:
@@ -98,6 +106,12 @@ def save(
         (stage / "MODEL_CARD.md").write_text(card(pretrained, metrics, provenance))
         _json(stage / "metrics.json", metrics)
         _json(stage / "provenance.json", provenance)
+        if objectives:
+            _json(stage / "objectives.json", {label: dict(recipe) for label, (recipe, _) in objectives.items()})
+            weights = {f"{label}.{k}": v for label, (_, module) in objectives.items() for k, v in module.state_dict().items()}
+            save_file({k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}, stage / "objectives.safetensors")
+        if patients is not None:
+            np.save(stage / "patients.npy", patients, allow_pickle=False)
         if state is not None:
             (stage / "state").mkdir()
             torch.save(dict(state), stage / "state" / "trainer.pt")
@@ -264,6 +278,28 @@ def load_pretrained(path: Path | str) -> Pretrained:
     _load(model, load_file(path / "model.safetensors"), path)
     preprocess = Preprocess.from_json(json.loads((path / "preprocess.json").read_text()))
     return Pretrained(model.eval(), Tokenizer.load(path / "tokenizer"), preprocess, max_tokens=recipe["max_tokens"])
+
+
+def load_objectives(path: Path | str) -> dict[str, nn.Module]:
+    """label -> objective, as it was trained: those that have an `attention`. Empty where a checkpoint has none."""
+    from safetensors.torch import load_file
+
+    from elvis.registry import OBJECTIVES
+
+    path = resolve(path)
+    if not (path / "objectives.json").is_file():
+        return {}
+    recipes, weights = json.loads((path / "objectives.json").read_text()), load_file(path / "objectives.safetensors")
+    found = {label: OBJECTIVES.create(recipe.pop("name"), **recipe) for label, recipe in recipes.items()}
+    for label, objective in found.items():
+        _load(objective.eval(), {k.removeprefix(f"{label}."): v for k, v in weights.items() if k.startswith(f"{label}.")}, path)
+    return found
+
+
+def trained_on(path: Path | str) -> np.ndarray | None:
+    """The fingerprints of the patients a checkpoint was trained on (`elvis.data.studies.fingerprints`); None if it does not say."""
+    file = resolve(path) / "patients.npy"
+    return np.load(file, allow_pickle=False) if file.is_file() else None
 
 
 def load_state(path: Path) -> dict[str, Any]:

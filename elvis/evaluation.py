@@ -27,7 +27,7 @@ from elvis.data.images import BadImage, read
 from elvis.data.reports import text_hash
 from elvis.data.studies import placed
 from elvis.metrics import bootstrap, grounding, representation, retrieval
-from elvis.metrics.priors import LocationPrior
+from elvis.metrics.priors import LocationPrior, gaussian
 from elvis.ops import normalize
 from elvis.types import Grounding, Metric, Result, Study
 
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 MAP = "cosine of projected tokens with the projected phrase, bilinear to original pixels"
 PROTOCOL = "phrase alone; union of its boxes; CNR signed; pointing: ties share; mIoU at .1-.5 of the map rescaled to [-1, 1]; macro over findings"
 MAPS = {
-    "centre_prior": "mean box map of the training phrases, the image unseen",
+    "centre_prior": "a Gaussian at the image's centre, the image unseen",
+    "mean_box": "mean box map of the training phrases, the image unseen",
     "text_prior": "mean box map of the training phrases with the same finding, side and zone, the image unseen",
     "oracle": "true mask averaged over the cells of the model's token grid, bilinear to original pixels",
 }
@@ -59,7 +60,8 @@ def evaluate(
     seed: int = 0,
     provenance: Mapping[str, Any] | None = None,
 ) -> list[Result]:
-    """Rows for every split but "train" (which only feeds the priors): `row`, "centre_prior", "text_prior", "oracle".
+    """Rows for every split but "train" (which only feeds the priors): `row`, "mean_box", "text_prior", "oracle"; without boxes in training
+    "centre_prior" stands for the two priors.
 
     `start`: what `preservation` said before training; it becomes the row "{row}, step 0". What a split does not allow (no
     boxes, no twins, no text, fewer than two studies) is simply not among its metrics; `config["absent"]` says why a row is missing.
@@ -85,10 +87,9 @@ def evaluate(
         about = config | _counts(cases)
         model = about | {"map": MAP} | ({"absent": absent} if absent else {})
         results.append(new(row=row, protocol=f"{MAP}; {PROTOCOL}; {SWAP}", metrics=metrics, per_case=tuple(cases), config=model))
-        for name in ("centre_prior", "text_prior", "oracle"):
+        for name, map in MAPS.items():
             cases = seen.cases.get(name, [])
             if cases:
-                map = MAPS[name] if priors.count or name != "centre_prior" else "a Gaussian at the image's centre (no training phrase has a box)"
                 found = _grounding(cases, resamples, seed)
                 results.append(new(row=name, protocol=f"{map}; {PROTOCOL}", metrics=found, per_case=tuple(cases), config=about | {"map": map}))
     return results
@@ -291,8 +292,8 @@ def _ground(
     maps = {"model": frame.to_original((tokens @ phrase.unsqueeze(-1)).squeeze(-1).unflatten(-1, grid))}  # T H W
     if priors is not None:
         unseen = maps["model"].isnan()
-        centre = priors.centre().expand(len(rows), -1, -1)
-        maps["centre_prior"] = _stretch(centre, shape).masked_fill(unseen, torch.nan)
+        blind = priors.mean_box() if priors.count else gaussian()
+        maps["mean_box" if priors.count else "centre_prior"] = _stretch(blind.expand(len(rows), -1, -1), shape).masked_fill(unseen, torch.nan)
         if priors.count:
             named = torch.stack([priors.text(truth.phrase, truth.category) for *_, truth in rows])
             maps["text_prior"] = _stretch(named, shape).masked_fill(unseen, torch.nan)
@@ -336,7 +337,7 @@ def _priors(train: Sequence[Study]) -> tuple[LocationPrior, dict[str, str]]:
     examples = [(study, truth) for study in train for truth in truths(study)]
     examples = examples[:: max(1, -(-len(examples) // PRIOR_PHRASES))]
     prior = LocationPrior.fit(example for study, truth in examples for example in _example(study, truth))
-    return prior, {} if prior.count else {"text_prior": "no training phrase has a box"}
+    return prior, {} if prior.count else {"mean_box": "no training phrase has a box", "text_prior": "no training phrase has a box"}
 
 
 def _example(study: Study, truth: Grounding) -> Iterator[tuple[str, str, tuple[tuple[float, ...], ...], tuple[int, int]]]:

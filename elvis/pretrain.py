@@ -58,7 +58,8 @@ def pretrain(run: Run, out: Path, resume: Path | None = None, *, progress: bool 
     def write(target: Path, step: int, snapshot: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> Path:
         if lead:
             whole = None if snapshot is None else {**snapshot, "objectives": run.objectives.state_dict()}
-            checkpoints.save(target, pretrained, config_yaml=text, metrics=metrics, provenance={**facts, "step": step}, state=whole)
+            more = {"objectives": run.looking, "patients": run.patients}
+            checkpoints.save(target, pretrained, config_yaml=text, metrics=metrics, provenance={**facts, "step": step}, state=whole, **more)
         fabric.barrier()
         return target
 

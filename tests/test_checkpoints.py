@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from elvis.data.images import Preprocess
 from elvis.data.tokenizer import Tokenizer
 from elvis.errors import CheckpointError
 from elvis.pretrained import Pretrained
+from elvis.registry import OBJECTIVES
 from tests.tiny import tiny_model
 
 SENTENCES = ["There is a small left effusion.", "No pneumothorax is seen.", "The lungs are clear."]
@@ -188,3 +190,23 @@ def test_measured_numbers_are_written_into_a_finished_checkpoint(folder: Path) -
     checkpoints.verify(folder)
     assert json.loads((folder / "metrics.json").read_text()) == {"pointing": 0.5, "lf_pointing": 0.25}
     assert "lf_pointing | 0.25" in (folder / "MODEL_CARD.md").read_text()
+
+
+def test_objectives_travel_beside_the_model_and_come_back_as_they_were(tmp_path: Path) -> None:
+    recipe = {"name": "sentence_region", "width": 16, "positives": "distance"}
+    torch.manual_seed(3)
+    trained = OBJECTIVES.create(**recipe)
+    hashes = np.array([-5, 7], np.int64)
+    path = checkpoints.save(
+        tmp_path / "it", pretrained(), config_yaml="", metrics={}, provenance={}, objectives={"lovt": (recipe, trained)}, patients=hashes
+    )
+    back = checkpoints.load_objectives(path)
+    assert set(back) == {"lovt"}
+    assert all(torch.equal(a, b) for a, b in zip(back["lovt"].parameters(), trained.parameters(), strict=True))
+    assert np.array_equal(checkpoints.trained_on(path), hashes)
+    assert {p.name for p in path.iterdir()} >= {"objectives.json", "objectives.safetensors", "patients.npy"}
+
+
+def test_a_checkpoint_without_objectives_or_patients_says_so(folder: Path) -> None:
+    assert checkpoints.load_objectives(folder) == {}
+    assert checkpoints.trained_on(folder) is None

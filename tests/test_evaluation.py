@@ -108,7 +108,7 @@ def by(found: list[Result], row: str, split: str = "test") -> Result:
 
 def test_a_model_that_sees_beats_the_priors_and_reaches_the_oracle() -> None:
     found = evaluate(Finder(), {"train": scatter("train", 40, 1), "test": scatter("test", 20)}, dataset="squares", batch_size=7, resamples=100)
-    assert [r.row for r in found] == ["model", "centre_prior", "text_prior", "oracle"]
+    assert [r.row for r in found] == ["model", "mean_box", "text_prior", "oracle"]
     model, centre, text, oracle = ({n: m.value for n, m in r.metrics.items()} for r in found)
     assert model["pointing"] == model["lf_pointing"] == oracle["pointing"] == model["wid"] == 1
     assert model["miou"] > 0.5

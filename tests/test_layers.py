@@ -30,7 +30,7 @@ ALLOWED = {
     "elvis.data": {"elvis.types", "elvis.registry", "elvis.config", "elvis.errors"},
     "elvis.model": {"elvis.types", "elvis.ops", "elvis.registry", "elvis.errors", "elvis.pooling", "elvis.backbones"},
     "elvis.pretrained": {"elvis.types", "elvis.ops", "elvis.errors", "elvis.model", "elvis.data"},
-    "elvis.checkpoints": {"elvis.types", "elvis.errors", "elvis.backbones", "elvis.model", "elvis.pretrained", "elvis.data"},
+    "elvis.checkpoints": {"elvis.types", "elvis.errors", "elvis.registry", "elvis.backbones", "elvis.model", "elvis.pretrained", "elvis.data"},
     "elvis.results": {"elvis.types", "elvis.errors"},
     "elvis.evaluation": {"elvis.types", "elvis.ops", "elvis.errors", "elvis.metrics", "elvis.pretrained", "elvis.data"},
     "elvis.training": {"elvis.types", "elvis.ops", "elvis.errors", "elvis.config", "elvis.distributed"},

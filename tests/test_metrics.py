@@ -333,13 +333,12 @@ def test_the_text_prior_uses_the_finest_key_with_enough_examples() -> None:
     assert torch.equal(prior.text("left nodule", "nodule"), coverage([left], (20, 20)))  # unknown finding: the side's mean
     both = prior.text("An effusion is present.", "effusion")  # no place named: the finding's mean, half here and half there
     assert torch.allclose(both, torch.full((CELLS, CELLS), 0.5))
-    assert torch.equal(prior.text("left apical pneumothorax", "pneumothorax"), prior.centre())  # two examples are too few
+    assert torch.equal(prior.text("left apical pneumothorax", "pneumothorax"), prior.mean_box())  # two examples are too few
     assert prior.count == 12
 
 
-def test_without_examples_the_centre_prior_is_a_gaussian() -> None:
-    centre = LocationPrior.fit([]).centre()
-    assert torch.equal(centre, gaussian())
+def test_the_centre_prior_is_a_gaussian() -> None:
+    centre = gaussian()
     assert torch.equal(centre, centre.flip(0))
     assert torch.equal(centre, centre.T)
     assert centre[CELLS // 2, CELLS // 2] == centre.max() > 0.99

@@ -208,3 +208,20 @@ def test_options_are_keywords_with_defaults(name: str) -> None:
     options = OBJECTIVES.options(name)
     assert all(p.default is not p.empty for n, p in options.items() if n != "width")
     assert OBJECTIVES.check(name, {}, provided=frozenset({"width"})) == []
+
+
+@EVERY
+@ON_GRIDS
+@ON_VIEWS
+def test_an_attention_is_a_share_of_each_real_token_and_padding_changes_nothing(name: str, grid: tuple[int, ...], views: int) -> None:
+    objective = build(name)
+    if not hasattr(objective, "attention"):
+        pytest.skip("shows no attention")
+    pair, _ = make(grid=grid, views=views)
+    seen = objective.attention(pair.image, pair.text)
+    assert seen.shape == pair.image.mask.shape
+    assert (seen >= 0).all()
+    assert (seen[~pair.image.mask] == 0).all()
+    torch.testing.assert_close(seen.sum(-1), pair.image.mask.any(-1).to(seen.dtype))
+    noisy = change(pair, lambda x, mask: torch.where(mask.unsqueeze(-1), x, torch.full_like(x, 1e3)))
+    torch.testing.assert_close(objective.attention(noisy.image, noisy.text), seen, **CLOSE)

@@ -50,7 +50,7 @@ def test_a_run_leaves_all_it_promises(finished: Path) -> None:
     ):
         assert (finished / name).exists(), name
     rows = {(r["row"], r["split"]): r["metrics"] for r in json.loads((finished / "results.json").read_text())}
-    for row in ("model", "centre_prior", "text_prior", "oracle"):
+    for row in ("model", "mean_box", "text_prior", "oracle"):
         assert {"pointing", "miou", "cnr"} <= set(rows[row, "test"]), row
     assert {"r@1", "r@5", "image_corr", "report_corr", "image_rank_after"} <= set(rows["model", "test"])
     assert "swap" in rows["model", "swap"]

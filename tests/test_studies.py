@@ -1,11 +1,26 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from elvis.data.problems import Problems
-from elvis.data.studies import BadStudies, StudyTable, checked, enough, in_fractions, leaked, load, patient_split, placed, split, stable_hash, unique
-from elvis.data.tables import read_table
+from elvis.data.studies import (
+    BadStudies,
+    StudyTable,
+    checked,
+    enough,
+    fingerprints,
+    in_fractions,
+    leaked,
+    load,
+    patient_split,
+    placed,
+    split,
+    stable_hash,
+    unique,
+)
+from elvis.data.tables import Card, read_table
 from elvis.errors import ConfigError, DataError
 from elvis.types import Grounding, Study
 from tests import layouts
@@ -202,3 +217,14 @@ def test_a_broken_table_is_named_with_its_line(tmp_path, name, content, says):
 def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(DataError, match=r"no table .*nope\.csv"):
         list(read_table(tmp_path / "nope.csv"))
+
+
+def test_fingerprints_find_a_patient_of_another_set_of_the_same_owner_and_never_those_of_your_own_table():
+    mimic, grounded, other = (Card(n, n, "credentialed", "", "", patients=p) for n, p in (("mimic_cxr", ""), ("ms_cxr", "mimic_cxr"), ("siim", "")))
+    trained = fingerprints(table(study("a", "7"), study("b", "7"), study("c", "8"), study("d", "9", "test"), card=mimic), "train")
+    assert len(trained) == 2
+    assert list(trained) == sorted(trained)
+    assert np.isin(fingerprints(table(study("x", "8"), study("y", "9"), card=grounded)), trained).sum() == 1
+    assert not np.isin(fingerprints(table(study("x", "8"), card=other)), trained).any()
+    assert fingerprints(table(study("x", "8"), card=Card("manifest", "", access="yours", licence="", url=""))) is None
+    assert len(fingerprints(table(study("x", "8")), name="phantom")) == 1

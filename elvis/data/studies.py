@@ -18,6 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from elvis.data.images import BadImage, read
 from elvis.data.problems import Problem, errors
 from elvis.data.tables import Card
@@ -194,6 +196,19 @@ def enough(studies: Sized, batch_size: int) -> None:
 def stable_hash(text: str) -> int:
     """A signed 64-bit integer of a string, the same in every process and on every machine."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def fingerprints(table: StudyTable, split: str | None = None, name: str = "") -> np.ndarray | None:
+    """What the patients of a split (None = all) leave in a checkpoint: sorted int64 hashes of (whose patient, id). `name`: of a table without a card.
+
+    A benchmark finds by them whether a model was trained on its patients. None for a user's own table: hospital numbers can be
+    tried one by one, so that not even their hashes may travel.
+    """
+    if table.card is not None and table.card.access == "yours":
+        return None
+    owner = (table.card.patients or table.card.name) if table.card else name
+    patients = {study.patient for study in table.studies if split in (None, study.split)}
+    return np.sort(np.array([stable_hash(f"{owner}:{patient}") for patient in patients], np.int64))
 
 
 def patient_split(patient: str) -> str:

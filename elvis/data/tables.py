@@ -33,6 +33,7 @@ class Card:
     licence: str
     url: str
     root: str = ""  # what data.root should hold: "contains files/p10"
+    patients: str = ""  # whose patients these are, where they are another set's: MS-CXR has those of mimic_cxr; empty = its own
 
 
 def folder(root: str | Path, card: Card) -> Path:

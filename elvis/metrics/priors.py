@@ -1,6 +1,7 @@
 """Maps that never look at the image: what a model must beat before it may claim to have found anything.
 
-    centre prior   the mean box map of all training phrases (without any: a Gaussian at the image's centre)
+    centre prior   a Gaussian at the image's centre: it knows nothing
+    mean box       the mean box map of all training phrases
     text prior     the mean box map of the training phrases that name the same finding, side and zone
 
 In normalised image coordinates, on a raster of CELLS x CELLS. The text prior is strong wherever the words give the place away and
@@ -66,7 +67,7 @@ def coverage(boxes: Boxes, shape: tuple[int, int]) -> Tensor:
 
 
 def gaussian() -> Tensor:
-    """The centre prior where no training phrase has a box: CELLS CELLS, isotropic in normalised coordinates, maximum near 1."""
+    """The centre prior: CELLS CELLS, isotropic in normalised coordinates, maximum near 1."""
     place = (torch.arange(CELLS) + 0.5) / CELLS - 0.5
     return torch.exp(-(place[:, None] ** 2 + place**2) / (2 * SIGMA**2))
 
@@ -91,16 +92,16 @@ class LocationPrior:
                 entry[1] += 1
         return prior
 
-    def centre(self) -> Tensor:
-        """The mean over everything, or the Gaussian: CELLS CELLS."""
-        return self._mean(("all",)) if self.count else gaussian()
+    def mean_box(self) -> Tensor:
+        """The mean over everything: CELLS CELLS. There must have been an example."""
+        return self._mean(("all",))
 
     def text(self, phrase: str, category: str = "") -> Tensor:
         """The mean over (finding, side, zone); with fewer than ENOUGH examples over (side, zone), then the finding, then everything."""
         for key in _keys(phrase, category):
             if self._sums.get(key, (None, 0))[1] >= ENOUGH:
                 return self._mean(key)
-        return self.centre()
+        return self.mean_box()
 
     def _mean(self, key: tuple[str, ...]) -> Tensor:
         total, count = self._sums[key]

@@ -25,7 +25,7 @@ from elvis.distributed import gather, gather_padded, own_rows
 from elvis.objectives._shared import in_chunks
 from elvis.ops import attend, info_nce, masked_zero, normalize
 from elvis.registry import OBJECTIVES
-from elvis.types import Batch, Pair
+from elvis.types import Batch, ImageFeatures, Pair, TextFeatures
 
 
 @OBJECTIVES.register("phrase_image")
@@ -76,6 +76,11 @@ class PhraseImage(nn.Module):
             "sentence_to_image": (self.weight["sentence_to_image"] * by_sentence.sum(), positive[:, mine].any(0).sum().to(local.dtype)),
             "image_to_sentence": (self.weight["image_to_sentence"] * by_image.sum(), positive[rows].any(1).sum().to(local.dtype)),
         }
+
+    def attention(self, image: ImageFeatures, text: TextFeatures) -> Tensor:
+        """Where phrase b looks in image b: image B N D, text of one sentence each -> B N, sum 1 over real tokens."""
+        tokens, sentence = normalize(masked_zero(image.tokens, image.mask)), normalize(text.units["sentence"].vectors[:, :1])
+        return attend(sentence, tokens, tokens, image.mask, self.log_scale.exp())[1][:, 0]
 
 
 def phrase_image_logits(sentences: Tensor, tokens: Tensor, mask: Tensor, scale: Tensor, *, chunk: int = 256) -> Tensor:

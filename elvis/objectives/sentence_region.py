@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from elvis.objectives._shared import choose
 from elvis.ops import attend, cosine, grid_distance, masked_mean, masked_pairs, masked_softmax, masked_zero, soft_cross_entropy, upcast
 from elvis.registry import OBJECTIVES
-from elvis.types import Batch, Pair
+from elvis.types import Batch, ImageFeatures, Pair, TextFeatures
 
 
 @OBJECTIVES.register("sentence_region")
@@ -85,6 +85,11 @@ class SentenceRegion(nn.Module):
         """Each row attends the other modality: B N D, B M D, mask B M -> B N D."""
         attended, _ = attend(self.key(rows), self.key(other), self.value(other), mask)
         return self.norm(self.output(attended))
+
+    def attention(self, image: ImageFeatures, text: TextFeatures) -> Tensor:
+        """Where phrase b looks in image b: image B N D, text of one sentence each -> B N, sum 1 over real tokens."""
+        regions, sentence = masked_zero(upcast(image.tokens), image.mask), upcast(text.units["sentence"].vectors[:, :1])
+        return attend(self.key(sentence), self.key(regions), regions, image.mask)[1][:, 0]
 
     # Positives: comparable pairs B N N, grid, features before projection B N * -> p, rows sum to 1 over real columns.
 

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from elvis.distributed import gather, gather_padded, own_rows
 from elvis.objectives._shared import choose, in_chunks, study_pairs
-from elvis.ops import info_nce, masked_logsumexp, masked_softmax, masked_zero, normalize, upcast
+from elvis.ops import info_nce, masked_logsumexp, masked_mean, masked_softmax, masked_zero, normalize, upcast
 from elvis.registry import OBJECTIVES
-from elvis.types import Batch, Pair
+from elvis.types import Batch, ImageFeatures, Pair, TextFeatures
 
 
 @OBJECTIVES.register("word_region")
@@ -60,6 +60,14 @@ class WordRegion(nn.Module):
         by_image, by_text = info_nce(local, positive, negative), info_nce(own_texts, positive, negative)
         count = real.sum().to(local.dtype)
         return {"image_to_text": (by_image.sum(), count), "text_to_image": (by_text.sum(), count)}
+
+    def attention(self, image: ImageFeatures, text: TextFeatures) -> Tensor:
+        """Where phrase b looks in image b, the mean of its words (the mean is ours): image B N D, text of one sentence each -> B N, sum 1."""
+        word = text.units["word"]
+        regions, words = self.prepare(masked_zero(image.tokens, image.mask)), self.prepare(masked_zero(word.vectors, word.mask))
+        s = self.scales["score_scale"] * words @ regions.mT  # B T N
+        e = self.scales["attention_scale"] * masked_softmax(s, word.mask.unsqueeze(-1), dim=-2)
+        return masked_mean(masked_softmax(e, image.mask.unsqueeze(-2)), word.mask)
 
 
 def word_region_similarity(

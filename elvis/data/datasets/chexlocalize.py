@@ -33,6 +33,7 @@ from elvis.types import Mask, Study
 CARD = Card(
     "chexlocalize", "CheXlocalize", access="registration", licence="Stanford research data use agreement",
     url="stanfordaimi.azurewebsites.net (CheXlocalize)", root="data.root must hold the folders CheXpert and CheXlocalize",
+    patients="chexpert",
 )  # fmt: skip
 OWNER = {"val images": 234, "test images": 668, "val images with masks": 187}
 SPLITS = ("val", "test")

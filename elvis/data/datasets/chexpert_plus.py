@@ -34,6 +34,7 @@ from elvis.types import Study
 CARD = Card(
     "chexpert_plus", "CheXpert Plus", access="registration", licence="Stanford research data use agreement",
     url="stanfordaimi.azurewebsites.net (CheXpert Plus)", root="data.root must hold df_chexpert_plus_240401.csv and PNG/ or DICOM/",
+    patients="chexpert",
 )  # fmt: skip
 OWNER = {"train images": 223_228, "studies": 187_711, "patients": 64_725}
 TABLE = "df_chexpert_plus_240401.csv"

@@ -34,6 +34,7 @@ from elvis.types import Grounding, Study
 CARD = Card(
     "ms_cxr", "MS-CXR", access="credentialed", licence="PhysioNet credentialed health data licence", url="physionet.org/content/ms-cxr",
     root="The tables lie in data.root, or where data.ms_cxr of mimic_cxr says",
+    patients="mimic_cxr",
 )  # fmt: skip
 OWNER = {"pairs": 1_162}
 TABLES = tuple(f"MS_CXR_Local_Alignment_v{version}.{kind}" for version in ("1.1.0", "1.0.0") for kind in ("csv", "json"))

@@ -37,6 +37,7 @@ from elvis.types import Grounding, Study
 CARD = Card(
     "padchest_gr", "PadChest-GR", access="BIMCV form", licence="research use", url="bimcv.cipf.es/bimcv-projects/padchest-gr",
     root="data.root must hold grounded_reports_20240819.json, master_table.csv and PadChest_GR",
+    patients="padchest",
 )  # fmt: skip
 OWNER = {"images": 4_555}
 FOLDERS = ("PadChest_GR", "Padchest_GR_files/PadChest_GR", "Padchest_GR_files", "images")

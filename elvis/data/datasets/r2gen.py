@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +47,7 @@ OWNER = {  # owner's examples of each split
     ("rexrank", "mimic"): {"test": 2_347},
 }
 FOLDERS = ("images", "files", "PNG")
+PATIENTS = {"iu": "openi", "mimic": "mimic_cxr"}  # kind -> whose patients they are
 IU, MIMIC, CHEXPERT = re.compile(r"(CXR\d+)(?:_|$)"), re.compile(r"(?:^|/)p(\d{8})/"), re.compile(r"patient\d+")
 
 
@@ -89,7 +91,8 @@ def r2gen(
     if any(found[split] != count for split, count in owner.items()):
         sizes = ", ".join(f"{split} {found[split]:,} (published: {count:,})" for split, count in owner.items())
         problems.add("D062", path.name, f"not the published split: {sizes}", "numbers on it cannot be compared with the literature")
-    return StudyTable(tuple(studies), +left_out, notes, problems.listed(), published(found, owner), card=CARD)
+    card = replace(CARD, patients=PATIENTS.get(kind, ""))
+    return StudyTable(tuple(studies), +left_out, notes, problems.listed(), published(found, owner), card=card)
 
 
 def _study(

@@ -33,6 +33,7 @@ CARD = Card(
     licence="CC BY-NC-SA 4.0 (of CT-RATE)",
     url="huggingface.co/datasets/RadGenome/RadGenome-ChestCT",
     root="data.root holds dataset/radgenome_files and dataset/train_preprocessed",
+    patients="ct_rate",
 )
 SPLITS = {"train": ("train", "train"), "valid": ("validation", "val")}  # folder -> how the report table calls it, ours
 REGIONS = ("abdomen", "bone", "breast", "esophagus", "heart", "lung", "mediastinum", "pleura", "thyroid", "trachea and bronchie")

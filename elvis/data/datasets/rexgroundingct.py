@@ -37,6 +37,7 @@ CARD = Card(
     licence="CC BY-NC-SA 4.0",
     url="huggingface.co/datasets/rajpurkarlab/ReXGroundingCT",
     root="data.root holds dataset.json and segmentations",
+    patients="ct_rate",
 )
 OWNER = {"dataset.json": {"scans": 3142, "findings": 8028}, "MICCAI_challenge_dataset.json": {"scans": 3492}}
 CATEGORIES = {
