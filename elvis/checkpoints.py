@@ -302,6 +302,23 @@ def trained_on(path: Path | str) -> np.ndarray | None:
     return np.load(file, allow_pickle=False) if file.is_file() else None
 
 
+def read_provenance(path: Path | str) -> dict[str, Any]:
+    """Where a checkpoint came from: versions, commit, data, step (`provenance`)."""
+    return json.loads((resolve(path) / "provenance.json").read_text())
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Weights of a whole model from a .safetensors file, strictly. Raises CheckpointError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {file}: {' '.join(str(error).split())[:150]}", "give a .safetensors file") from None
+    _load(model, weights, file)
+
+
 def load_state(path: Path) -> dict[str, Any]:
     """The trainer state of a verified checkpoint; no pickles (weights_only)."""
     file = path / "state" / "trainer.pt"

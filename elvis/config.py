@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from elvis.errors import ConfigError, nearest
+from elvis.registry import fits
 
 
 @dataclass
@@ -56,6 +57,7 @@ COMMON = frozenset(f.name for f in fields(Data))
 class Model:
     dim: int = 512  # of the shared space (LoVT: 512)
     hidden: int = 2048  # of the projection heads (LoVT: 2048)
+    projection: str = "mlp"  # mlp (LoVT) | none: the encoders share a space already
     norm: str = "layer"  # inside the projection heads: layer | batch (over real tokens only; LoVT) | none
     image_pool: str = "attention"  # attention (LoVT) | backbone (mean of a CNN, CLS of a ViT)
     text_pool: str = "attention"  # attention | mean, over the sentences
@@ -116,12 +118,23 @@ def to_yaml(values: Mapping[str, Any]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(dict(values)))
 
 
+def shareable(value: Any) -> Any:
+    """Config values as they travel in checkpoints and pages: a path of this machine becomes ???."""
+    if isinstance(value, dict):
+        return {k: shareable(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [shareable(v) for v in value]
+    path = isinstance(value, str) and (value.startswith(("/", "~", "..")) or ("/" in value and Path(value).exists()))
+    return "???" if path else value
+
+
 # choices of closed options: key -> allowed words
 CHOICES = {
     "data.fit": ("pad", "crop"),
     "data.views": ("first", "frontal", "random", "all"),
     "data.augment_on": ("cpu", "device"),
     "data.on_leak": ("error", "drop", "allow"),
+    "model.projection": ("mlp", "none"),
     "model.norm": ("layer", "batch", "none"),
     "model.image_pool": ("attention", "backbone"),
     "model.text_pool": ("attention", "mean"),
@@ -233,6 +246,8 @@ def build(raw: Mapping[str, Any], schema: type = Config, *, where: str = "config
             wrong.append(f"'{key}' must be a mapping, not {value!r}")
         elif isinstance(default, list) and not (isinstance(value, list) and all(isinstance(v, str) for v in value)):
             wrong.append(f"'{key}' must be a list of words, not {value!r}")
+        elif isinstance(default, str | int | float) and value is not None and not fits(value, type(default)):
+            wrong.append(f"'{key}' must be a {'word' if isinstance(default, str) else type(default).__name__}, not {value!r}")
         else:
             values[key] = value if value is not None else default
     config = schema(**values)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,6 +54,13 @@ class Projection(nn.Module):
         return self.out(h.relu())
 
 
+class Same(nn.Module):
+    """No projection: the encoders share a space already."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return x
+
+
 class MeanPool(nn.Module):
     """Masked mean with uniform weights; `values` is the identity (see AttentionPool)."""
 
@@ -74,6 +82,7 @@ class VisionLanguageModel(nn.Module):
         *,
         dim: int = 512,
         hidden: int = 2048,
+        projection: str = "mlp",
         norm: str = "layer",
         image_pool: str = "attention",
         text_pool: str = "attention",
@@ -88,7 +97,8 @@ class VisionLanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         self.options = {
-            "dim": dim, "hidden": hidden, "norm": norm, "image_pool": image_pool, "text_pool": text_pool, "sentence_pool": sentence_pool,
+            "dim": dim, "hidden": hidden, "projection": projection, "norm": norm,
+            "image_pool": image_pool, "text_pool": text_pool, "sentence_pool": sentence_pool,
             "context": context, "views": views, "local_heads": local_heads, "scale": scale, "cls_id": cls_id, "sep_id": sep_id,
             "heads": {label: dict(given) for label, given in (heads or {}).items()},
         }  # fmt: skip
@@ -99,9 +109,15 @@ class VisionLanguageModel(nn.Module):
         wide, long = image.spec.width, text.width
         self.image_pool = AttentionPool(wide) if image_pool == "attention" else MeanPool()
         self.text_pool = AttentionPool(long) if text_pool == "attention" else MeanPool()
-        self.image_global, self.text_global = Projection(wide, hidden, dim, norm), Projection(long, hidden, dim, norm)
-        self.image_local = Projection(wide, hidden, dim, norm) if local_heads else None
-        self.text_local = Projection(long, hidden, dim, norm) if local_heads else None
+        if projection == "none" and not (wide == long == dim and not local_heads):
+            raise ConfigError(
+                f"without a projection the encoders share a space, but they are {wide} and {long} wide, dim is {dim}, local_heads {local_heads}",
+                "set model.dim to their width and model.local_heads=false, or model.projection=mlp",
+            )
+        project = partial(Projection, hidden=hidden, dim=dim, norm=norm)
+        self.image_global, self.text_global = (Same(), Same()) if projection == "none" else (project(wide), project(long))
+        self.image_local = project(wide) if local_heads else None
+        self.text_local = project(long) if local_heads else None
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.heads = nn.ModuleDict({label: _head(dim, **given) for label, given in (heads or {}).items()})
         self.asked_by = {label: given["unit"] for label, given in (heads or {}).items() if "unit" in given}

@@ -131,17 +131,8 @@ def _restore(run: Run, checkpoint: Path) -> dict[str, Any]:
 
 
 def shareable(config: configs.Config) -> str:
-    """The config as it travels in checkpoints and pages: a path of this machine becomes ???. The run directory keeps the whole one."""
-
-    def hide(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: hide(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [hide(v) for v in value]
-        path = isinstance(value, str) and (value.startswith(("/", "~", "..")) or ("/" in value and Path(value).exists()))
-        return "???" if path else value
-
-    return configs.to_yaml(hide(config.to_dict()))
+    """The config as it travels in checkpoints and pages. The run directory keeps the whole one."""
+    return configs.to_yaml(configs.shareable(config.to_dict()))
 
 
 def _at_start(out: Path, measure: Callable[[], Mapping[str, Metric]]) -> dict[str, Metric]:

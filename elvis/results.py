@@ -90,7 +90,7 @@ def write(
     out = Path(out)
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps([_plain(asdict(r)) for r in results], indent=1, allow_nan=False) + "\n")
+    (out / "results.json").write_text(to_json(results))
     (out / "table.md").write_text(markdown(results))
     rows = _rows(curves)
     lines = draw_curves(rows) if len(rows) > 1 else None
@@ -115,6 +115,11 @@ def write(
     )
     (out / "index.html").write_text(page, encoding="utf-8")
     return out / "index.html"
+
+
+def to_json(results: Sequence[Result]) -> str:
+    """What a results.json holds; numbers that are not finite are null."""
+    return json.dumps([_plain(asdict(r)) for r in results], indent=1, allow_nan=False) + "\n"
 
 
 def read(path: Path | str) -> list[Result]:
@@ -243,31 +248,54 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 def draw_overlay(overlay: Overlay) -> np.ndarray:
     """Three panels beside each other, uint8 h w 3: the image; the map over it, its maximum a cross; the truth boxes, the same cross."""
+    plain = _grey(overlay.image, PANEL)
+    truth, heat = draw_panels(overlay.image, {"": overlay.heat}, overlay.boxes, PANEL)
+    gap = np.full((PANEL, 4, 3), 128, np.uint8)
+    return np.concatenate([plain, gap, heat, gap, _marked(truth, overlay.heat, PANEL / overlay.image.shape[0])], 1)
+
+
+def draw_panels(image: np.ndarray, heats: Mapping[str, np.ndarray], boxes: Sequence[Sequence[float]], height: int) -> list[np.ndarray]:
+    """The image (uint8 H W) with its true boxes; then for each map (H W, NaN = unseen) the image with it, its maximum a cross. uint8 h w 3 each."""
     from matplotlib import colormaps
     from PIL import ImageDraw
 
-    scale = PANEL / overlay.image.shape[0]
-    size = (max(1, round(overlay.image.shape[1] * scale)), PANEL)
-    plain = np.asarray(_image(overlay.image).resize(size)).astype(np.float32)
-    seen = np.isfinite(overlay.heat)
-    values = np.where(seen, overlay.heat, np.min(overlay.heat, where=seen, initial=np.inf))
-    span = np.ptp(values) if seen.any() else 0.0
-    shade = (values - values.min()) / span if span > 0 else np.zeros(values.shape)
-    colours = (colormaps["inferno"](shade)[..., :3] * 255).astype(np.uint8)
-    colours[~seen] = 96
-    colours = np.asarray(_image(colours).resize(size)).astype(np.float32)
-    grey = np.repeat(plain[..., None], 3, -1)
-    panels = [_image(p.astype(np.uint8)) for p in (grey, 0.4 * grey + 0.6 * colours, grey)]
-    for panel, boxes in zip(panels[1:], ((), overlay.boxes), strict=True):
-        pen = ImageDraw.Draw(panel)
-        for x1, y1, x2, y2 in boxes:
-            pen.rectangle([x1 * scale, y1 * scale, x2 * scale, y2 * scale], outline=(80, 255, 120), width=2)
-        if span > 0:
-            y, x = (scale * (float(i) + 0.5) for i in np.unravel_index(np.argmax(np.where(seen, overlay.heat, -np.inf)), overlay.heat.shape))
-            for ends in ([x - 5, y, x + 5, y], [x, y - 5, x, y + 5]):
-                pen.line(ends, fill=(90, 200, 255), width=2)
-    gap = np.full((PANEL, 4, 3), 128, np.uint8)
-    return np.concatenate([np.asarray(panels[0]), gap, np.asarray(panels[1]), gap, np.asarray(panels[2])], 1)
+    scale, plain = height / image.shape[0], _grey(image, height)
+    truth = _image(plain)
+    pen = ImageDraw.Draw(truth)
+    for x1, y1, x2, y2 in boxes:
+        pen.rectangle([x1 * scale, y1 * scale, x2 * scale, y2 * scale], outline=(80, 255, 120), width=2)
+    panels = [np.asarray(truth)]
+    for heat in heats.values():
+        seen = np.isfinite(heat)
+        values = np.where(seen, heat, np.min(heat, where=seen, initial=np.inf))
+        span = np.ptp(values) if seen.any() else 0.0
+        shade = (values - values.min()) / span if span > 0 else np.zeros(values.shape)
+        colours = (colormaps["inferno"](shade)[..., :3] * 255).astype(np.uint8)
+        colours[~seen] = 96
+        colours = np.asarray(_image(colours).resize(plain.shape[1::-1])).astype(np.float32)
+        panels.append(_marked((0.4 * plain + 0.6 * colours).astype(np.uint8), heat, scale))
+    return panels
+
+
+def _grey(image: np.ndarray, height: int) -> np.ndarray:
+    """uint8 H W at a height, as uint8 h w 3."""
+    size = (max(1, round(image.shape[1] * height / image.shape[0])), height)
+    return np.repeat(np.asarray(_image(image).resize(size))[..., None], 3, -1)
+
+
+def _marked(panel: np.ndarray, heat: np.ndarray, scale: float) -> np.ndarray:
+    """A panel with a cross where the map is highest; a flat map has no such place."""
+    from PIL import ImageDraw
+
+    seen = np.isfinite(heat)
+    if not seen.any() or np.ptp(heat[seen]) == 0:
+        return panel
+    out = _image(panel.copy())
+    pen = ImageDraw.Draw(out)
+    y, x = (scale * (float(i) + 0.5) for i in np.unravel_index(np.argmax(np.where(seen, heat, -np.inf)), heat.shape))
+    for ends in ([x - 5, y, x + 5, y], [x, y - 5, x, y + 5]):
+        pen.line(ends, fill=(90, 200, 255), width=2)
+    return np.asarray(out)
 
 
 # -------------------------------------------------------------------------------------------------------------- pieces

@@ -11,6 +11,7 @@ every value above 255 to 255. What becomes of which kind of file: docs/readers.m
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import warnings
@@ -185,28 +186,45 @@ class Frame:
         Bilinear between cell centres; NaN at pixels the input does not show (cut off by `fit="crop"`).
         """
         import torch
-        from torch.nn import functional as F
 
         map = map if map.dtype == torch.float64 else map.float()
-        y, y_shown = self._positions(0, self.height, map)
-        x, x_shown = self._positions(1, self.width, map)
-        grid = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), -1)[None]  # 1 H W 2
-        flat = map.reshape(1, -1, *map.shape[-2:])
-        original = F.grid_sample(flat, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        shown = y_shown[:, None] & x_shown[None, :]
-        return original.masked_fill(~shown, torch.nan).reshape(*map.shape[:-2], self.height, self.width)
+        (top, rows), (left, columns) = (
+            (first, torch.tensor(weights, dtype=map.dtype, device=map.device)) for first, weights in self.weights(*map.shape[-2:])
+        )
+        original = map.new_full((*map.shape[:-2], self.height, self.width), torch.nan)
+        original[..., top : top + len(rows), left : left + len(columns)] = rows @ map @ columns.T
+        return original
 
-    def _positions(self, axis: int, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixel centres of the original along an axis, in the input: from -1 to 1, and whether they lie inside."""
-        import torch
+    def weights(self, h: int, w: int, how: Literal["bilinear", "nearest"] = "bilinear") -> tuple[tuple[int, np.ndarray], tuple[int, np.ndarray]]:
+        """How much each cell of a map of h x w gives to each row, and column, that the input shows: (first row, rows h), (first column, columns w).
 
-        centres = torch.arange(length, dtype=torch.float64, device=like.device) + 0.5
-        at = (self.scale[axis] * centres + self.offset[axis]) * (2.0 / self.size[axis]) - 1.0
-        return at.to(like.dtype), at.abs() <= 1.0
+        A map M in original pixels is rows @ M @ columns.T, from that row and column on.
+        """
+        return tuple(_weights(*along, how) for along in zip((self.height, self.width), self.size, self.scale, self.offset, (h, w), strict=True))  # type: ignore[return-value]
 
     def boxes_to_input(self, boxes: Tensor) -> Tensor:
         """Boxes (x1, y1, x2, y2), ... 4, from original to input pixels; they may reach outside where the crop cuts."""
         return boxes * boxes.new_tensor(self.scale[::-1]).repeat(2) + boxes.new_tensor(self.offset[::-1]).repeat(2)
+
+
+@functools.lru_cache(maxsize=256)
+def _weights(length: int, size: int, scale: float, offset: float, cells: int, how: str) -> tuple[int, np.ndarray]:
+    """Along one axis: the first pixel that the input shows, and a row of weights for it and each after it; float64, shown pixels x cells."""
+    at = scale * (np.arange(length) + 0.5) + offset  # pixel centres, in the input
+    shown = (at >= 0) & (at <= size)
+    place = at[shown] * (cells / size)  # in cells
+    weights = np.zeros((len(place), cells))
+    rows = np.arange(len(place))
+    if how == "nearest":  # as torch's mode "nearest": the cell in which the pixel begins
+        begins = place - 0.5 * scale * cells / size + 1e-9
+        weights[rows, np.clip(np.floor(begins).astype(int), 0, cells - 1)] = 1.0
+    else:
+        low = np.floor(place - 0.5).astype(int)
+        share = place - 0.5 - low
+        np.add.at(weights, (rows, np.clip(low, 0, cells - 1)), 1.0 - share)
+        np.add.at(weights, (rows, np.clip(low + 1, 0, cells - 1)), share)
+    weights.setflags(write=False)  # it is shared
+    return int(shown.argmax()), weights
 
 
 def scaled(image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None = None) -> Image.Image:

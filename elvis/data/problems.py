@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 MAX_MISSING = 0.005  # of the images a table lists: more than that is a download that is not complete
 CODES = {  # code -> (severity, what it means)
     "D001": ("E", "a file or folder that is needed is not there"),
-    "D002": ("E", "the root lies a level deeper"),
+    "D002": ("E", "the root lies a level deeper, or higher"),
     "D003": ("E", "a column is missing"),
     "D004": ("E", "a table or a row of it cannot be read"),
     "D005": ("E", "a path leaves the root"),

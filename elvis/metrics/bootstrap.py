@@ -10,6 +10,7 @@ move with other patients, not with another training seed.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
@@ -40,8 +41,7 @@ def interval(
     value = _difference(sides, statistic, np.ones(patients))
     if patients < 2:
         return Metric(float(value))
-    weights = np.random.default_rng(seed).multinomial(patients, np.full(patients, 1 / patients), size=resamples)  # R P
-    draws = _difference(sides, statistic, weights.astype(np.float64))
+    draws = _difference(sides, statistic, _multiplicities(patients, resamples, seed))
     draws = draws[np.isfinite(draws)]
     if not len(draws):
         return Metric(float(value))
@@ -69,6 +69,22 @@ def paired(
     return mean(difference, groups, categories=categories, resamples=resamples, seed=seed)
 
 
+def auroc(present: np.ndarray, absent: np.ndarray, groups: Sequence[Hashable], *, resamples: int = 1000, seed: int = 0) -> Metric:
+    """P(a score of `present` is above one of `absent`), ties one half; case i of both belongs to groups[i], and groups are drawn whole."""
+    above = (present[:, None] > absent) + 0.5 * (present[:, None] == absent)  # n n
+    _, member = np.unique(np.asarray([str(g) for g in groups], dtype=np.str_), return_inverse=True)
+    patients = int(member.max()) + 1 if len(member) else 0
+    if not patients:
+        return Metric(float("nan"))
+    value = float(above.mean())
+    if patients < 2:
+        return Metric(value)
+    weights = _multiplicities(patients, resamples, seed)[:, member]  # R n
+    draws = np.einsum("rn,rn->r", weights @ above, weights) / weights.sum(1) ** 2
+    low, high = np.percentile(draws, (2.5, 97.5))
+    return Metric(value, float(low), float(high))
+
+
 def _mean_parts(values: np.ndarray, categories: Sequence[str] | None) -> tuple[np.ndarray, Statistic]:
     """Sum and count of each category: cases, 2 C; and the statistic that makes the macro mean of them."""
     names, category = np.unique(np.asarray(categories if categories is not None else [""] * len(values), dtype=np.str_), return_inverse=True)
@@ -82,6 +98,12 @@ def _macro(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     occurs = (counts > 0).sum(-1)
     total = (sums / np.maximum(counts, 1)).sum(-1)
     return np.where(occurs > 0, total / np.maximum(occurs, 1), np.nan)
+
+
+@functools.lru_cache(maxsize=8)
+def _multiplicities(patients: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each patient is drawn in each resample, R P: the same for every metric of a table."""
+    return np.random.default_rng(seed).multinomial(patients, np.full(patients, 1 / patients), size=resamples).astype(np.float64)
 
 
 def _grouped(parts: np.ndarray, member: np.ndarray, patients: int) -> np.ndarray:

@@ -2,18 +2,19 @@
 
     CNR        (mean inside - mean outside) / sqrt(variance inside + variance outside), signed, population variance
     pointing   does the highest pixel lie inside?
-    mIoU       IoU of {map > t} and the region, mean over t = .1 .2 .3 .4 .5 of the map rescaled to [-1, 1]
+    mIoU       IoU of {map > t} and the region, mean over t = .1 .2 .3 .4 .5 of the map rescaled to [-1, 1] (or of the map as it is)
+    AUROC, AP  of the pixels of the region against the others, by the map: no threshold
     WID        within-image discrimination: is the map of a phrase higher in its own region than in another finding's?
 
 Protocol of BioViL (ECCV 2022) as MaCo and AFLoc evaluate it on MS-CXR, with their mask bug mended (overlapping boxes are
 joined by OR) and CNR kept signed. Maps are float, in pixels of the ORIGINAL image, NaN where the model never looked (outside
 its crop); masks are the union of the phrase's boxes. The last `spatial` axes are pixels, whatever stands before is a batch:
-H W -> a number, T H W -> T numbers, spatial=3 for volumes.
+H W -> a number, T H W -> T numbers, spatial=3 for volumes. `elvis.metrics.pixels` gives the same numbers of large 2D maps, fast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -39,17 +40,62 @@ def pointing(maps: Tensor, masks: Tensor, *, spatial: int = 2) -> Tensor:
     return _count(top & region) / _count(top)
 
 
-def miou(maps: Tensor, masks: Tensor, *, thresholds: Sequence[float] = THRESHOLDS, spatial: int = 2) -> Tensor:
-    """Mean IoU over thresholds of the map rescaled to [-1, 1]; a flat map predicts nothing (IoU 0); unseen truth counts as missed."""
+def miou(
+    maps: Tensor, masks: Tensor, *, thresholds: Sequence[float] = THRESHOLDS, rescale: bool = True, skip_empty: bool = False, spatial: int = 2
+) -> Tensor:
+    """Mean over thresholds of the IoU of {map > t} and the region; unseen truth counts as missed.
+
+    rescale: the thresholds are of the map rescaled to [-1, 1] (a flat one predicts nothing), else of the map as it is (raw cosine).
+    skip_empty: a threshold at which nothing is predicted is left out (AFLoc; it flatters), else its IoU is 0. NaN if all are left out.
+    """
     values, seen, region = _flat(maps, masks, spatial)
     low = values.masked_fill(~seen, torch.inf).amin(-1, keepdim=True)  # the maximum is 0: see _flat
+    raw = maps.flatten(-spatial)
     truth = _count(region)
-    total = torch.zeros_like(truth, dtype=values.dtype)
+    total, used = values.new_zeros(()), truth.new_zeros(())
     for threshold in thresholds:
-        predicted = seen & (values > low * (1 - threshold) / 2) & (low < 0)  # 2 (v - low) / (0 - low) - 1 > threshold
+        above = (values > low * (1 - threshold) / 2) & (low < 0) if rescale else raw > threshold  # 2 (v - low) / (0 - low) - 1 > threshold
+        predicted = seen & above
         both = _count(predicted & region)
-        total += both.to(values.dtype) / (_count(predicted) + truth - both).clamp_min(1)
-    return total / len(thresholds)
+        total = total + both.to(values.dtype) / (_count(predicted) + truth - both).clamp_min(1)
+        used = used + (predicted.any(-1) if skip_empty else 1)
+    return total / used  # 0 / 0 = NaN
+
+
+def auroc(maps: Tensor, masks: Tensor, *, spatial: int = 2) -> Tensor:
+    """P(a pixel of the region is higher than one outside), ties one half, over the seen pixels; NaN if either is not there."""
+    return _per_map(maps, masks, spatial, _auroc)
+
+
+def average_precision(maps: Tensor, masks: Tensor, *, spatial: int = 2) -> Tensor:
+    """Sum of the precision at each distinct value times the recall it adds, over the seen pixels (scikit-learn's); NaN without a region."""
+    return _per_map(maps, masks, spatial, _average_precision)
+
+
+def _per_map(maps: Tensor, masks: Tensor, spatial: int, score: Callable[[Tensor, Tensor], float]) -> Tensor:
+    flat, region = maps.flatten(-spatial), masks.flatten(-spatial)
+    pairs = zip(flat.reshape(-1, flat.shape[-1]), region.reshape(-1, flat.shape[-1]), strict=True)
+    return flat.new_tensor([score(values[~values.isnan()], inside[~values.isnan()]) for values, inside in pairs]).reshape(flat.shape[:-1])
+
+
+def _auroc(values: Tensor, inside: Tensor) -> float:
+    hits, all_ = _steps(values, inside)
+    if not 0 < hits[-1] < all_[-1]:
+        return float("nan")
+    recall, fallout = hits / hits[-1], (all_ - hits) / (all_[-1] - hits[-1])
+    return float(torch.trapezoid(torch.cat([recall.new_zeros(1), recall]), torch.cat([recall.new_zeros(1), fallout])))
+
+
+def _average_precision(values: Tensor, inside: Tensor) -> float:
+    hits, all_ = _steps(values, inside)
+    return float((hits / all_ * torch.diff(hits, prepend=hits.new_zeros(1))).sum() / hits[-1])
+
+
+def _steps(values: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """From the highest distinct value down: how many pixels of the region, and how many of all, are at least as high."""
+    distinct, which = torch.unique(values, return_inverse=True)
+    hits = torch.zeros(len(distinct), dtype=torch.float64).index_add_(0, which, inside.double())
+    return hits.flip(0).cumsum(0), torch.bincount(which, minlength=len(distinct)).double().flip(0).cumsum(0)
 
 
 def wid(maps: Tensor, masks: Tensor, image: Tensor, *, spatial: int = 2) -> Tensor:

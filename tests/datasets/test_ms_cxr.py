@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,14 +105,31 @@ def test_json_images_may_have_their_path_as_file_name_and_the_split(made: Made, 
     assert ms_cxr(root=str(tmp_path), images=str(root), split="owner").studies == ms_cxr(root=str(root), split="owner").studies
 
 
-def test_release_0_1_has_other_names_and_no_split(made: Made, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "place"), [(TABLES[2], "row 2"), (TABLES[3], "annotation 0")])
+def test_release_0_1_has_other_names_and_no_split(made: Made, tmp_path: Path, name: str, place: str) -> None:
     root, _ = made
-    table = [{name: value for name, value in row.items() if name != "split"} for row in rows(root / CSV)]
-    write_table(alone(root, tmp_path) / "MS_CXR_Local_Alignment_v1.0.0.csv", table)
-    assert ms_cxr(root=str(tmp_path), images=str(root)).studies == ms_cxr(root=str(root)).studies
-    with pytest.raises(DataError, match=r"v1.0.0.csv, row 2: no split\n.*data.split=all") as caught:
+    alone(root, tmp_path)
+    if name.endswith(".csv"):
+        write_table(tmp_path / name, [{column: value for column, value in row.items() if column != "split"} for row in rows(root / CSV)])
+    else:
+        whole = read_json(root / JSON)
+        for box in whole["annotations"]:
+            del box["split"]
+        write_json(tmp_path / name, whole)
+    found = ms_cxr(root=str(tmp_path), images=str(root))
+    assert found.studies == ms_cxr(root=str(root)).studies
+    assert {g.size for study in found.studies for g in study.groundings} == {(80, 96)}  # height and width are not mixed up
+    assert patients(tmp_path) == patients(root)
+    with pytest.raises(DataError, match=rf"{name}, {place}: no split\n.*data.split=all") as caught:
         ms_cxr(root=str(tmp_path), split="owner")
     assert caught.value.code == "D003"
+
+
+@pytest.mark.parametrize("name", [CSV, JSON])
+def test_a_table_may_be_gzipped(made: Made, tmp_path: Path, name: str) -> None:
+    root, _ = made
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress((root / name).read_bytes()))
+    assert ms_cxr(root=str(tmp_path), images=str(root)).studies == ms_cxr(root=str(root)).studies
 
 
 def test_everything_is_test_unless_the_owners_split_is_asked_for(made: Made) -> None:
@@ -128,6 +146,37 @@ def test_tables_and_images_may_lie_apart(made: Made, tmp_path: Path) -> None:
     assert patients(tmp_path) == patients(root)  # the images are not needed for it
     with pytest.raises(DataError, match=r"no folder files .*\n.*data.images=") as caught:
         ms_cxr(root=str(tmp_path))
+    assert caught.value.code == "D001"
+
+
+HELD = "physionet.org/files/mimic-cxr-jpg/2.1.0"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("", "below"),
+        ("physionet.org", "below"),
+        ("physionet.org/files/mimic-cxr-jpg", "below"),
+        (f"{HELD}/files", "above"),
+        (f"{HELD}/files/p13", "above"),
+        (f"{HELD}/files/p13/p13000001", "above"),
+    ],
+)
+def test_images_given_a_level_too_high_or_too_low_are_found(made: Made, tmp_path: Path, given: str, said: str) -> None:
+    for held in (HELD, "physionet.org/files/mimic-cxr/2.1.0"):  # the second has the same folders, of DICOM files
+        (tmp_path / held / "files/p13/p13000001").mkdir(parents=True)
+    with pytest.raises(DataError, match=rf"in {tmp_path / given}, but {said} it\nset data.images={tmp_path / HELD}$") as caught:
+        ms_cxr(root=str(made[0]), images=str(tmp_path / given))
+    assert caught.value.code == "D002"
+    assert len(str(caught.value)) < DataError.limit
+    assert ms_cxr(root=str(made[0]), images=str(tmp_path / HELD)).studies
+
+
+def test_images_in_a_folder_files_of_something_else_are_not_taken_for_mimics(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "files/other").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"no folder files \(with p10, p11, ...\) in ") as caught:
+        ms_cxr(root=str(made[0]), images=str(tmp_path))
     assert caught.value.code == "D001"
 
 
@@ -205,6 +254,33 @@ def test_an_image_of_another_size_is_seen_when_boxes_are_placed(exported: Export
 
 def test_json_that_is_not_cocos_is_named(made: Made, tmp_path: Path) -> None:
     write_json(alone(made[0], tmp_path) / JSON, {"images": [], "annotations": [{"image_id": 1}], "categories": []})
-    with pytest.raises(DataError, match=r"v1.1.0.json is not COCO-like \(KeyError: 1\)") as caught:
+    with pytest.raises(DataError, match=r"v1.1.0.json, annotation 0: no image with id 1\neach annotation needs the id of an image") as caught:
         ms_cxr(root=str(tmp_path))
+    assert caught.value.code == "D004"
+    for wrong in ([], {"images": [], "annotations": {}}):
+        write_json(tmp_path / JSON, wrong)
+        with pytest.raises(DataError, match=r"v1\.1\.0\.json is not COCO-like JSON: .*, not an? ") as caught:
+            ms_cxr(root=str(tmp_path))
+        assert caught.value.code == "D004"
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"), [("label_text", " ", "label_text is empty"), ("image_height", "", "image_height is not a number")]
+)
+def test_a_row_without_a_phrase_or_a_size_is_left_out_and_named(made: Made, tmp_path: Path, column: str, value: str, said: str) -> None:
+    table = rows(made[0] / CSV)
+    write_table(alone(made[0], tmp_path) / CSV, [table[0] | {column: value}, *table[1:]])
+    found = ms_cxr(root=str(tmp_path))
+    (problem,) = found.problems
+    assert (problem.code, problem.count) == ("D004", 1)
+    assert problem.what.startswith(f"ms_cxr: {CSV}, row 2: {said}")
+    assert sum(len(g.boxes) for study in found.studies for g in study.groundings) == len(table) - 1
+    assert all(g.phrase for study in found.studies for g in study.groundings)
+
+
+def test_patients_are_not_guessed_where_a_path_names_none(exported: Exported) -> None:
+    """They are those that pretraining must not see."""
+    root, _ = exported("ms_cxr", "D004")
+    with pytest.raises(DataError, match=rf"{CSV}, row 2: 'images/.*' is not files/p10") as caught:
+        patients(root)
     assert caught.value.code == "D004"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,9 @@ from elvis.data.datasets.padchest_gr import padchest_gr
 from elvis.data.phantoms.film import Film
 from elvis.data.phantoms.layouts import export
 from elvis.data.phantoms.layouts.padchest import LABELS
-from elvis.data.studies import placed
+from elvis.data.studies import StudyTable, placed
 from elvis.errors import DataError
-from tests.datasets.conftest import Exported, Made
+from tests.datasets.conftest import Exported, Made, linked
 
 
 @pytest.fixture
@@ -163,3 +165,94 @@ def test_a_box_just_outside_is_cut_and_one_far_outside_is_left_out(made: Made, t
     )
     assert clipped[0][2] == 1.0
     assert clipped[1:] == right[1:] == without
+
+
+# ------------------------------------------------------------------------------------------------------- values of other kinds
+
+REPORTS = "grounded_reports_20240819.json"
+CANARY = "Quagmirefinch opacity in the left lower zone, xyzzyplugh."
+
+
+def changed(made: Made, out: Path, change: Callable[[dict], object]) -> Path:
+    """A copy of the root whose first study with boxes is changed; its first sentence is the canary."""
+    linked(made[0], out, REPORTS)
+    whole = json.loads((made[0] / REPORTS).read_text())
+    entry = next(entry for entry in whole if any(finding.get("boxes") for finding in entry["findings"]))
+    entry["findings"].sort(key=lambda finding: not finding.get("boxes"))  # the first one has boxes
+    entry["findings"][0]["sentence_en"] = CANARY
+    change(entry)
+    (out / REPORTS).write_text(json.dumps(whole))
+    return out
+
+
+def first(entry: dict) -> dict:
+    return entry["findings"][0]
+
+
+NAN = float("nan")
+KINDS: list[tuple[Callable[[dict], object], str, str]] = [
+    (lambda entry: entry.update(StudyID=NAN), "D004", ": 'StudyID' is NaN, not a text or a whole number"),
+    (lambda entry: entry.update(StudyID=None), "D004", ": 'StudyID' is null"),
+    (lambda entry: entry.update(ImageID=[CANARY]), "D004", ": 'ImageID' is a list, not a text"),
+    (lambda entry: entry.update(findings={"a": CANARY}), "D004", ": 'findings' is not a list of objects"),
+    (lambda entry: entry["findings"].append(CANARY), "D004", ": 'findings' is not a list of objects"),
+    (lambda entry: first(entry).update(sentence_en=5), "D004", ", finding 0: 'sentence_en' is a number, not a text"),
+    (lambda entry: first(entry).update(sentence_en=0), "D004", ", finding 0: 'sentence_en' is a number, not a text"),
+    (lambda entry: first(entry).update(sentence_en=NAN), "D004", ", finding 0: 'sentence_en' is NaN, not a text"),
+    (lambda entry: first(entry).update(sentence_en=[CANARY]), "D004", ", finding 0: 'sentence_en' is a list, not a text"),
+    (lambda entry: first(entry).update(abnormal="yes"), "D004", ", finding 0: 'abnormal' is a text, not true or false"),
+    (lambda entry: first(entry).update(labels=[[CANARY]]), "D004", ", finding 0: 'labels' is a list, not a list of texts"),
+    (lambda entry: first(entry).update(locations={"a": CANARY}), "D004", ", finding 0: 'locations' is an object, not a list of texts"),
+    (lambda entry: first(entry).update(progression=0), "D004", ", finding 0: 'progression' is a number, not a list of texts"),
+    (lambda entry: first(entry).update(boxes={"x": 1}), "D031", ", sentence 0, boxes: box (an object) has no area"),
+    (lambda entry: first(entry).update(boxes=0), "D031", ", sentence 0, boxes: box (0) has no area"),
+    (lambda entry: first(entry).update(boxes=""), "D031", ", sentence 0, boxes: box (a text) has no area"),
+    (lambda entry: first(entry).update(boxes=NAN), "D031", ", sentence 0, boxes: box (nan) has no area"),
+    (lambda entry: first(entry).update(boxes=CANARY), "D031", ", sentence 0, boxes: box (a text) has no area"),
+    (lambda entry: first(entry).update(boxes=[0.1, 0.2, 0.3, 0.4]), "D031", ", sentence 0, boxes: box (0.1) has no area"),
+    (lambda entry: first(entry).update(boxes=[["0.1", "0.2", "0.3", CANARY]]), "D031", ", sentence 0, boxes: box (a text, a text, a text, a text)"),
+    (lambda entry: first(entry).update(boxes=[[0.1, 0.2, [0.3], None]]), "D031", ", sentence 0, boxes: box (0.1, 0.2, a list, null) has no area"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "code", "said"), KINDS, ids=map(str, range(len(KINDS))))
+def test_a_value_of_another_kind_is_named_and_not_lost(made: Made, tmp_path: Path, change: Callable[[dict], object], code: str, said: str) -> None:
+    with pytest.raises(DataError, match=rf"{REPORTS}, study \d+{re.escape(said)}") as caught:
+        studies.load("padchest_gr", root=str(changed(made, tmp_path, change)))
+    assert caught.value.code == code
+    assert caught.value.fix
+    assert len(str(caught.value)) < 400
+    assert not any(word in str(caught.value) for word in ("Quagmirefinch", "lower zone", "xyzzyplugh"))
+
+
+def test_a_key_twice_is_refused_with_its_place(made: Made, tmp_path: Path) -> None:
+    root = changed(made, tmp_path, lambda entry: first(entry).update(mark=1))
+    (root / REPORTS).write_text((root / REPORTS).read_text().replace('"mark": 1', '"boxes": []'))
+    with pytest.raises(DataError, match=rf"{REPORTS}, \[\d+\].findings\[0\]: key 'boxes' is there twice") as caught:
+        padchest_gr(root=str(root))
+    assert caught.value.code == "D004"
+    assert "Quagmirefinch" not in str(caught.value)
+
+
+def test_nan_where_there_may_be_words_is_nothing(made: Made, tmp_path: Path) -> None:
+    """As pandas writes what is missing."""
+
+    def holding(value: object, name: str) -> StudyTable:
+        def change(entry: dict) -> None:
+            first(entry).update(labels=value, locations=value, progression=value)
+            entry["PreviousStudyID"] = value
+
+        (tmp_path / name).mkdir()
+        return padchest_gr(root=str(changed(made, tmp_path / name, change)))
+
+    nan, null = holding(NAN, "nan"), holding(None, "null")
+    assert not nan.problems
+    for one, other in zip(nan.studies, null.studies, strict=True):
+        assert (one.groundings, one.sentences, one.labels, one.extra) == (other.groundings, other.sentences, other.labels, other.extra)
+
+
+def test_boxes_whose_sentence_is_missing_are_counted(made: Made, tmp_path: Path) -> None:
+    table = padchest_gr(root=str(changed(made, tmp_path, lambda entry: first(entry).update(sentence_en=None))))
+    (problem,) = table.problems
+    assert (problem.code, problem.severity, problem.count) == ("D004", "W", 1)
+    assert "boxes of a finding without sentence_en" in problem.what

@@ -53,6 +53,6 @@ def patients(exclude: str | Sequence[str]) -> set[str]:
 def holding(images: str | None, root: Path, card: Card) -> Path:
     """The folder that holds the images. DataError D001."""
     path = root if images is None else Path(os.path.abspath(os.path.expanduser(images)))
-    if not path.is_dir():
+    if not os.path.isdir(path):  # not is_dir, which raises for a name that is too long
         raise DataError(f"{card.name}: no folder {path}", "data.images is the folder that holds the images", "D001")
     return path

@@ -22,7 +22,7 @@ from elvis.data.images import ImageFile
 from elvis.data.problems import Problems
 from elvis.data.reports import normalise, parse, sentences
 from elvis.data.studies import StudyTable, patient_split
-from elvis.data.tables import Card, folder, inside, read_json, read_table
+from elvis.data.tables import Card, Entry, coco, folder, inside, numbers, pixels, read_table, referred, typed
 from elvis.data.tables import names as named
 from elvis.data.volumes import VolumeFile
 from elvis.errors import DataError, nearest
@@ -84,10 +84,10 @@ def manifest(
     if several:
         notes.append(f"{several} study ids have rows with different texts: each text is a study, of one group")
     _some_exist([image for draft in drafts for image in draft.images], top)
-    found = top / boxes if boxes else next((top / name for name in BOXES if (top / name).is_file()), None)
+    found = top / boxes if boxes else next((top / name for name in BOXES if os.path.isfile(top / name)), None)
     groundings: dict[str, list[Grounding]] = {}
     if found is not None:
-        groundings, unmatched = _groundings(found, box_text, drafts, problems)
+        groundings, unmatched = _groundings(found, box_text, drafts, str(top), problems)
         notes.append(f"boxes: {os.path.relpath(found, top)}" + (f", {unmatched} of its images are not in the table" if unmatched else ""))
     studies = [draft.study(groundings.get(draft.id, ())) for draft in drafts]
     kept = [study for study in studies if study.sentences or (study.groundings and study.split == "test")]
@@ -145,7 +145,7 @@ class _Draft:
 
 def _find_table(root: Path, image: str | None) -> Path:
     """The only table under root: one of the usual names, or any CSV at its top with a column of images."""
-    found = [root / name for name in TABLES if (root / name).is_file()]
+    found = [root / name for name in TABLES if os.path.isfile(root / name)]
     usual = {image.lower()} if image else set(COLUMNS["image"])
     for path in sorted(root.glob("*.csv")):
         if path not in found and usual & {name.lower() for row in _first(path) for name in row}:
@@ -229,8 +229,13 @@ def _listed(value: Any) -> list[str]:
 
 
 def _file(root: str, name: str, where: str) -> ImageFile | VolumeFile:
-    name = inside(name.removeprefix(os.path.join(root, "")), where)  # an absolute path under the root is fine
+    name = _under(root, name, where)
     return VolumeFile(root, name) if name.lower().endswith(VOLUMES) else ImageFile(root, name)
+
+
+def _under(root: str, name: str, where: str) -> str:
+    """A path, relative to the root; an absolute one under the root is fine. DataError D005."""
+    return inside(name.removeprefix(os.path.join(root, "")), where)
 
 
 def _split(row: Mapping[str, Any], column: str | None, patient: str, where: str) -> str:
@@ -266,7 +271,7 @@ def _view(value: str) -> str:
 
 def _some_exist(images: Sequence[ImageFile | VolumeFile], root: Path) -> None:
     """Single files may be missing (they are bad studies, later); when the first twenty all are, the root is wrong."""
-    if not any(image.path.is_file() for image in images[:20]):
+    if not any(os.path.isfile(image.path) for image in images[:20]):
         what = f"the first images of the table do not exist, e.g. {images[0].name} under {root}"
         raise DataError(what, "are its paths relative to data.root?", "D010")
 
@@ -276,35 +281,34 @@ def _some_exist(images: Sequence[ImageFile | VolumeFile], root: Path) -> None:
 _Phrase = tuple[Any, str, str, int | None]  # image id, category, phrase, index of its sentence
 
 
-def _groundings(path: Path, box_text: str, drafts: Sequence[_Draft], problems: Problems) -> tuple[dict[str, list[Grounding]], int]:
-    """Groundings by study id, one for each (image, category, phrase, sentence if it is given); and how many images no study has."""
-    images, categories, annotations = _coco(path)
+def _groundings(path: Path, box_text: str, drafts: Sequence[_Draft], root: str, problems: Problems) -> tuple[dict[str, list[Grounding]], int]:
+    """Groundings by study id, one for each (image, category, phrase, sentence if it is given); and how many images no study has.
+
+    DataError names the annotation or the image, and its key.
+    """
+    images, categories, annotations = coco(path, "data.boxes, relative to data.root")
     if annotations and box_text != "label_text" and not any(box_text in annotation for annotation in annotations):
         what = f"{path}: no '{box_text}' in the annotations{nearest(box_text, annotations[0])}"
         raise DataError(what, "name the value that holds the phrase: data.box_text=", "D003")
-
-    boxes: dict[_Phrase, list[Box]] = {}
-    tags: dict[_Phrase, frozenset[str]] = {}
-    for number, annotation in enumerate(annotations, 1):
-        where = f"{path.name}, annotation {annotation.get('id', number)}"
-        image = images.get(annotation.get("image_id"))
-        if image is None:
-            what = f"{where}: no image with id {annotation.get('image_id')}"
-            raise DataError(what, "each annotation needs the id of an image of this file", "D004")
-        bbox = annotation.get("bbox")
-        four = bbox if isinstance(bbox, list) and len(bbox) == 4 else [bbox] + [None] * 3
-        if (box := from_xywh(four, where, problems, _size(image))) is None:
-            continue
-        category = categories.get(annotation.get("category_id"), "")
-        key = image["id"], category, str(annotation.get(box_text) or category).strip(), annotation.get("sentence")
-        boxes.setdefault(key, []).append(box)
-        tags[key] = tags.get(key, frozenset()) | frozenset(annotation.get("tags", ()))
 
     shown: dict[str, list[tuple[_Draft, int]]] = {}
     for draft in drafts:
         for index, file in enumerate(draft.images):
             shown.setdefault(file.name, []).append((draft, index))
-    places = {id: _place(image, shown) for id, image in images.items()}
+    places = {id: _place(image, shown, root, f"{path.name}, image {named([str(id)])}") for id, image in images.items()}
+
+    boxes: dict[_Phrase, list[Box]] = {}
+    tags: dict[_Phrase, frozenset[str]] = {}
+    for number, annotation in enumerate(annotations, 1):
+        id = annotation.get("id")
+        where = f"{path.name}, annotation {named([str(id)]) if isinstance(id, int | str) else number}"
+        image, category, phrase, sentence, its_tags = _said(annotation, box_text, images, categories, where)
+        if (box := from_xywh(numbers(annotation.get("bbox")), where, problems, _size(image))) is None:
+            continue
+        key = image["id"], category, phrase, sentence
+        boxes.setdefault(key, []).append(box)
+        tags[key] = tags.get(key, frozenset()) | its_tags
+
     found: dict[str, list[Grounding]] = {}
     for key, its_boxes in boxes.items():
         image_id, category, phrase, sentence = key
@@ -315,28 +319,37 @@ def _groundings(path: Path, box_text: str, drafts: Sequence[_Draft], problems: P
     return found, sum(place is None for place in places.values())
 
 
-def _coco(path: Path) -> tuple[dict[Any, Any], dict[Any, str], list[Any]]:
-    """Images by id, category names by id, annotations."""
-    coco = read_json(path, "data.boxes, relative to data.root")
-    try:
-        images = {image["id"]: image for image in coco["images"]}
-        return images, {category["id"]: str(category["name"]) for category in coco.get("categories", ())}, list(coco["annotations"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"{path} is not COCO-like JSON ({type(error).__name__}: {error})"
-        raise DataError(what, "it needs lists 'images' and 'annotations' with ids", "D004") from None
+def _said(
+    annotation: Entry, box_text: str, images: Mapping[Any, Entry], categories: Mapping[Any, Entry], where: str
+) -> tuple[Entry, str, str, int | None, frozenset[str]]:
+    """Its image, category, phrase, sentence and tags. DataError D004 for what refers to nothing, or is of another kind.
+
+    A file without categories may leave category_id out, an annotation with a category its phrase: the category's name is it.
+    """
+    image = referred(annotation, "image_id", images, where)
+    category = referred(annotation, "category_id", categories, where)["name"] if categories or annotation.get("category_id") is not None else ""
+    text = {box_text: "", "sentence": None, "tags": None} | annotation
+    if not (phrase := ((typed(text, box_text, where, str, type(None)) or "").strip() or category.strip())):
+        raise DataError(f"{where}: neither '{box_text}' nor a category", "write the phrase that the box shows", "D004")
+    tags = typed(text, "tags", where, list, type(None)) or []
+    if not all(isinstance(tag, str) for tag in tags):
+        raise DataError(f"{where}: 'tags' is not a list of texts", 'write tags as ["focal", ...], or leave them out', "D004")
+    return image, category, phrase, typed(text, "sentence", where, int, type(None)), frozenset(tags)
 
 
-def _place(image: Mapping[str, Any], shown: Mapping[str, list[tuple[_Draft, int]]]) -> tuple[_Draft, int] | None:
-    """The study that shows an image of the boxes file, the one of its `study_id` if several do, and the image's index there."""
-    files = [os.path.normpath(str(image[name])) for name in ("path", "file_name") if image.get(name)]
+def _place(image: Entry, shown: Mapping[str, list[tuple[_Draft, int]]], root: str, where: str) -> tuple[_Draft, int] | None:
+    """The study that shows an image of the boxes file, the one of its `study_id` if several do, and the image's index there. DataError D004, D005."""
+    files = [_under(root, image[name], where) for name in ("path", "file_name") if image.get(name)]
     places = next((shown[file] for file in files if file in shown), [])
-    own = [place for place in places if str(image.get("study_id")) in (place[0].id, place[0].group)]
+    study = str(typed({"study_id": None} | image, "study_id", where, str, int, type(None)))
+    own = [place for place in places if study in (place[0].id, place[0].group)]
     return next(iter(own or places), None)
 
 
-def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+def _size(image: Entry) -> tuple[int, int] | None:
     """The (height, width) a boxes file declares for an image."""
-    return (int(image["height"]), int(image["width"])) if image.get("height") and image.get("width") else None
+    height, width = pixels(image.get("height")), pixels(image.get("width"))
+    return (height, width) if height and width else None
 
 
 def _same_text(phrase: str, found: Sequence[Sentence]) -> int | None:

@@ -29,7 +29,7 @@ from elvis.data.datasets._sentences import folded, owners
 from elvis.data.images import ImageFile
 from elvis.data.problems import Problems
 from elvis.data.studies import StudyTable
-from elvis.data.tables import Card, find, folder, inside, published, read_json, rows
+from elvis.data.tables import Card, find, folder, inside, kind, names, numbers, published, read_json, rows, typed
 from elvis.errors import DataError
 from elvis.registry import DATASETS
 from elvis.types import Grounding, Study
@@ -42,6 +42,11 @@ CARD = Card(
 OWNER = {"images": 4_555}
 FOLDERS = ("PadChest_GR", "Padchest_GR_files/PadChest_GR", "Padchest_GR_files", "images")
 COLUMNS = ("StudyID", "PatientID", "split")
+
+WORDS = "a list of texts"  # or one text
+KINDS = {  # of a finding
+    "sentence_en": "a text", "sentence_es": "a text", "abnormal": "true or false", "labels": WORDS, "locations": WORDS, "progression": WORDS,
+}  # fmt: skip
 
 Finding = Mapping[str, Any]  # of the owner's JSON
 
@@ -66,9 +71,12 @@ def padchest_gr(
     studies, left_out = [], Counter[str]()
     entries = list(_entries(path))
     for where, entry in entries:
-        name, file = str(entry["StudyID"]), inside(str(entry["ImageID"]), where)
-        findings = [(folded(finding.get(f"sentence_{language}")), finding) for finding in entry["findings"]]
+        name, file = str(entry["StudyID"]), inside(entry["ImageID"], where)
+        told = [_sound(finding, f"{where}, finding {place}", problems) for place, finding in enumerate(entry["findings"])]
+        findings = [(folded(finding.get(f"sentence_{language}")), finding) for finding in told]
         spoken = [(text, finding) for text, finding in findings if text]
+        if any(finding.get("boxes") for text, finding in findings if not text):
+            problems.add("D004", where, f"boxes of a finding without sentence_{language}", "they are left out", warning=True)
         if not spoken or name not in known:
             left_out["no_patient" if spoken else "no_text"] += 1
             continue
@@ -77,7 +85,7 @@ def padchest_gr(
         study = Study(
             id=name, patient=patient, split=split, images=(ImageFile(str(base), below + file, bits),), views=("UNKNOWN",),
             sections=sections, sentences=sentences, groundings=tuple(_groundings(spoken, second_reader, where, problems)),
-            labels=_labels(entry["findings"]), text_source="structured", extra={"language": language, **_previous(entry)},
+            labels=_labels(told), text_source="structured", extra={"language": language, **_previous(entry)},
         )  # fmt: skip
         studies.append(study)
     for code, reason, what in (("D020", "no_text", "without a sentence"), ("D064", "no_patient", "that master_table.csv does not name")):
@@ -88,8 +96,8 @@ def padchest_gr(
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(where, study) of the list. DataError D003 names the key that a study lacks, D004 a value that is none."""
-    listed = read_json(path)
+    """(where, study) of the list. DataError D003 names the key that a study lacks, D004 a value of another kind."""
+    listed = read_json(path, nan=True)
     if not isinstance(listed, list):
         raise DataError(f"{path}: a {type(listed).__name__}, not a list of studies", AS_DISTRIBUTED, "D004")
     for place, entry in enumerate(listed):
@@ -97,7 +105,27 @@ def _entries(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         findings = complete(entry, ("StudyID", "ImageID", "findings"), where)["findings"]
         if not isinstance(findings, list) or not all(isinstance(finding, dict) for finding in findings):
             raise DataError(f"{where}: 'findings' is not a list of objects", AS_DISTRIBUTED, "D004")
+        typed(entry, "StudyID", where, str, int)
+        typed(entry, "ImageID", where, str)
         yield where, entry
+
+
+def _sound(finding: Finding, where: str, problems: Problems) -> Finding:
+    """The finding without the values that are of another kind than their keys', each of them a D004. NaN for words is nothing, as null is."""
+    found = dict(finding)
+    for key, wanted in KINDS.items():
+        value = found.get(key)
+        if wanted == WORDS and value != value:
+            found[key] = None
+        elif value is not None and kind(value) != wanted and not (wanted == WORDS and _words(value)):
+            problems.add("D004", where, f"'{key}' is {kind(value)}, not {wanted}", AS_DISTRIBUTED)
+            found[key] = None
+    return found
+
+
+def _words(value: Any) -> bool:
+    """A text, or a list of texts; null may stand among them."""
+    return isinstance(value, str) or (isinstance(value, list) and all(type(word) in (str, type(None)) for word in value))
 
 
 def _groundings(spoken: Sequence[tuple[str, Finding]], second_reader: bool, where: str, problems: Problems) -> Iterator[Grounding]:
@@ -113,7 +141,8 @@ def _groundings(spoken: Sequence[tuple[str, Finding]], second_reader: bool, wher
 
 def _boxes(listed: Any, where: str, problems: Problems) -> tuple[Box, ...]:
     """Boxes in fractions; those that are none are left out, with D030 or D031."""
-    found = (from_xyxy(value, where, problems, (1, 1)) for value in (listed if isinstance(listed, list) else [listed] if listed else ()))
+    given = [] if listed is None else listed if isinstance(listed, list) else [listed]
+    found = (from_xyxy(numbers(value), where, problems, (1, 1)) for value in given)
     return tuple(box for box in found if box)
 
 
@@ -128,7 +157,7 @@ def _labels(findings: Sequence[Finding]) -> dict[str, int]:
 
 def _previous(entry: Mapping[str, Any]) -> dict[str, str]:
     names = {"previous_study": entry.get("PreviousStudyID"), "previous_image": entry.get("PreviousImageID")}
-    return {name: str(value) for name, value in names.items() if value}
+    return {name: str(value) for name, value in names.items() if value and isinstance(value, str | int)}
 
 
 # ------------------------------------------------------------------------------------------------- the master table
@@ -147,7 +176,7 @@ def _master(path: Path, problems: Problems) -> dict[str, tuple[str, str]]:
         found = (row["PatientID"], SPLITS.get(row["split"], "unused"))
         patient, split = known.setdefault(name, found)
         if row["split"] not in SPLITS:
-            problems.add("D004", where, f"split '{row['split'][:20]}' is none of train, validation, test", AS_DISTRIBUTED)
+            problems.add("D004", where, f"split '{names([row['split']])}' is none of train, validation, test", AS_DISTRIBUTED)
         elif patient != row["PatientID"]:
             problems.add("D050", where, f"study {name[:50]} is listed with two patients", AS_DISTRIBUTED)
         elif split != found[1]:
@@ -165,7 +194,7 @@ def _zipped(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             with archive.open(member) as file:
                 reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
                 if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
-                    raise DataError(f"{path}: no column '{missing[0]}' (have {', '.join(reader.fieldnames or ())})", "is it as distributed?", "D003")
+                    raise DataError(f"{path}: no column '{missing[0]}' (have {names(reader.fieldnames or ())})", "is it as distributed?", "D003")
                 yield from ((place, {name: (row[name] or "").strip() for name in COLUMNS}) for place, row in enumerate(reader, 2))
     except (zipfile.BadZipFile, UnicodeDecodeError, csv.Error, EOFError, zlib.error, OSError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"cannot read {path}: {error}", "is the download complete?", "D004") from None

@@ -1,0 +1,192 @@
+"""Phrase grounding from the command line.
+
+    python -m downstream.grounding evaluate --checkpoint [NAME=]DIR [--checkpoint ...] --config phantom|ms_cxr|vindr|padchest_gr|manifest|FILE
+                                            [data.root=DIR] [preset=default|biovil|afloc|radzero] [maps=[cosine,gradcam]] [--out DIR] [key=value ...]
+    python -m downstream.grounding show     the same, [cases=FILE] [count=8] [--out overlays.png]: overlays of chosen cases, checkpoints side by side
+
+A checkpoint is a run or checkpoint directory of ours, open_clip:MODEL:WEIGHTS, or a YAML file of a pair of registered encoders.
+docs/grounding.md says what every number means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from elvis import config as configs
+from elvis.errors import ConfigError, run_cli
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m downstream.grounding", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = ", ".join(configs.shipped("grounding"))
+    parser.add_argument("command", choices=("evaluate", "show"))
+    parser.add_argument("--checkpoint", action="append", metavar="[NAME=]DIR", help="may be given several times; differences are to the first one")
+    parser.add_argument("--config", metavar="NAME|PATH", default="phantom", help=f"one of {known}, or a YAML file (default phantom)")
+    parser.add_argument("--out", metavar="PATH", help="evaluate: a folder (default runs/grounding-CONFIG); show: a PNG (default grounding.png)")
+    parser.add_argument("--count", type=int, default=8, help="show: how many cases (default 8)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example preset=biovil data.root=DIR limit=50")
+    args = parser.parse_intermixed_args(argv)
+    from downstream.grounding import config as schemas
+
+    chosen = schemas.load(args.config, args.overrides)
+    if args.print_config:
+        print(configs.to_yaml(dataclasses.asdict(chosen)), end="")
+        return 0
+    if not args.checkpoint:
+        raise ConfigError("no checkpoint", "add --checkpoint DIR (a run directory), open_clip:MODEL:WEIGHTS or PAIR.yaml")
+    if args.device not in ("auto", "cpu") and not args.device.startswith("cuda"):
+        raise ConfigError(f"no device '{args.device}'", "choose auto, cpu or cuda")
+    return (show if args.command == "show" else evaluate)(args, chosen)
+
+
+@dataclasses.dataclass
+class _Ready:
+    """What both commands start from."""
+
+    models: list[Any]
+    gathered: Any
+    protocol: Any
+    table: Any
+    notes: list[str]
+    leaked: list[str]
+
+
+def _prepare(args: argparse.Namespace, chosen: Any) -> _Ready:
+    """Models, cases and protocol of a command; everything that can be refused is refused here, before a model looks at an image."""
+    import numpy as np
+
+    from downstream.grounding import cases, models, protocols
+    from downstream.grounding.maps import check_kind
+    from elvis.data import studies
+    from elvis.registry import DATASETS
+
+    protocol = protocols.protocol(chosen.preset, chosen.protocol)
+    selection = cases.selection(chosen.cases) if chosen.cases else None
+    name = chosen.data["name"]
+    options = {key: value for key, value in chosen.data.items() if key != "name"}
+    if wrong := DATASETS.check(name, options):
+        raise ConfigError("; ".join(wrong), f"options of '{name}': {', '.join(DATASETS.options(name))}" if name in DATASETS else "")
+    loaded = models.load(args.checkpoint, args.device)
+    check_kind(loaded, chosen.maps)
+    excluded: Any = Counter()
+    table = cases.without_invalid(studies.index(name, **options), chosen.on_invalid, excluded)
+    table = studies.checked(table, name, strict=chosen.strict, on_leak="allow")
+    if chosen.resized:
+        fitted = (dataclasses.replace(s, groundings=tuple(map(studies.in_fractions, s.groundings))) for s in table.studies)
+        table = dataclasses.replace(table, studies=tuple(fitted))
+    gathered = cases.gather(table, chosen.splits, protocol, chosen=selection, limit=chosen.limit, strict=chosen.strict)
+    gathered.excluded.update(excluded)
+    judged = dataclasses.replace(table, studies=tuple(shot.study for shots in gathered.shots.values() for shot in shots))
+    prints = studies.fingerprints(judged, None, name)
+    leaked = models.check_leaks(loaded, prints if prints is None else np.unique(prints), chosen.force)
+    left = [f"{count} studies left out by the reader: {reason}" for reason, count in table.left_out.items() if count]
+    warnings = [f"{p.code}: {p.what}" + (f" ({p.count} in all)" if p.count > 1 else "") for p in table.problems]
+    return _Ready(loaded, gathered, protocol, table, [*table.notes, *left, *warnings, *gathered.notes], leaked)
+
+
+def evaluate(args: argparse.Namespace, chosen: Any) -> int:
+    """Score, and write results.json, table.md, per_case.csv, config.yaml and index.html into a folder."""
+    from tqdm import tqdm
+
+    from downstream.grounding import report, tables
+    from downstream.grounding.evaluate import run
+    from elvis import checkpoints, results
+
+    out = Path(args.out or f"runs/grounding-{Path(args.config).stem}")
+    ready = _prepare(args, chosen)
+    out.mkdir(parents=True, exist_ok=True)
+    images = sum(map(len, ready.gathered.shots.values()))
+    with tqdm(total=images, unit="image", disable=args.quiet or None) as bar:
+        outcome = run(ready.models, ready.gathered, ready.protocol, chosen, progress=bar.update)
+    excluded = {reason: count for reason, count in (ready.gathered.excluded + outcome.excluded).items() if count}
+    dataset, options = chosen.data["name"], {"resamples": chosen.resamples, "seed": chosen.seed}
+    values = configs.shareable(dataclasses.asdict(chosen))
+    facts = checkpoints.provenance(values, data=dataset, preset=ready.protocol.name)
+    twins = {split: {s.study.id: (s.twin[2], s.study.patient) for s in shots if s.twin} for split, shots in ready.gathered.shots.items()}
+    found = tables.results(outcome, twins, ready.protocol, dataset=dataset, provenance=facts, **options)
+    names = tables.compared(ready.protocol)
+    gains = {s: tables.differences(outcome, s, [(row, tables.PRIOR) for row in outcome.models], names, **options) for s in outcome.cases}
+    against = {s: tables.differences(outcome, s, [(row, outcome.models[0]) for row in outcome.models[1:]], names, **options) for s in outcome.cases}
+    lost = tables.losses(outcome, ready.protocol, found, gains)
+    alarms = [*(note for note in ready.leaked if note.startswith("LEAK")), *tables.alarms(lost)]
+    notes = [*(note for note in ready.leaked if not note.startswith("LEAK")), *ready.notes, *_counted(outcome, excluded), _time(outcome)]
+    head = report.headline_tables(found, outcome, ready.protocol, lost)
+    both = report.difference_tables({s: gains[s] | against[s] for s in outcome.cases}, outcome, ready.protocol)
+    details = report.detail_tables(found)
+    (out / "config.yaml").write_text(configs.to_yaml(dataclasses.asdict(chosen)))
+    (out / "results.json").write_text(results.to_json(found))
+    (out / "table.md").write_text(report.markdown([*head, *both, *details]))
+    tables.per_case(outcome, out / "per_case.csv")
+    about = [("preset", f"{ready.protocol.name}: {ready.protocol.differs} ({ready.protocol.source})"), *outcome.about.items()]
+    page = report.write_page(
+        out / "index.html",
+        title=f"Phrase grounding on {ready.table.card.title if ready.table.card else dataset}",
+        cases=report.gallery(outcome, ready.gathered, ready.protocol, chosen),
+        total=sum(len(outcome.kept(split)) for split in outcome.cases),
+        tables=[*head, *both, *details],
+        alarms=alarms,
+        notes=notes,
+        published=report.published(dataset),
+        rows=about,
+        config=configs.to_yaml(values),
+        provenance={**facts, **_origins(ready.models)},
+        patients=dataset != "phantom",
+    )
+    print("\n" + "\n\n".join(report.text(table) for table in [*head, *both]))
+    print("\n".join(["", *(f"RED: {a}" for a in alarms), *(f"note: {n}" for n in notes)]))
+    print(f"\npreset {ready.protocol.name}: {ready.protocol.differs}\ntables: {out / 'table.md'}\neach case: {out / 'per_case.csv'}\npage: {page}")
+    return 0
+
+
+def _counted(outcome: Any, excluded: Mapping[str, int]) -> list[str]:
+    """How many phrases were scored, and why others were not."""
+    scored = {split: len(outcome.kept(split)) for split in outcome.cases}
+    lost = ", ".join(f"{reason} {count:,}" for reason, count in sorted(excluded.items())) or "none"
+    return [f"scored: {', '.join(f'{split} {count:,}' for split, count in scored.items())} phrases", f"not scored, by reason: {lost}"]
+
+
+def _time(outcome: Any) -> str:
+    seconds = outcome.seconds
+    return f"{seconds['all']:.1f} s, of which the encoders took {seconds['encode'] / max(seconds['all'], 1e-9):.0%}"
+
+
+def _origins(models: Sequence[Any]) -> dict[str, str]:
+    """Which checkpoint a name stands for."""
+    origins = {model.name: getattr(model, "origin", None) for model in models}
+    return {
+        f"checkpoint {name}": f"commit {o.get('commit')}, data {o.get('data')}, config {o.get('config')}, step {o.get('step')}"
+        for name, o in origins.items()
+        if o
+    }
+
+
+def show(args: argparse.Namespace, chosen: Any) -> int:
+    """A PNG: a row a case (the image with its true boxes, then each checkpoint's map), as many as asked for."""
+    from downstream.grounding.show import sheet
+
+    if args.count < 1:
+        raise ConfigError(f"--count {args.count}: nothing to show", "give 1 or more")
+    out = Path(args.out or "grounding.png")
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"show writes a picture, not '{out}'", "give --out a name that ends in .png")
+    ready = _prepare(args, chosen)
+    picture, count = sheet(ready.models, ready.gathered, ready.protocol, chosen.maps, args.count)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.touch()
+    if chosen.data["name"] != "phantom":
+        out.chmod(0o600)  # it shows patients
+    picture.save(out, optimize=True)
+    print(f"wrote {out}: {count} phrases, true boxes in green, the maximum of each map a blue cross")
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

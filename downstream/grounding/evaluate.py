@@ -1,0 +1,263 @@
+"""The benchmark as a stream: images are read ahead, encoded in batches once for each model, and scored by other processes meanwhile.
+
+    outcome = run(models, table, config)        outcome.cases[split][row] -> a dict a phrase;  outcome.twins, outcome.shown
+
+In memory are a few batches of images, and of every phrase its small maps; full-size maps live only in the scorers, one at a time.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from downstream.grounding import references
+from downstream.grounding.cases import Gathered, Shot
+from downstream.grounding.config import Grounding
+from downstream.grounding.maps import Phrases, check_kind, encode
+from downstream.grounding.protocols import Protocol
+from downstream.grounding.score import Job, Scores, score
+from elvis.data.images import BadImage, Frame, read
+
+LITTLE = 2e9  # pixels times rows: less is scored in this process, starting others would take longer
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+AHEAD = 4  # batches of images read, and jobs per worker sent, before their turn
+
+
+@dataclass
+class Outcome:
+    """What an evaluation leaves. `models`: rows that are models, in the order of the command line; `about`: row -> which map it is."""
+
+    models: list[str]
+    about: dict[str, str]
+    cases: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)  # split -> row -> a dict a phrase
+    twins: dict[str, dict[str, dict[str, tuple[float, float]]]] = field(default_factory=dict)  # split -> row -> study -> (own, twin's)
+    grids: dict[tuple[str, str, int], dict[str, tuple[np.ndarray, Frame]]] = field(default_factory=dict)  # (split, study, image) -> row -> maps
+    excluded: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("encode", "wait", "all"), 0.0))
+
+    def kept(self, split: str) -> list[dict[str, Any]]:
+        """The cases of a split, by the first row."""
+        return next(iter(self.cases[split].values()), [])
+
+
+def run(
+    models: Sequence[Any], gathered: Gathered, protocol: Protocol, config: Grounding, *, progress: Callable[[int], None] = lambda count: None
+) -> Outcome:
+    """Every model, map and reference on every case. `progress` is told how many images are done. Raises DataError, ConfigError."""
+    check_kind(models, config.maps)
+    began = time.perf_counter()
+    shots = [(split, shot) for split, some in gathered.shots.items() for shot in some]
+    texts = [Phrases(model, [p for _, shot in shots for p in shot.phrases]) for model in models]
+    rows = [[(kind, _row(model.name, kind, config.maps)) for kind in config.maps if kind in model.kinds] for model in models]
+    outcome = Outcome(
+        [row for some in rows for _, row in some], {row: MAPS.get(kind, f"attention trained as {kind}") for some in rows for kind, row in some}
+    )
+    blind = references.fit(gathered.train, (shot for _, shot in shots), _sizes(gathered, shots), config.seed)
+    outcome.about |= blind.about
+    with _Scorers(_workers(config.workers, shots, len(outcome.models) + 5), protocol, outcome) as scorers:
+        for batch in _batches(shots, config.batch_size, outcome.excluded):
+            jobs = [_Draft(split, shot, pixels, shot.boxes(pixels.shape), blind.maps(shot, pixels.shape)) for split, shot, pixels in batch]
+            for model, text, own in zip(models, texts, rows, strict=True):
+                start = time.perf_counter()
+                found = encode(model, [job.pixels for job in jobs], [job.shot.phrases for job in jobs], [kind for kind, _ in own], text)
+                outcome.seconds["encode"] += time.perf_counter() - start
+                for kind, row in own:
+                    for job, grids in zip(jobs, found[kind], strict=True):
+                        job.maps[row] = (grids, model.preprocess.frame(*job.pixels.shape))
+                        job.see(model.preprocess, grids.shape[-2:])
+            for job in jobs:
+                scorers.send(job)
+            progress(len(batch))
+    outcome.seconds["all"] = time.perf_counter() - began
+    outcome.about |= {row: "the true mask on a model's token grid, bilinear to pixels" for row in scorers.oracles}
+    return outcome
+
+
+MAPS = {
+    "cosine": "cosine of projected tokens with the projected phrase",
+    "gradcam": "GradCAM of the cosine of the pooled image with the pooled phrase",
+}
+
+
+def _row(name: str, kind: str, kinds: Sequence[str]) -> str:
+    """A row is a model, or, where there are several maps or another than the cosine, a model and its map."""
+    return name if list(kinds) == ["cosine"] else f"{name} ({kind})"
+
+
+def _sizes(gathered: Gathered, shots: Iterable[tuple[str, Shot]]) -> dict[tuple[str, int], tuple[int, int]]:
+    """Sizes of the evaluated images, for priors that have to be fitted on them; nothing is opened where the dataset tells them."""
+    if any(g.boxes for study in gathered.train for g in study.groundings):
+        return {}
+    found = {}
+    for _, shot in shots:
+        told = next((case.truth.size for case in shot.cases if case.truth.size is not None), None)
+        if told is not None:
+            found[shot.study.id, shot.image] = (references.CELLS,) * 2 if told == (1, 1) else (int(told[0]), int(told[1]))
+        else:
+            try:
+                found[shot.study.id, shot.image] = read(shot.study.images[shot.image]).shape
+            except BadImage:
+                found[shot.study.id, shot.image] = (1, 1)  # it will be counted when its turn comes
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
+
+
+def _batches(shots: Sequence[tuple[str, Shot]], size: int, excluded: Counter[str]) -> Iterator[list[tuple[str, Shot, np.ndarray]]]:
+    """(split, shot, pixels), read ahead by threads. An image that cannot be read is counted with its phrases."""
+    batch: list[tuple[str, Shot, np.ndarray]] = []
+    with ThreadPoolExecutor(2) as pool:
+        waiting: deque[tuple[str, Shot, Future]] = deque()
+        todo = iter(shots)
+        while True:
+            for split, shot in todo:
+                waiting.append((split, shot, pool.submit(_read, shot)))
+                if len(waiting) >= AHEAD * size:
+                    break
+            if not waiting:
+                break
+            split, shot, future = waiting.popleft()
+            pixels = future.result()
+            if isinstance(pixels, str):
+                excluded[f"image cannot be read: {pixels}"] += len(shot.cases)
+                continue
+            batch.append((split, shot, pixels))
+            if len(batch) == size:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
+
+
+def _read(shot: Shot) -> np.ndarray | str:
+    try:
+        return read(shot.study.images[shot.image])
+    except BadImage as error:
+        return error.reason
+
+
+# ----------------------------------------------------------------------------------------------------------- scoring
+
+
+@dataclass
+class _Draft:
+    """A job while its maps come in."""
+
+    split: str
+    shot: Shot
+    pixels: np.ndarray
+    boxes: list[tuple[tuple[float, ...], ...]]
+    maps: dict[str, tuple[np.ndarray, Frame]]
+    oracles: dict[str, Any] = field(default_factory=dict)
+
+    def see(self, preprocess: Any, grid: tuple[int, int]) -> None:
+        geometry = (preprocess, tuple(grid))
+        if geometry not in self.oracles.values():
+            self.oracles[f"oracle {grid[0]}x{grid[1]}" + f" {preprocess.fit}" * (f"oracle {grid[0]}x{grid[1]}" in self.oracles)] = geometry
+
+    def job(self) -> Job:
+        return Job(
+            self.pixels.shape, self.boxes, [case.phrase for case in self.shot.cases], self.maps, self.oracles, lungs(self.shot),
+            self.shot.twin is not None,
+        )  # fmt: skip
+
+
+def lungs(shot: Shot) -> tuple[float, float, float, float] | None:
+    """The box around both lungs of a phantom (the patient's pose moves them); None for others."""
+    truth = getattr(shot.study.images[shot.image], "truth", None)
+    if truth is None:
+        return None
+    y, x = np.nonzero(np.isin(truth().labels(), (1, 2)))
+    return float(x.min()), float(y.min()), float(x.max() + 1), float(y.max() + 1)
+
+
+def _workers(wanted: int, shots: Sequence[tuple[str, Shot]], rows: int) -> int:
+    if wanted >= 0:
+        return wanted
+    sides = [getattr(shot.study.images[shot.image], "size", 1024) for _, shot in shots]
+    pixels = sum(len(shot.phrases) * (side if isinstance(side, int) else 1024) ** 2 for (_, shot), side in zip(shots, sides, strict=True))
+    return (os.cpu_count() or 1) if pixels * rows > LITTLE else 0
+
+
+class _Scorers:
+    """Sends jobs to processes and puts their answers, in order, where they belong; without processes it scores at once."""
+
+    def __init__(self, count: int, protocol: Protocol, outcome: Outcome) -> None:
+        self.count, self.protocol, self.outcome = count, protocol, outcome
+        self.pool: ProcessPoolExecutor | None = None
+        self.sent: deque[tuple[_Draft, Future]] = deque()
+        self.oracles: dict[str, None] = {}
+
+    def __enter__(self) -> _Scorers:
+        if self.count:
+            self.threads = {name: os.environ.get(name) for name in THREADS}
+            os.environ |= dict.fromkeys(THREADS, "1")  # read by numpy's BLAS when a process starts
+            context = multiprocessing.get_context("spawn")  # fork would copy torch's threads in the middle of their work
+            self.pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_alone)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            while self.sent and error[0] is None:
+                self._receive()
+        finally:
+            if self.pool is not None:
+                self.pool.shutdown(cancel_futures=True)
+                for name, value in self.threads.items():
+                    os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+    def send(self, draft: _Draft) -> None:
+        if self.pool is None:
+            self._put(draft, score(draft.job(), self.protocol))
+            return
+        self.sent.append((draft, self.pool.submit(score, draft.job(), self.protocol)))
+        while self.sent and (len(self.sent) > AHEAD * self.count * 4 or self.sent[0][1].done()):
+            self._receive()
+
+    def _receive(self) -> None:
+        draft, future = self.sent.popleft()
+        start = time.perf_counter()
+        scores = future.result()
+        self.outcome.seconds["wait"] += time.perf_counter() - start
+        self._put(draft, scores)
+
+    def _put(self, draft: _Draft, scores: Scores) -> None:
+        shot, split, outcome = draft.shot, draft.split, self.outcome
+        self.oracles |= dict.fromkeys(scores.oracles)
+        outcome.grids[split, shot.study.id, shot.image] = {row: draft.maps[row] for row in outcome.models if row in draft.maps}
+        table = outcome.cases.setdefault(split, {})
+        for row, values in scores.cases.items():
+            table.setdefault(row, []).extend(about(shot, case) | value for case, value in zip(shot.cases, values, strict=True))
+        for row, pair in scores.twins.items():
+            outcome.twins.setdefault(split, {}).setdefault(row, {})[shot.study.id] = pair
+
+
+def about(shot: Shot, case: Any) -> dict[str, Any]:
+    """What identifies a case; its phrase by hash, never its text."""
+    return {
+        "study": shot.study.id,
+        "patient": shot.study.patient,
+        "image": shot.image,
+        "sentence": case.truth.sentence,
+        "phrase": case.hash,
+        "category": case.category,
+        "tags": sorted(case.truth.tags),
+    }
+
+
+def _alone() -> None:
+    """A scorer works on one core: there are as many of them as cores."""
+    import cv2
+    import torch
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)

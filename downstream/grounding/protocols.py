@@ -1,0 +1,93 @@
+"""How a map is scored: ours, and the published ways, each with the line that says how it differs from ours.
+
+Published numbers on MS-CXR cannot be compared with each other: groups of boxes, frames, smoothing, ranges and thresholds differ.
+A preset fixes all of them. What a preset does not do is change a model: each keeps its own preprocessing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from elvis.errors import ConfigError, nearest
+from elvis.registry import fits
+
+METRICS = (
+    "pointing", "miou", "miou_skip_empty", "miou_raw", "miou_raw_skip_empty", "cnr", "auroc", "ap", "best_box", "wid", "side", "zone",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """`differs`: from ours, in one line; `source`: where it was read."""
+
+    name: str = "default"
+    group: Literal["phrase", "text", "box"] = "phrase"  # a case: (image, category, phrase) | (image, normalised phrase) | one box
+    sigma: float = 0.0  # of a Gaussian over the token grid, in cells
+    upsample: Literal["bilinear", "nearest"] = "bilinear"
+    raster: int = 0  # 0: the original's pixels; n: an n x n canvas, the long side fitted, zeros around
+    floor: bool = False  # boxes are floored to whole pixels of the canvas
+    margin: float = 0.0  # share of the canvas cut off at each border
+    lower: bool = False  # the text is lower-cased
+    headline: tuple[str, ...] = ("pointing", "miou", "cnr", "auroc")
+    differs: str = "maps in original pixels, NaN outside the model's crop; union of boxes by OR; CNR signed; ties of the maximum share"
+    source: str = "ours"
+
+
+PRESETS = {
+    p.name: p
+    for p in (
+        Protocol(),
+        Protocol(
+            name="biovil",
+            sigma=1.5,
+            upsample="nearest",
+            headline=("cnr_abs", "miou_raw", "miou", "cnr"),
+            differs="map smoothed with sigma 1.5 cells and enlarged by nearest neighbour (hi-ml); CNR absolute; mIoU on the raw cosine. hi-ml has "
+            "the map, not the metrics: those are from memory of the paper, unverified",
+            source="hi-ml b67c1d27; BioViL, ECCV 2022",
+        ),
+        Protocol(
+            name="afloc",
+            group="text",
+            raster=224,
+            floor=True,
+            margin=(1 - 448 / 512) / 2,
+            lower=True,
+            headline=("cnr", "miou_skip_empty", "miou"),
+            differs="lower-cased text, categories merged; everything on a padded 224 px canvas without its border (448 of 512), boxes floored; mIoU "
+            "skips empty predictions. Its bug (overlapping boxes vanish from CNR) is not reproduced",
+            source="AFLoc 940e3d7 (Nat. BME 2025); MaCo is the same without the border cut",
+        ),
+        Protocol(
+            name="radzero",
+            group="box",
+            headline=("pointing",),
+            differs="one case for each box: the maximum must lie inside that one. Published on the 167 test phrases of MedRPG: give "
+            "cases=MS_CXR_test.pth",
+            source="RadZero 656ae5f (arXiv 2504.07416), table 3; MedRPG's split: eraserNut/MedRPG, data/MS_CXR",
+        ),
+    )
+}
+
+
+def protocol(preset: str, changes: Mapping[str, Any]) -> Protocol:
+    """A preset, with single fields changed (its name then ends in *). Raises ConfigError that lists what is allowed."""
+    if preset not in PRESETS:
+        raise ConfigError(f"no preset '{preset}'", f"known: {', '.join(PRESETS)}")
+    chosen = PRESETS[preset]
+    known = {f.name for f in fields(Protocol)} - {"name", "differs", "source"}
+    hints = {"group": Literal["phrase", "text", "box"], "upsample": Literal["bilinear", "nearest"], "sigma": float, "margin": float, "raster": int}
+    for key, value in changes.items():
+        if key not in known:
+            raise ConfigError(f"protocol has no option '{key}'", f"known: {', '.join(sorted(known))}")
+        hint = hints.get(key, bool if isinstance(getattr(chosen, key), bool) else object)
+        if (hint is not object and not fits(value, hint)) or (isinstance(value, int | float) and not isinstance(value, bool) and value < 0):
+            raise ConfigError(f"protocol.{key} cannot be {value!r}", f"it is {getattr(chosen, key)!r} in the preset '{preset}'")
+    if unknown := [name for name in changes.get("headline", ()) if name not in (*METRICS, "cnr_abs")]:
+        raise ConfigError(f"protocol.headline: no metric '{unknown[0]}'{nearest(str(unknown[0]), METRICS)}", f"known: {', '.join(METRICS)}, cnr_abs")
+    if not 0 <= changes.get("margin", 0) < 0.5:
+        raise ConfigError(f"protocol.margin={changes['margin']} leaves nothing", "give a share below 0.5")
+    values = {key: tuple(value) if key == "headline" else value for key, value in changes.items()}
+    return replace(chosen, **values, name=f"{preset}*") if changes else chosen

@@ -1,0 +1,147 @@
+"""From cases to numbers with intervals, differences, alarms, CSV; closed forms on cases made by hand."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from downstream.grounding import report, tables
+from downstream.grounding.evaluate import Outcome
+from downstream.grounding.protocols import METRICS, Protocol
+from elvis.metrics import bootstrap
+from elvis.types import Metric
+
+OURS = Protocol()
+
+
+def case(number: int, category: str = "a", *tags: str, **values: float) -> dict:
+    numbers = {**dict.fromkeys(METRICS, 0.0), **values}
+    about = {"study": f"s{number}", "patient": f"p{number}", "image": 0, "sentence": 0, "phrase": number, "category": category}
+    return {**about, "tags": sorted(tags), **numbers}
+
+
+def outcome(rows: dict[str, list[dict]], models: list[str], split: str = "test") -> Outcome:
+    return Outcome(models, dict.fromkeys(rows, "a map"), {split: rows})
+
+
+def test_macro_is_the_mean_of_the_categories_and_micro_that_of_the_phrases() -> None:
+    cases = [case(0, "a", pointing=1), case(1, "a", pointing=1), case(2, "a", pointing=0), case(3, "b", pointing=0)]
+    found = tables.metrics(cases, 100, 0)
+    assert found["pointing"].value == pytest.approx((2 / 3 + 0) / 2)
+    assert found["pointing_micro"].value == pytest.approx(0.5)
+    assert found["pointing[a]"].value == pytest.approx(2 / 3)
+    assert found["pointing[b]"].value == 0
+    assert 0 <= found["pointing_micro"].low <= 0.5 <= found["pointing_micro"].high <= 1
+
+
+def test_the_absolute_cnr_is_that_of_each_case_and_nan_is_left_out() -> None:
+    cases = [case(0, cnr=-2), case(1, cnr=1), case(2, cnr=float("nan"), wid=float("nan"))]
+    found = tables.metrics([{**c, "wid": float("nan")} for c in cases], 10, 0)
+    assert (found["cnr"].value, found["cnr_abs"].value) == (-0.5, 1.5)
+    assert "wid" not in found
+
+
+def test_subsets_are_told_apart_by_tags() -> None:
+    cases = [case(0, "a", "focal", "location_free"), case(1, "a", "focal"), case(2, "b", "location_free"), case(3)]
+    assert tables.subsets(cases) == {"": [0, 1, 2, 3], "focal_": [0, 1], "lf_": [0]}
+    plain = [case(0, "a", "location_free"), case(1)]
+    assert tables.subsets(plain) == {"": [0, 1], "lf_": [0]}
+    assert tables.subsets(plain[:1]) == {"": [0]}  # all of them: no subset
+
+
+def test_twins() -> None:
+    scores = {"a": (3.0, 1.0), "b": (2.0, 2.0), "c": (0.0, 5.0), "alone": (9.0, 0.0)}
+    twins = {"a": ("b", "p"), "b": ("a", "p"), "c": ("d", "q"), "alone": ("gone", "r")}
+    found = tables.twin_metrics(scores, twins, 50, 0)
+    assert found["swap"].value == pytest.approx((1 + 0.5) / 2)  # a prefers its own, b cannot tell
+    assert found["swap_image"].value == pytest.approx((1 + 1) / 2)  # a's own 3 > 2 on b; b's own 2 > 1 on a
+    assert found["absent_auroc"].value == pytest.approx((1 + 1 + 0.5 + 1) / 4)  # 3, 2 against 2, 1
+    assert tables.twin_metrics({"alone": (1.0, 0.0)}, twins, 50, 0) == {}
+
+
+def test_the_interval_of_an_auroc_draws_whole_patients() -> None:
+    rng = np.random.default_rng(0)
+    present, absent = rng.normal(1, 1, 80), rng.normal(0, 1, 80)
+    groups = [i // 2 for i in range(80)]
+    found = bootstrap.auroc(present, absent, groups, resamples=400, seed=1)
+    assert found.value == pytest.approx(np.mean([(p > a) for p in present for a in absent]))
+    assert found.low < found.value < found.high
+    draws = []
+    weights = np.random.default_rng(1).multinomial(40, np.full(40, 1 / 40), size=400)
+    for w in weights[:50]:
+        chosen = np.repeat(np.arange(80), w.repeat(2))
+        draws.append(np.mean(present[chosen][:, None] > absent[chosen]))
+    assert found.low - 0.05 < np.percentile(draws, 2.5)
+    assert np.percentile(draws, 97.5) < found.high + 0.05
+    assert bootstrap.auroc(present, absent, [0] * 80).low is None
+    assert math.isnan(bootstrap.auroc(present[:0], absent[:0], []).value)
+
+
+def test_differences_are_paired_and_what_does_not_beat_the_words_is_red() -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.random(60)
+    rows = {
+        "good": [case(i, pointing=float(h > 0.4), miou=h) for i, h in enumerate(hard)],
+        "poor": [case(i, pointing=float(h > 0.9), miou=h / 3) for i, h in enumerate(hard)],
+        "text_prior": [case(i, pointing=float(h > 0.8), miou=h / 2) for i, h in enumerate(hard)],
+    }
+    it = outcome(rows, ["good", "poor"])
+    gains = {"test": tables.differences(it, "test", [(m, "text_prior") for m in it.models], tables.compared(OURS), 200, 0)}
+    good = gains["test"]["good", "text_prior"]
+    assert good["miou"].value == pytest.approx(float((hard / 2).mean()))
+    assert good["miou"].high - good["miou"].low < 0.2  # paired: the spread of the phrases cancels
+    found = tables.results(it, {}, OURS, dataset="d", resamples=200, seed=0, provenance={})
+    lost = tables.losses(it, OURS, found, gains)
+    assert {key[1:] for key in lost} == {("poor", "pointing"), ("poor", "miou")}
+    assert all("poor does not beat the text-only prior" in alarm for alarm in tables.alarms(lost))
+    (head,) = report.headline_tables(found, it, OURS, lost)
+    assert [name for name, _ in head.rows] == ["good", "poor", "text_prior"]
+    assert {(head.rows[i][0], head.columns[j]) for i, j in head.red} == {("poor", "pointing"), ("poor", "miou")}
+    text = report.markdown([head])
+    assert text.count("†") == 3
+    (difference,) = report.difference_tables(gains, it, OURS)
+    assert difference.rows[0][0] == "good minus text_prior"
+    assert difference.rows[0][1][0][0].startswith("+")
+
+
+def test_twins_are_judged_against_chance() -> None:
+    it = outcome({"m": [case(i) for i in range(4)], "text_prior": [case(i) for i in range(4)]}, ["m"], "swap")
+    it.twins["swap"] = {"m": {"a": (1.0, 0.0), "b": (1.0, 0.0), "c": (0.0, 1.0), "d": (0.5, 0.0)}}
+    twins = {"swap": {"a": ("b", "p"), "b": ("a", "p"), "c": ("d", "q"), "d": ("c", "q")}}
+    found = tables.results(it, twins, OURS, dataset="d", resamples=100, seed=0, provenance={})
+    lost = tables.losses(it, OURS, found, {})
+    assert {name for _, _, name in lost} == {"swap", "absent_auroc"}
+    assert lost["swap", "m", "swap"].value == pytest.approx(0.25)
+    it.twins["swap"]["m"] = dict.fromkeys("abcd", (1.0, 0.0))
+    found = tables.results(it, twins, OURS, dataset="d", resamples=100, seed=0, provenance={})
+    assert tables.losses(it, OURS, found, {}) == {}
+
+
+def test_every_case_is_in_the_csv_without_its_text(tmp_path: Path) -> None:
+    rows = {"m": [case(0, "a", "focal", pointing=1), {**case(1, "b"), "wid": float("nan")}]}
+    tables.per_case(outcome(rows, ["m"]), tmp_path / "c.csv")
+    with (tmp_path / "c.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert [r["pointing"] for r in found] == ["1", "0"]
+    assert (found[1]["wid"], found[0]["tags"], found[0]["split"], found[0]["row"]) == ("", "focal", "test", "m")
+
+
+def test_the_best_and_the_worst_of_every_category_are_shown_first() -> None:
+    cases = [case(i, "ab"[i % 2], pointing=float(i > 5), miou=i / 20) for i in range(12)]
+    assert report.choose(cases, 4) == [0, 1, 10, 11]
+    assert report.choose(cases, 100) == list(range(12))
+    assert report.choose([], 5) == []
+
+
+def test_published_numbers_are_whole_rows_with_protocol_and_source() -> None:
+    found = report.published("ms_cxr")
+    assert len(found) == 3
+    for table in found:
+        assert table.columns[-2:] == ["protocol", "source"]
+        assert all(len(cells) == len(table.columns) and all(cells[-1]) for _, cells in table.rows)
+    assert report.published("phantom") == []
+    assert report.number(Metric(float("nan"))) == ("–", "")
