@@ -89,7 +89,9 @@ def _prepare(args: argparse.Namespace, chosen: Any) -> _Ready:
     leaked = models.check_leaks(loaded, prints if prints is None else np.unique(prints), chosen.force)
     left = [f"{count} studies left out by the reader: {reason}" for reason, count in table.left_out.items() if count]
     warnings = [f"{p.code}: {p.what}" + (f" ({p.count} in all)" if p.count > 1 else "") for p in table.problems]
-    return _Ready(loaded, gathered, protocol, table, [*table.notes, *left, *warnings, *gathered.notes], leaked)
+    tags = [case.truth.tags for shots in gathered.shots.values() for shot in shots for case in shot.cases]
+    words = ["phrases are templates around the name of a class: this is class grounding, not phrase grounding"] * all("template" in t for t in tags)
+    return _Ready(loaded, gathered, protocol, table, [*words, *table.notes, *left, *warnings, *gathered.notes], leaked)
 
 
 def evaluate(args: argparse.Namespace, chosen: Any) -> int:

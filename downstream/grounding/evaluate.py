@@ -13,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -194,15 +195,13 @@ class _Scorers:
     def __init__(self, count: int, protocol: Protocol, outcome: Outcome) -> None:
         self.count, self.protocol, self.outcome = count, protocol, outcome
         self.pool: ProcessPoolExecutor | None = None
+        self.stack = ExitStack()
         self.sent: deque[tuple[_Draft, Future]] = deque()
         self.oracles: dict[str, None] = {}
 
     def __enter__(self) -> _Scorers:
         if self.count:
-            self.threads = {name: os.environ.get(name) for name in THREADS}
-            os.environ |= dict.fromkeys(THREADS, "1")  # read by numpy's BLAS when a process starts
-            context = multiprocessing.get_context("spawn")  # fork would copy torch's threads in the middle of their work
-            self.pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_alone)
+            self.pool = self.stack.enter_context(processes(self.count))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -212,8 +211,7 @@ class _Scorers:
         finally:
             if self.pool is not None:
                 self.pool.shutdown(cancel_futures=True)
-                for name, value in self.threads.items():
-                    os.environ.pop(name) if value is None else os.environ.update({name: value})
+            self.stack.close()
 
     def send(self, draft: _Draft) -> None:
         if self.pool is None:
@@ -233,7 +231,10 @@ class _Scorers:
     def _put(self, draft: _Draft, scores: Scores) -> None:
         shot, split, outcome = draft.shot, draft.split, self.outcome
         self.oracles |= dict.fromkeys(scores.oracles)
-        outcome.grids[split, shot.study.id, shot.image] = {row: draft.maps[row] for row in outcome.models if row in draft.maps}
+        shown = draft.maps | scores.oracles
+        outcome.grids[split, shot.study.id, shot.image] = {
+            row: shown[row] for row in (*outcome.models, "text_prior", *scores.oracles) if row in shown
+        }
         table = outcome.cases.setdefault(split, {})
         for row, values in scores.cases.items():
             table.setdefault(row, []).extend(about(shot, case) | value for case, value in zip(shot.cases, values, strict=True))
@@ -252,6 +253,19 @@ def about(shot: Shot, case: Any) -> dict[str, Any]:
         "category": case.category,
         "tags": sorted(case.truth.tags),
     }
+
+
+@contextmanager
+def processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """As many processes, each on one core: numpy's BLAS reads how many threads it may have when a process starts."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ |= dict.fromkeys(THREADS, "1")
+    try:  # spawn: fork would copy torch's threads in the middle of their work
+        with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"), initializer=_alone) as pool:
+            yield pool
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _alone() -> None:

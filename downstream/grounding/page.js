@@ -298,6 +298,7 @@
   // ----------------------------------------------------------------------------------------------------------- the case
 
   const panels = at("panels");
+  const mapped = new Set(data.cases.flatMap((item) => item.layers.flatMap((layer, row) => (layer ? [row] : [])))); // rows with a map anywhere
 
   function showCase() {
     const item = data.cases[state.chosen];
@@ -310,7 +311,7 @@
   }
 
   function showModels(item) {
-    const rows = state.many ? data.rows.map((_, i) => i) : [state.model];
+    const rows = state.many ? data.rows.map((_, i) => i).filter((row) => mapped.has(row)) : [state.model];
     panels.className = state.many ? "many" : "";
     while (panels.children.length > rows.length) panels.lastChild.remove();
     while (panels.children.length < rows.length) panels.append(makePanel());

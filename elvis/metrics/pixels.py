@@ -84,7 +84,7 @@ def wid(maps: Sequence[np.ndarray], first: tuple[int, int], boxes: Sequence[Boxe
 def place(values: np.ndarray, first: tuple[int, int], frame: Sequence[float]) -> tuple[float, np.ndarray]:
     """Where the maximum lies in a frame (x1, y1, x2, y2), the lungs or the whole image: (the part of the tied maxima in the patient's left half,
     the parts in the upper, middle and lower third). The patient's left is on the right of the image."""
-    y, x = np.nonzero(values == values.max())
+    y, x = np.divmod(np.flatnonzero(values == values.max()), values.shape[1])
     x1, y1, x2, y2 = frame
     left = (x + first[1] + 0.5) > (x1 + x2) / 2
     third = np.clip(((y + first[0] + 0.5) - y1) / (y2 - y1) * 3, 0, 2.999).astype(int)

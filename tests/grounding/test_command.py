@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import stat
 from pathlib import Path
 
@@ -13,11 +14,14 @@ import pytest
 from PIL import Image
 
 from downstream.grounding.__main__ import main
+from downstream.grounding.config import load
 from elvis import checkpoints
+from elvis import config as configs
 from elvis.data import studies
 from elvis.data.datasets.phantom import phantom
 from elvis.data.phantoms import layouts
 from elvis.errors import CheckpointError, ConfigError, DataError, ElvisError
+from elvis.registry import DATASETS
 from tests.grounding.test_maps import write
 from tests.layouts import REAL
 
@@ -192,6 +196,31 @@ def test_a_damaged_or_missing_checkpoint_is_refused(folder: Path, tmp_path: Path
     (bad / "objectives.safetensors").write_bytes(data)
     with pytest.raises(CheckpointError, match="differs from its sha256"):
         evaluate(bad, tmp_path / "out")
+
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = [
+    line.removeprefix("$ ").partition("   #")[0]
+    for name in ("README.md", "docs/grounding.md")
+    for line in (ROOT / name).read_text().splitlines()
+    if line.startswith("$ ") and "downstream.grounding" in line
+]
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
+def test_every_command_of_the_documentation_is_a_valid_config(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*shlex.split(command)[3:], "--print-config"]) == 0
+    assert "preset" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", configs.shipped("grounding"))
+def test_every_shipped_config_names_a_dataset_and_its_command(name: str) -> None:
+    chosen = load(name)
+    assert chosen.data["name"] in DATASETS
+    first = configs.find(name, "grounding").read_text().splitlines()[0]
+    assert f"--config {name}" in first
+    given = {key: "x" if value == "???" else value for key, value in chosen.data.items() if key != "name"}
+    assert DATASETS.check(chosen.data["name"], given) == []
 
 
 def test_the_config_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
