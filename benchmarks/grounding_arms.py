@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print(f"no real radiographs at {args.real}: only phantoms are judged")
     folders = {name: [judge(out, name, seed, words) for seed in seeds] for name, words in sets.items()}
-    origin = next(iter(rows_of(folders["phantom"][0]).values()))["provenance"]
+    origin = arms.origin(folder for some in folders.values() for folder in some)
     command = "python -m benchmarks.grounding_arms" + (f" --seeds {args.seeds}" if args.seeds != 3 else "")
     took = sorted(minutes(out / f"{arm}-{seed}") for arm in arms.ARMS for seed in seeds)
     spent = {"run": took[len(took) // 2], "least": took[0], "most": took[-1], "judging": (time.monotonic() - since - trained) / 60}

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -265,6 +266,29 @@ def load_backbone(path: Path | str) -> nn.Module:
 
 def load_pretrained(path: Path | str) -> Pretrained:
     """The whole model of a checkpoint with tokenizer and preprocessing, in eval mode."""
+    return _pretrained(resolve(path))
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Everything a checkpoint holds but the trainer's state. `objectives`: label -> those that have an `attention`, as they were trained;
+    `patients`: fingerprints of whom it was trained on (`elvis.data.studies.fingerprints`), None if it does not say."""
+
+    pretrained: Pretrained
+    objectives: Mapping[str, nn.Module]
+    patients: np.ndarray | None
+    provenance: Mapping[str, Any]
+
+
+def load_whole(path: Path | str) -> Whole:
+    """A checkpoint with what a benchmark asks of it, verified once."""
+    folder = resolve(path)
+    patients = folder / "patients.npy"
+    known = np.load(patients, allow_pickle=False) if patients.is_file() else None
+    return Whole(_pretrained(folder), _objectives(folder), known, json.loads((folder / "provenance.json").read_text()))
+
+
+def _pretrained(folder: Path) -> Pretrained:
     from safetensors.torch import load_file
 
     from elvis.data.images import Preprocess
@@ -272,39 +296,25 @@ def load_pretrained(path: Path | str) -> Pretrained:
     from elvis.model import build_model
     from elvis.pretrained import Pretrained
 
-    path = resolve(path)
-    recipe = _recipe(path)
+    recipe = _recipe(folder)
     model = build_model(recipe)
-    _load(model, load_file(path / "model.safetensors"), path)
-    preprocess = Preprocess.from_json(json.loads((path / "preprocess.json").read_text()))
-    return Pretrained(model.eval(), Tokenizer.load(path / "tokenizer"), preprocess, max_tokens=recipe["max_tokens"])
+    _load(model, load_file(folder / "model.safetensors"), folder)
+    preprocess = Preprocess.from_json(json.loads((folder / "preprocess.json").read_text()))
+    return Pretrained(model.eval(), Tokenizer.load(folder / "tokenizer"), preprocess, max_tokens=recipe["max_tokens"])
 
 
-def load_objectives(path: Path | str) -> dict[str, nn.Module]:
-    """label -> objective, as it was trained: those that have an `attention`. Empty where a checkpoint has none."""
+def _objectives(folder: Path) -> dict[str, nn.Module]:
     from safetensors.torch import load_file
 
     from elvis.registry import OBJECTIVES
 
-    path = resolve(path)
-    if not (path / "objectives.json").is_file():
+    if not (folder / "objectives.json").is_file():
         return {}
-    recipes, weights = json.loads((path / "objectives.json").read_text()), load_file(path / "objectives.safetensors")
+    recipes, weights = json.loads((folder / "objectives.json").read_text()), load_file(folder / "objectives.safetensors")
     found = {label: OBJECTIVES.create(recipe.pop("name"), **recipe) for label, recipe in recipes.items()}
     for label, objective in found.items():
-        _load(objective.eval(), {k.removeprefix(f"{label}."): v for k, v in weights.items() if k.startswith(f"{label}.")}, path)
+        _load(objective.eval(), {k.removeprefix(f"{label}."): v for k, v in weights.items() if k.startswith(f"{label}.")}, folder)
     return found
-
-
-def trained_on(path: Path | str) -> np.ndarray | None:
-    """The fingerprints of the patients a checkpoint was trained on (`elvis.data.studies.fingerprints`); None if it does not say."""
-    file = resolve(path) / "patients.npy"
-    return np.load(file, allow_pickle=False) if file.is_file() else None
-
-
-def read_provenance(path: Path | str) -> dict[str, Any]:
-    """Where a checkpoint came from: versions, commit, data, step (`provenance`)."""
-    return json.loads((resolve(path) / "provenance.json").read_text())
 
 
 def load_weights(model: nn.Module, file: Path) -> None:

@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from elvis.data.images import BadImage, read
 from elvis.data.reports import text_hash
-from elvis.data.studies import placed
-from elvis.metrics import bootstrap, grounding, representation, retrieval
+from elvis.data.studies import in_frame, placed
+from elvis.metrics import bootstrap, grounding, representation, retrieval, twins
 from elvis.metrics.priors import LocationPrior, gaussian
 from elvis.ops import normalize
 from elvis.types import Grounding, Metric, Result, Study
@@ -42,7 +42,7 @@ MAPS = {
     "text_prior": "mean box map of the training phrases with the same finding, side and zone, the image unseen",
     "oracle": "true mask averaged over the cells of the model's token grid, bilinear to original pixels",
 }
-SWAP = "swap: the maximum of the map (swap_global: cosine of pooled features) of each twin's own altered sentence above the other's"
+SWAP = "swap: the maximum of the map (*_global: cosine of pooled features) of each twin's own altered sentence above the other's"
 PIXELS = 2**18  # map pixels scored at once: few enough to stay in a core's cache (three times faster than 2**23)
 PRIOR_PHRASES = 4000  # of training, evenly spread: enough for a mean, and an image is opened for each
 PRESERVATION_STUDIES = 1000
@@ -195,8 +195,8 @@ def _look(pretrained: Pretrained, studies: Sequence[Study], *, priors: LocationP
     """Encode every image once; score its phrases at once, so that no more than a batch of pixels is in memory."""
     seen = _Seen()
     watched = {study.id for study in studies[:PRESERVATION_STUDIES]}
-    twins = _twins(studies)
-    phrases = {g.phrase for s in studies for g in s.groundings if g.boxes} | {text for pair in twins.values() for text in pair}
+    altered = _twins(studies)
+    phrases = {g.phrase for s in studies for g in s.groundings if g.boxes} | {text for pair in altered.values() for text in pair}
     vectors = _encode_phrases(pretrained, sorted(phrases), batch_size)
     for shots in _batches(studies, batch_size, seen):
         after, before = pretrained.images([shot.pixels for shot in shots])
@@ -208,8 +208,8 @@ def _look(pretrained: Pretrained, studies: Sequence[Study], *, priors: LocationP
         for i, shot in enumerate(shots):
             if shot.number == 0:
                 seen.pooled[shot.study.id] = pooled[i]
-                if shot.study.id in twins:
-                    pairs = [vectors[text] for text in twins[shot.study.id]]
+                if shot.study.id in altered:
+                    pairs = [vectors[text] for text in altered[shot.study.id]]
                     seen.swap[shot.study.id] = _swap_scores(pretrained, shot, tokens[i], pooled[i], pairs, after.grid)
         for chosen in _chunks(shots):
             _ground(pretrained, seen, [(shots[i], tokens[i]) for i in chosen], vectors, after.grid, priors)
@@ -297,7 +297,9 @@ def _ground(
         if priors.count:
             named = torch.stack([priors.text(truth.phrase, truth.category) for *_, truth in rows])
             maps["text_prior"] = _stretch(named, shape).masked_fill(unseen, torch.nan)
-        maps["oracle"] = frame.to_original(_through_grid(pretrained, masks, grid))
+        whole = slice(0, height), slice(0, width)
+        cells = np.stack([frame.to_cells(grid, whole, mask.numpy()) for mask in masks])
+        maps["oracle"] = frame.to_original(torch.from_numpy(cells).float())
     for name, map in maps.items():
         values = {
             "cnr": grounding.cnr(map, masks),
@@ -326,28 +328,13 @@ def _stretch(maps: Tensor, shape: tuple[int, int]) -> Tensor:
     return F.interpolate(maps[:, None], shape, mode="bilinear", align_corners=False)[:, 0]
 
 
-def _through_grid(pretrained: Pretrained, masks: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """True masks T H W, resized as the image is, averaged over the token grid: T h w."""
-    resized = [pretrained.preprocess.resize(mask.numpy().astype(np.uint8) * 255) for mask in masks]
-    return F.adaptive_avg_pool2d(torch.from_numpy(np.stack(resized)).float()[:, None] / 255, grid)[:, 0]
-
-
 def _priors(train: Sequence[Study]) -> tuple[LocationPrior, dict[str, str]]:
     """The priors of the training phrases, and which row has to be absent and why."""
     examples = [(study, truth) for study in train for truth in truths(study)]
     examples = examples[:: max(1, -(-len(examples) // PRIOR_PHRASES))]
-    prior = LocationPrior.fit(example for study, truth in examples for example in _example(study, truth))
+    framed = ((truth, in_frame(study, truth)) for study, truth in examples)
+    prior = LocationPrior.fit((truth.phrase, truth.category, *where) for truth, where in framed if where is not None)
     return prior, {} if prior.count else {"mean_box": "no training phrase has a box", "text_prior": "no training phrase has a box"}
-
-
-def _example(study: Study, truth: Grounding) -> Iterator[tuple[str, str, tuple[tuple[float, ...], ...], tuple[int, int]]]:
-    source = study.images[truth.image]
-    side = getattr(source, "size", None)  # a phantom knows its size without being drawn
-    try:
-        shape = (side, side) if isinstance(side, int) else read(source).shape
-    except BadImage:
-        return
-    yield truth.phrase, truth.category, placed(truth, *shape).boxes, shape
 
 
 def _grounding(cases: Sequence[Mapping[str, Any]], resamples: int, seed: int) -> dict[str, Metric]:
@@ -404,20 +391,12 @@ def _swap_scores(
 
 
 def _swap(seen: _Seen, studies: Sequence[Study], resamples: int, seed: int) -> dict[str, Metric]:
-    """Each image must prefer its own sentence (`swap`), each sentence its own image (`swap_image`); ties count one half, chance is .5."""
-    twin = {study.id: study.extra["twin"] for study in studies if study.id in seen.swap}
-    patient = {study.id: study.patient for study in studies}
-    own = [(a, b) for a, b in twin.items() if b in seen.swap]
-    if not own:
-        return {}
-    together = [patient[min(a, b)] for a, b in own]  # twins are drawn together
-    scores = np.stack([seen.swap[a] for a, _ in own])  # n, own | twin's sentence, map | global: on this image
-    across = np.stack([seen.swap[b][1] for _, b in own])  # n, map | global: this image's sentence on the twin's image
+    """Of the maximum of the map, and (`*_global`) of the cosine of the pooled vectors: see elvis.metrics.twins."""
+    twin = {study.id: (study.extra["twin"], study.patient) for study in studies if study.id in seen.swap}
     found = {}
-    for name, other in (("swap", scores[:, 1]), ("swap_image", across)):
-        won = (scores[:, 0] > other) + 0.5 * (scores[:, 0] == other)  # n, map | global
-        found[name] = bootstrap.mean(won[:, 0], together, resamples=resamples, seed=seed)
-        found[name + "_global"] = bootstrap.mean(won[:, 1], together, resamples=resamples, seed=seed)
+    for column, suffix in enumerate(("", "_global")):
+        scores = {id: (float(both[0, column]), float(both[1, column])) for id, both in seen.swap.items()}
+        found |= {f"{name}{suffix}": metric for name, metric in twins.metrics(scores, twin, resamples=resamples, seed=seed).items()}
     return found
 
 

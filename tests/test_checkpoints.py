@@ -200,13 +200,15 @@ def test_objectives_travel_beside_the_model_and_come_back_as_they_were(tmp_path:
     path = checkpoints.save(
         tmp_path / "it", pretrained(), config_yaml="", metrics={}, provenance={}, objectives={"lovt": (recipe, trained)}, patients=hashes
     )
-    back = checkpoints.load_objectives(path)
+    whole = checkpoints.load_whole(path)
+    back = whole.objectives
     assert set(back) == {"lovt"}
     assert all(torch.equal(a, b) for a, b in zip(back["lovt"].parameters(), trained.parameters(), strict=True))
-    assert np.array_equal(checkpoints.trained_on(path), hashes)
+    assert np.array_equal(whole.patients, hashes)
     assert {p.name for p in path.iterdir()} >= {"objectives.json", "objectives.safetensors", "patients.npy"}
 
 
 def test_a_checkpoint_without_objectives_or_patients_says_so(folder: Path) -> None:
-    assert checkpoints.load_objectives(folder) == {}
-    assert checkpoints.trained_on(folder) is None
+    whole = checkpoints.load_whole(folder)
+    assert (whole.objectives, whole.patients) == ({}, None)
+    assert whole.provenance["commit"] == "abc"

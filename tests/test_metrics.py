@@ -342,3 +342,20 @@ def test_the_centre_prior_is_a_gaussian() -> None:
     assert torch.equal(centre, centre.flip(0))
     assert torch.equal(centre, centre.T)
     assert centre[CELLS // 2, CELLS // 2] == centre.max() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("phrase", "expected"),
+    [
+        ("Derrame pleural izquierdo.", ("left", "")),
+        ("Atelectasia basal izquierda.", ("left", "lower")),
+        ("Nódulo en el lóbulo superior derecho.", ("right", "upper")),
+        ("Neumotórax en el ápex derecho.", ("right", "upper")),
+        ("Engrosamiento del ápice izquierdo.", ("left", "upper")),
+        ("Opacidades bilaterales en campos medios.", ("bilateral", "mid")),
+        ("Infiltrado en ambas bases.", ("bilateral", "lower")),
+        ("Cardiomegalia.", ("", "")),
+    ],
+)
+def test_a_place_is_found_in_spanish_too(phrase: str, expected: tuple[str, str]) -> None:
+    assert locate(phrase) == expected

@@ -86,8 +86,55 @@ def test_wid_is_that_of_its_definition() -> None:
     maps = [np.ascontiguousarray(draw.normal(size=SHAPE).astype(np.float32).cumsum(0)) for _ in boxes]
     masks = torch.stack([grounding.boxes_to_mask(b, SHAPE) for b in boxes])
     expected = grounding.wid(torch.from_numpy(np.stack(maps)).double(), masks, torch.zeros(4, dtype=torch.int64))
-    assert pixels.wid(maps, (0, 0), boxes, SHAPE) == pytest.approx(expected.tolist())
-    assert math.isnan(pixels.wid(maps[:1], (0, 0), boxes[:1], SHAPE)[0])
+    regions = [pixels.region(b, SHAPE) for b in boxes]
+    means = [pixels.heights(map, (0, 0), regions) for map in maps]
+    assert pixels.wid(means, regions, "abcd") == pytest.approx(expected.tolist())
+    assert math.isnan(pixels.wid([means[0][:1]], regions[:1], "a")[0])
+
+
+def test_wid_does_not_compare_a_phrase_with_its_own_words_elsewhere() -> None:
+    regions = [pixels.region([box], SHAPE) for box in ((5, 5, 40, 30), (60, 50, 100, 90), (120, 20, 160, 60))]
+    means = [[3.0, 1.0, 2.0], [3.0, 1.0, 2.0], [0.0, 0.0, 5.0]]
+    found = pixels.wid(means, regions, ["a mass", "a mass", "a nodule"])
+    assert found == [1, 0, 1]  # the first two: only against the nodule's region
+
+
+@pytest.mark.parametrize("scale", [1, 14, 40, 100])
+def test_a_sharp_softmax_is_ordered_as_well_as_a_cosine(scale: float) -> None:
+    """All but its peak falls into one of equal bins: there the bins follow the floating point numbers."""
+    logits = scale * np.random.default_rng(0).uniform(-1, 1, (14, 14))
+    attention = np.exp(logits - logits.max())
+    frame = Preprocess((448, 448), "pad", (0.5,), (0.5,)).frame(300, 280)
+    (_, rows), (_, columns) = frame.weights(14, 14)
+    values = np.ascontiguousarray((rows @ (attention / attention.sum()) @ columns.T).astype(np.float32))
+    boxes = [(30, 40, 150, 160)]
+    mask = grounding.boxes_to_mask(boxes, values.shape)
+    found = pixels.measure(values, (0, 0), boxes, values.shape)
+    assert found["auroc"] == pytest.approx(float(grounding.auroc(torch.from_numpy(values), mask)), abs=1e-3)
+    assert found["ap"] == pytest.approx(float(grounding.average_precision(torch.from_numpy(values), mask)), abs=2e-3)
+    if scale < 100:  # beyond, most values are 0 in fp32: ties, which the bound counts
+        assert pixels.auroc_error(values, (0, 0), boxes, values.shape) <= 1e-3
+
+
+def test_only_the_seen_part_of_the_truth_counts_where_a_protocol_says_so() -> None:
+    values = np.zeros((40, 40), np.float32)
+    values[:20, :10] = 1
+    boxes = [(0, 10, 20, 30)]  # the left half of it lies left of what was seen
+    missed = pixels.measure(values, (10, 10), boxes, (80, 80))
+    kept = pixels.measure(values, (10, 10), boxes, (80, 80), seen_truth=True)
+    assert (missed["miou"], kept["miou"]) == (0.5, 1)
+    gone = pixels.measure(values, (10, 10), [(0, 0, 9, 9)], (80, 80), seen_truth=True)
+    assert all(math.isnan(value) for value in gone.values())
+
+
+def test_an_edge_that_came_back_from_a_fraction_takes_no_more_pixels() -> None:
+    for width in range(150, 260):
+        for x in range(1, width, 7):
+            edge = x / width * width
+            (rows, columns), mask = pixels.region([(0, 0, edge, 5)], (10, width))
+            assert (columns.stop, mask.shape) == (x, (5, x))
+            assert rows.stop == 5
+            assert grounding.boxes_to_mask([(0, 0, edge, 5)], (10, width)).sum() == 5 * x
 
 
 def test_the_parts_whose_boxes_are_compared_are_the_connected_ones() -> None:

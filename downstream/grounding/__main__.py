@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -102,7 +103,7 @@ def evaluate(args: argparse.Namespace, chosen: Any) -> int:
     from downstream.grounding.evaluate import run
     from elvis import checkpoints, results
 
-    out = Path(args.out or f"runs/grounding-{Path(args.config).stem}")
+    out = _folder(args.out, Path(args.config).stem)
     ready = _prepare(args, chosen)
     out.mkdir(parents=True, exist_ok=True)
     images = sum(map(len, ready.gathered.shots.values()))
@@ -115,18 +116,20 @@ def evaluate(args: argparse.Namespace, chosen: Any) -> int:
     twins = {split: {s.study.id: (s.twin[2], s.study.patient) for s in shots if s.twin} for split, shots in ready.gathered.shots.items()}
     found = tables.results(outcome, twins, ready.protocol, dataset=dataset, provenance=facts, **options)
     names = tables.compared(ready.protocol)
-    gains = {s: tables.differences(outcome, s, [(row, tables.PRIOR) for row in outcome.models], names, **options) for s in outcome.cases}
-    against = {s: tables.differences(outcome, s, [(row, outcome.models[0]) for row in outcome.models[1:]], names, **options) for s in outcome.cases}
+    to = lambda pairs: {s: tables.differences(outcome, twins, s, pairs, names, **options) for s in outcome.cases}  # noqa: E731
+    gains = to([(row, tables.PRIOR) for row in outcome.models])
+    against = to([(row, outcome.models[0]) for row in outcome.models[1:]])
     lost = tables.losses(outcome, ready.protocol, found, gains)
     alarms = [*(note for note in ready.leaked if note.startswith("LEAK")), *tables.alarms(lost)]
-    notes = [*(note for note in ready.leaked if not note.startswith("LEAK")), *ready.notes, *_counted(outcome, excluded), _time(outcome)]
+    known = [note for note in ready.leaked if not note.startswith("LEAK")]
+    notes = [*known, *ready.notes, *outcome.notes, *_counted(outcome, excluded), *tables.undefined(found), _time(outcome)]
     head = report.headline_tables(found, outcome, ready.protocol, lost)
     both = report.difference_tables({s: gains[s] | against[s] for s in outcome.cases}, outcome, ready.protocol)
     details = report.detail_tables(found)
     (out / "config.yaml").write_text(configs.to_yaml(dataclasses.asdict(chosen)))
     (out / "results.json").write_text(results.to_json(found))
     (out / "table.md").write_text(report.markdown([*head, *both, *details]))
-    tables.per_case(outcome, out / "per_case.csv")
+    tables.per_case(outcome, out / "per_case.csv", patients=dataset != "phantom")
     about = [("preset", f"{ready.protocol.name}: {ready.protocol.differs} ({ready.protocol.source})"), *outcome.about.items()]
     page = report.write_page(
         out / "index.html",
@@ -146,6 +149,16 @@ def evaluate(args: argparse.Namespace, chosen: Any) -> int:
     print("\n".join(["", *(f"RED: {a}" for a in alarms), *(f"note: {n}" for n in notes)]))
     print(f"\npreset {ready.protocol.name}: {ready.protocol.differs}\ntables: {out / 'table.md'}\neach case: {out / 'per_case.csv'}\npage: {page}")
     return 0
+
+
+def _folder(given: str | None, name: str) -> Path:
+    """--out, or the next free runs/grounding-NAME. A pretraining run's own folder is not written into."""
+    if given is None:
+        names = itertools.chain([f"runs/grounding-{name}"], (f"runs/grounding-{name}-{n}" for n in itertools.count(2)))
+        return next(path for path in map(Path, names) if not path.exists())
+    if (Path(given) / "checkpoints").exists() or (Path(given) / "model.json").exists():
+        raise ConfigError(f"{given} is a run or a checkpoint: its own files would be overwritten", "choose another --out")
+    return Path(given)
 
 
 def _counted(outcome: Any, excluded: Mapping[str, int]) -> list[str]:

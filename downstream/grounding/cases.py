@@ -2,8 +2,8 @@
 
     found = gather(table, splits, protocol, ...)       found.shots["test"] -> [Shot, ...]    found.excluded -> {reason: count}
 
-A case is a phrase and the union of its boxes: the boxes of one (image, category, phrase) belong together, or of one (image, text),
-or each is a case of its own, as the protocol says.
+A case is a phrase and the union of its boxes: the boxes of one (image, category, phrase) belong together, or of one (image, text) (of whose
+categories the last is its own, as AFLoc has it), or each is a case of its own, as the protocol says.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def without_invalid(table: StudyTable, on_invalid: str, excluded: Counter[str]) 
     kept: list[Problem] = []
     for problem in table.problems:
         if problem.severity == "E" and problem.code in ("D030", "D031"):
-            excluded[f"{problem.code} box that cannot be used"] += problem.count
+            excluded[f"{problem.code} boxes that cannot be used (their phrases are scored on what is left)"] += problem.count
         else:
             kept.append(problem)
     return replace(table, problems=tuple(kept))
@@ -94,9 +94,10 @@ def gather(
 ) -> Gathered:
     """The shots of each split. Raises DataError where a split has none, all images are missing, or (strict) any is."""
     there = Counter(study.split for study in table.studies)
-    found = Gathered({}, [study for study in table.studies if study.split == "train"])
+    found = Gathered({}, [])
     twins = {study.id: study for study in table.studies if study.extra.get("altered") is not None}
     missing: list[str] = []
+    count = 0
     for split in splits:
         if split not in there:
             raise DataError(f"no study in split '{split}'{nearest(split, there)}", f"splits of this table: {', '.join(sorted(there))}")
@@ -108,11 +109,12 @@ def gather(
                     found.excluded["image file is missing"] += len(shot.cases)
                 else:
                     shots.append(shot)
+        count += len(shots)
         found.shots[split] = shots[:limit] if limit else shots
         if limit and len(shots) > limit:
             found.excluded["beyond limit"] += sum(len(shot.cases) for shot in shots[limit:])
     if missing:
-        _say_missing(missing, sum(map(len, found.shots.values())), strict, found.notes)
+        _say_missing(missing, count, strict, found.notes)
     if chosen is not None and (lost := chosen.lost()):
         found.notes.append(f"{len(lost)} of the {len(chosen.wanted)} chosen cases are not in this table: {', '.join(lost[:FIRST])}")
         if strict:
@@ -122,6 +124,8 @@ def gather(
             f"no phrase with a box in {', '.join(splits)} ({dict(found.excluded)})", "name another split, or look at the boxes: data.boxes"
         )
     boxes_fit(shot.study for shots in found.shots.values() for shot in shots)
+    judged = {shot.study.patient for shots in found.shots.values() for shot in shots}  # a prior must not have seen them
+    found.train = [study for study in table.studies if study.split == "train" and study.patient not in judged]
     return found
 
 
@@ -150,7 +154,7 @@ def _shots(study: Study, twins: Mapping[str, Study], protocol: Protocol, chosen:
             kept = [case for case in cases if chosen.takes(study.id, case.phrase)]
             excluded["not chosen by cases="] += len(cases) - len(kept)
             cases = kept
-        if cases or (twin and image == 0):
+        if cases or (twin and image == 0 and chosen is None):
             yield Shot(study, image, tuple(cases), twin if image == 0 else None)
 
 
@@ -163,7 +167,8 @@ def _cases(groundings: Sequence[Grounding], protocol: Protocol) -> list[Case]:
         for number, part in enumerate(parts):
             key = {"phrase": (g.category, phrase), "text": (text_hash(phrase),), "box": (place, number)}[protocol.group]
             first = same.get(key)
-            same[key] = replace(first, boxes=tuple(dict.fromkeys(first.boxes + part.boxes)), tags=first.tags & part.tags) if first else part
+            boxes = tuple(dict.fromkeys(first.boxes + part.boxes)) if first else part.boxes
+            same[key] = replace(part, boxes=boxes, tags=first.tags & part.tags, phrase=first.phrase, sentence=first.sentence) if first else part
     return [_case(g, protocol) for g in same.values()]
 
 
@@ -225,7 +230,9 @@ def selection(path: str) -> Selection:
             raise DataError(f"cases={path}: no column id, study or dicom_id", "name it, or give one id a line", "D003")
         return Selection({(row[0].strip(), "") for row in rows})
     text = next((head.index(name) for name in ("phrase", "label_text") if name in head), None)
-    return Selection({(row[key].strip(), "" if text is None else normalise(row[text])) for row in rows[1:] if len(row) == len(head)})
+    if wrong := next((n for n, row in enumerate(rows[1:], 2) if len(row) != len(head)), None):
+        raise DataError(f"cases={path}, row {wrong}: {len(rows[wrong - 1])} values for {len(head)} columns", "quote texts that hold commas", "D004")
+    return Selection({(row[key].strip(), "" if text is None else normalise(row[text])) for row in rows[1:]})
 
 
 def _medrpg(file: Path) -> Iterable[tuple[str, str]]:

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,10 +26,13 @@ from downstream.grounding.maps import Phrases, check_kind, encode
 from downstream.grounding.protocols import Protocol
 from downstream.grounding.score import Job, Scores, score
 from elvis.data.images import BadImage, Frame, read
+from elvis.errors import NumericsError
 
 LITTLE = 2e9  # pixels times rows: less is scored in this process, starting others would take longer
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-AHEAD = 4  # batches of images read, and jobs per worker sent, before their turn
+AHEAD = 2  # batches of images that are read before their turn
+QUEUED = 16  # jobs per worker that wait for it: grids and boxes, no pixels
+MOST = 8  # workers started unasked: each takes half a GB
 
 
 @dataclass
@@ -42,7 +45,8 @@ class Outcome:
     twins: dict[str, dict[str, dict[str, tuple[float, float]]]] = field(default_factory=dict)  # split -> row -> study -> (own, twin's)
     grids: dict[tuple[str, str, int], dict[str, tuple[np.ndarray, Frame]]] = field(default_factory=dict)  # (split, study, image) -> row -> maps
     excluded: Counter[str] = field(default_factory=Counter)
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("encode", "wait", "all"), 0.0))
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("encode", "all"), 0.0))
 
     def kept(self, split: str) -> list[dict[str, Any]]:
         """The cases of a split, by the first row."""
@@ -61,19 +65,22 @@ def run(
     outcome = Outcome(
         [row for some in rows for _, row in some], {row: MAPS.get(kind, f"attention trained as {kind}") for some in rows for kind, row in some}
     )
-    blind = references.fit(gathered.train, (shot for _, shot in shots), _sizes(gathered, shots), config.seed)
+    blind = references.fit(gathered.train, [shot for _, shot in shots], config.seed)
     outcome.about |= blind.about
+    outcome.notes += [blind.absent] * bool(blind.absent)
+    for model, own in zip(models, rows, strict=True):
+        if lacking := [kind for kind in config.maps if kind not in dict(own)]:
+            outcome.notes.append(f"{model.name} gives no map {', '.join(lacking)}: it has no such row")
     with _Scorers(_workers(config.workers, shots, len(outcome.models) + 5), protocol, outcome) as scorers:
         for batch in _batches(shots, config.batch_size, outcome.excluded):
-            jobs = [_Draft(split, shot, pixels, shot.boxes(pixels.shape), blind.maps(shot, pixels.shape)) for split, shot, pixels in batch]
+            jobs = [_Draft(split, shot, pixels.shape, shot.boxes(pixels.shape), blind.maps(shot, pixels.shape)) for split, shot, pixels in batch]
             for model, text, own in zip(models, texts, rows, strict=True):
                 start = time.perf_counter()
-                found = encode(model, [job.pixels for job in jobs], [job.shot.phrases for job in jobs], [kind for kind, _ in own], text)
+                found = encode(model, [pixels for *_, pixels in batch], [job.shot.phrases for job in jobs], [kind for kind, _ in own], text)
                 outcome.seconds["encode"] += time.perf_counter() - start
                 for kind, row in own:
                     for job, grids in zip(jobs, found[kind], strict=True):
-                        job.maps[row] = (grids, model.preprocess.frame(*job.pixels.shape))
-                        job.see(model.preprocess, grids.shape[-2:])
+                        job.put(row, grids, model.preprocess.frame(*job.shape))
             for job in jobs:
                 scorers.send(job)
             progress(len(batch))
@@ -91,23 +98,6 @@ MAPS = {
 def _row(name: str, kind: str, kinds: Sequence[str]) -> str:
     """A row is a model, or, where there are several maps or another than the cosine, a model and its map."""
     return name if list(kinds) == ["cosine"] else f"{name} ({kind})"
-
-
-def _sizes(gathered: Gathered, shots: Iterable[tuple[str, Shot]]) -> dict[tuple[str, int], tuple[int, int]]:
-    """Sizes of the evaluated images, for priors that have to be fitted on them; nothing is opened where the dataset tells them."""
-    if any(g.boxes for study in gathered.train for g in study.groundings):
-        return {}
-    found = {}
-    for _, shot in shots:
-        told = next((case.truth.size for case in shot.cases if case.truth.size is not None), None)
-        if told is not None:
-            found[shot.study.id, shot.image] = (references.CELLS,) * 2 if told == (1, 1) else (int(told[0]), int(told[1]))
-        else:
-            try:
-                found[shot.study.id, shot.image] = read(shot.study.images[shot.image]).shape
-            except BadImage:
-                found[shot.study.id, shot.image] = (1, 1)  # it will be counted when its turn comes
-    return found
 
 
 # ----------------------------------------------------------------------------------------------------------- reading
@@ -155,21 +145,36 @@ class _Draft:
 
     split: str
     shot: Shot
-    pixels: np.ndarray
+    shape: tuple[int, int]  # of the image; its pixels are not needed any more
     boxes: list[tuple[tuple[float, ...], ...]]
     maps: dict[str, tuple[np.ndarray, Frame]]
-    oracles: dict[str, Any] = field(default_factory=dict)
+    oracles: dict[str, tuple[Frame, tuple[int, int]]] = field(default_factory=dict)
 
-    def see(self, preprocess: Any, grid: tuple[int, int]) -> None:
-        geometry = (preprocess, tuple(grid))
+    def put(self, row: str, grids: np.ndarray, frame: Frame) -> None:
+        """The maps of a row, and the oracle of their geometry. NumericsError for a map that is not finite."""
+        if not np.isfinite(grids).all():
+            raise NumericsError(
+                f"{row}: a map of {self.shot.study.id[:60]} is not finite", "did the training diverge? Evaluate an earlier checkpoint"
+            )
+        self.maps[row] = (grids, frame)
+        geometry, grid = (frame, tuple(grids.shape[-2:])), "x".join(map(str, grids.shape[-2:]))
         if geometry not in self.oracles.values():
-            self.oracles[f"oracle {grid[0]}x{grid[1]}" + f" {preprocess.fit}" * (f"oracle {grid[0]}x{grid[1]}" in self.oracles)] = geometry
+            names = (
+                f"oracle {grid}",
+                f"oracle {grid} of {'x'.join(map(str, frame.size))}",
+                f"oracle {grid} {_shown(frame)} of {'x'.join(map(str, frame.size))}",
+            )
+            self.oracles[next(name for name in names if name not in self.oracles)] = geometry
 
     def job(self) -> Job:
         return Job(
-            self.pixels.shape, self.boxes, [case.phrase for case in self.shot.cases], self.maps, self.oracles, lungs(self.shot),
+            self.shape, self.boxes, [case.phrase for case in self.shot.cases], self.maps, self.oracles, lungs(self.shot),
             self.shot.twin is not None,
         )  # fmt: skip
+
+
+def _shown(frame: Frame) -> str:
+    return "crop" if frame.offset[0] < 0 or frame.offset[1] < 0 else "pad"
 
 
 def lungs(shot: Shot) -> tuple[float, float, float, float] | None:
@@ -186,7 +191,7 @@ def _workers(wanted: int, shots: Sequence[tuple[str, Shot]], rows: int) -> int:
         return wanted
     sides = [getattr(shot.study.images[shot.image], "size", 1024) for _, shot in shots]
     pixels = sum(len(shot.phrases) * (side if isinstance(side, int) else 1024) ** 2 for (_, shot), side in zip(shots, sides, strict=True))
-    return (os.cpu_count() or 1) if pixels * rows > LITTLE else 0
+    return min(MOST, len(os.sched_getaffinity(0))) if pixels * rows > LITTLE else 0
 
 
 class _Scorers:
@@ -218,15 +223,12 @@ class _Scorers:
             self._put(draft, score(draft.job(), self.protocol))
             return
         self.sent.append((draft, self.pool.submit(score, draft.job(), self.protocol)))
-        while self.sent and (len(self.sent) > AHEAD * self.count * 4 or self.sent[0][1].done()):
+        while self.sent and (len(self.sent) > QUEUED * self.count or self.sent[0][1].done()):
             self._receive()
 
     def _receive(self) -> None:
         draft, future = self.sent.popleft()
-        start = time.perf_counter()
-        scores = future.result()
-        self.outcome.seconds["wait"] += time.perf_counter() - start
-        self._put(draft, scores)
+        self._put(draft, future.result())
 
     def _put(self, draft: _Draft, scores: Scores) -> None:
         shot, split, outcome = draft.shot, draft.split, self.outcome
@@ -236,7 +238,7 @@ class _Scorers:
             row: shown[row] for row in (*outcome.models, "text_prior", *scores.oracles) if row in shown
         }
         table = outcome.cases.setdefault(split, {})
-        for row, values in scores.cases.items():
+        for row, values in (scores.cases if shot.cases else {}).items():
             table.setdefault(row, []).extend(about(shot, case) | value for case, value in zip(shot.cases, values, strict=True))
         for row, pair in scores.twins.items():
             outcome.twins.setdefault(split, {}).setdefault(row, {})[shot.study.id] = pair

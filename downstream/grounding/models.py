@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from downstream.grounding.references import RESERVED
 from elvis import assembly, checkpoints
 from elvis import config as configs
 from elvis.data.images import Preprocess
@@ -145,11 +146,15 @@ _NAMED = re.compile(r"^([\w.+-]+)=(.+)$")
 def load(specs: Sequence[str], device: str = "auto") -> list[Model]:
     """Models by their words on the command line; their names are different. Raises ConfigError, CheckpointError."""
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if where.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device {where}, but there is no CUDA here", "choose cpu or auto")
     found: dict[str, Model] = {}
     for spec in specs:
         named = _NAMED.match(spec)
         name, what = (named[1], named[2]) if named else ("", spec)
         model = _load(name, what, where)
+        if model.name.split()[0] in RESERVED:
+            raise ConfigError(f"a checkpoint cannot be named '{model.name}': every table has such a row", "give it another: --checkpoint NAME=DIR")
         if model.name in found:
             if named:
                 raise ConfigError(f"two checkpoints are named '{model.name}'", "give each a name of its own: --checkpoint NAME=DIR")
@@ -168,12 +173,10 @@ def _load(name: str, what: str, device: str) -> Any:
         return pair(path, name, device)
     if not path.exists():
         raise CheckpointError(f"no checkpoint at '{what}'", "give a run directory, open_clip:MODEL:WEIGHTS, or a YAML file of a pair of encoders")
-    folder = checkpoints.resolve(path)
-    pretrained = checkpoints.load_pretrained(folder)
-    pretrained.model.to(device)
-    objectives = {label: objective.to(device) for label, objective in checkpoints.load_objectives(folder).items()}
-    origin = checkpoints.read_provenance(folder)
-    return Ours(name or path.resolve().name, pretrained, objectives, checkpoints.trained_on(folder), origin)
+    whole = checkpoints.load_whole(path)
+    whole.pretrained.model.to(device)
+    objectives = {label: objective.to(device) for label, objective in whole.objectives.items()}
+    return Ours(name or path.resolve().name, whole.pretrained, objectives, whole.patients, whole.provenance)
 
 
 @dataclass

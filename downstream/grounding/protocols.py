@@ -6,6 +6,7 @@ A preset fixes all of them. What a preset does not do is change a model: each ke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -27,8 +28,9 @@ class Protocol:
     sigma: float = 0.0  # of a Gaussian over the token grid, in cells
     upsample: Literal["bilinear", "nearest"] = "bilinear"
     raster: int = 0  # 0: the original's pixels; n: an n x n canvas, the long side fitted, zeros around
-    floor: bool = False  # boxes are floored to whole pixels of the canvas
+    floor: bool = False  # corner and size of a box are floored to whole pixels of the canvas
     margin: float = 0.0  # share of the canvas cut off at each border
+    seen_truth: bool = False  # only what is seen of the region counts as truth; a case without any is left out
     lower: bool = False  # the text is lower-cased
     headline: tuple[str, ...] = ("pointing", "miou", "cnr", "auroc")
     differs: str = "maps in original pixels, NaN outside the model's crop; union of boxes by OR; CNR signed; ties of the maximum share"
@@ -51,20 +53,23 @@ PRESETS = {
         Protocol(
             name="afloc",
             group="text",
+            sigma=1.5,
             raster=224,
             floor=True,
             margin=(1 - 448 / 512) / 2,
+            seen_truth=True,
             lower=True,
             headline=("cnr", "miou_skip_empty", "miou"),
-            differs="lower-cased text, categories merged; everything on a padded 224 px canvas without its border (448 of 512), boxes floored; mIoU "
-            "skips empty predictions. Its bug (overlapping boxes vanish from CNR) is not reproduced",
-            source="AFLoc 940e3d7 (Nat. BME 2025); MaCo is the same without the border cut",
+            differs="lower-cased text, categories merged; map smoothed with sigma 1.5 cells; all on a padded 224 px canvas without its border "
+            "(448 of 512), truth in the border left out, boxes floored; mIoU skips empty predictions. Not reproduced: its bug (overlapping boxes "
+            "vanish from CNR), maps of raw products instead of cosines",
+            source="AFLoc, eval/ of YH0517/AFLoc (Nat. BME 2025)",
         ),
         Protocol(
             name="radzero",
             group="box",
-            headline=("pointing",),
-            differs="one case for each box: the maximum must lie inside that one. Published on the 167 test phrases of MedRPG: give "
+            headline=("pointing_micro",),
+            differs="mean over cases; one case for each box: the maximum must lie inside that one. Published on the 167 test phrases of MedRPG: give "
             "cases=MS_CXR_test.pth",
             source="RadZero 656ae5f (arXiv 2504.07416), table 3; MedRPG's split: eraserNut/MedRPG, data/MS_CXR",
         ),
@@ -85,9 +90,13 @@ def protocol(preset: str, changes: Mapping[str, Any]) -> Protocol:
         hint = hints.get(key, bool if isinstance(getattr(chosen, key), bool) else object)
         if (hint is not object and not fits(value, hint)) or (isinstance(value, int | float) and not isinstance(value, bool) and value < 0):
             raise ConfigError(f"protocol.{key} cannot be {value!r}", f"it is {getattr(chosen, key)!r} in the preset '{preset}'")
-    if unknown := [name for name in changes.get("headline", ()) if name not in (*METRICS, "cnr_abs")]:
-        raise ConfigError(f"protocol.headline: no metric '{unknown[0]}'{nearest(str(unknown[0]), METRICS)}", f"known: {', '.join(METRICS)}, cnr_abs")
-    if not 0 <= changes.get("margin", 0) < 0.5:
-        raise ConfigError(f"protocol.margin={changes['margin']} leaves nothing", "give a share below 0.5")
     values = {key: tuple(value) if key == "headline" else value for key, value in changes.items()}
-    return replace(chosen, **values, name=f"{preset}*") if changes else chosen
+    changed = replace(chosen, **values, name=f"{preset}*") if changes else chosen
+    names = (*METRICS, "cnr_abs")
+    if unknown := [name for name in changed.headline if str(name).removesuffix("_micro") not in names]:
+        raise ConfigError(f"protocol.headline: no metric '{unknown[0]}'{nearest(str(unknown[0]), names)}", f"known: {', '.join(names)}, and *_micro")
+    if not changed.headline:
+        raise ConfigError("protocol.headline is empty", f"known: {', '.join(names)}, and *_micro")
+    if not math.isfinite(changed.sigma + changed.margin) or not 2 * round(changed.margin * (changed.raster or 100)) < (changed.raster or 100):
+        raise ConfigError(f"protocol: sigma={changed.sigma} margin={changed.margin} leave nothing to score", "give numbers, and a margin below 0.5")
+    return changed

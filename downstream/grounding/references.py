@@ -11,30 +11,31 @@ Where there is no training split with boxes, the priors of a patient are fitted 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from downstream.grounding.cases import Shot
-from elvis.data.images import BadImage, Frame, read
-from elvis.data.studies import placed, stable_hash
-from elvis.metrics.priors import CELLS, LocationPrior, gaussian
+from elvis.data.images import Frame
+from elvis.data.studies import in_frame, stable_hash
+from elvis.metrics.priors import LocationPrior, gaussian
 from elvis.types import Grounding, Study
 
 FOLDS = 5
 RANDOM = 16  # cells
-ENOUGH = 4000  # training phrases, evenly spread: a mean needs no more, and each may mean reading an image for its size
-Maps = Mapping[str, tuple[np.ndarray, Frame]]
+ENOUGH, FEW = 4000, 500  # training phrases, evenly spread: a mean needs no more; few where an image has to be read for its size
+RESERVED = ("random", "centre_prior", "mean_box", "text_prior", "oracle")  # names no model may have
 
 
 @dataclass
 class References:
-    """`priors`: one for all, or one a fold. `about`: row -> what it is, in words."""
+    """`priors`: one for all, one a fold, or none. `about`: row -> what it is, in words."""
 
     priors: Sequence[LocationPrior]
     seed: int = 0
     about: Mapping[str, str] = field(default_factory=dict)
+    absent: str = ""  # why there is no prior
 
     def maps(self, shot: Shot, shape: tuple[int, int]) -> dict[str, tuple[np.ndarray, Frame]]:
         """row -> maps of the shot's phrases (those of its twin too) over the whole image."""
@@ -58,44 +59,29 @@ def fold(patient: str) -> int:
     return stable_hash(f"fold:{patient}") % FOLDS
 
 
-def fit(train: Sequence[Study], shots: Iterable[Shot], sizes: Mapping[tuple[str, int], tuple[int, int]], seed: int = 0) -> References:
-    """The references of an evaluation. `sizes`: (study id, image) -> height, width, for boxes in pixels whose frame the dataset does not tell."""
-    examples = [(study, g) for study in train for g in study.groundings if g.boxes]
-    examples = examples[:: max(1, -(-len(examples) // ENOUGH))]
-    if examples:
-        priors = [LocationPrior.fit(example for study, g in examples for example in _example(study, g))]
-        how = f"fitted on {priors[0].count:,} training phrases"
-    else:
-        drawn = [(shot, case) for shot in shots for case in shot.cases]
-        priors = [
-            LocationPrior.fit(_in(case.truth, sizes[shot.study.id, shot.image]) for shot, case in drawn if fold(shot.study.patient) != number)
-            for number in range(FOLDS)
-        ]
-        priors = priors if all(prior.count for prior in priors) else []
-        how = f"there are no training boxes: fitted on the other patients of this evaluation, {FOLDS} folds"
+def fit(train: Sequence[Study], shots: Sequence[Shot], seed: int = 0) -> References:
+    """The references of an evaluation; `train` holds none of the judged patients."""
     about = {"random": f"uniform noise on {RANDOM} x {RANDOM} cells", "centre_prior": "a Gaussian at the image's centre"}
-    if priors and priors[0].count:
-        about["mean_box"] = f"mean box; {how}"
-        about["text_prior"] = f"mean box of phrases with the same finding, side and zone: words only, the image unseen; {how}"
+    examples = [(study, g) for study in train for g in study.groundings if g.boxes]
+    told = all(g.size is not None or isinstance(getattr(study.images[g.image], "size", None), int) for study, g in examples)
+    examples = examples[:: max(1, -(-len(examples) // (ENOUGH if told else FEW)))]
+    prior = LocationPrior.fit(filter(None, (_framed(study, g) for study, g in examples)))
+    how, priors = f"fitted on {prior.count:,} training phrases", [prior]
+    if not prior.count:
+        drawn = [(fold(shot.study.patient), _framed(shot.study, case.truth)) for shot in shots for case in shot.cases]
+        priors = [LocationPrior.fit(example for at, example in drawn if example is not None and at != number) for number in range(FOLDS)]
+        how = f"no training boxes: fitted on the other patients of this evaluation, {FOLDS} folds"
+    if not all(prior.count for prior in priors):
+        return References((), seed, about, "no mean_box and no text_prior: neither training boxes nor enough other patients to fit them on")
+    about["mean_box"] = f"mean box; {how}"
+    about["text_prior"] = f"mean box of phrases with the same finding, side and zone: words only, the image unseen; {how}"
     return References(priors, seed, about)
 
 
-def _example(study: Study, g: Grounding) -> Iterable[tuple[str, str, tuple[tuple[float, ...], ...], tuple[int, int]]]:
-    source = study.images[g.image]
-    side = getattr(source, "size", None)  # a phantom knows its size without being drawn
-    if isinstance(side, int):
-        yield _in(g, (side, side))
-    elif g.size is not None:
-        yield _in(g, (CELLS, CELLS) if g.size == (1, 1) else (int(g.size[0]), int(g.size[1])))
-    else:
-        try:
-            yield _in(g, read(source).shape)  # type: ignore[arg-type]
-        except BadImage:
-            return
-
-
-def _in(g: Grounding, shape: tuple[int, int]) -> tuple[str, str, tuple[tuple[float, ...], ...], tuple[int, int]]:
-    return g.phrase, g.category, placed(g, *shape).boxes, shape
+def _framed(study: Study, g: Grounding) -> tuple[str, str, tuple[tuple[float, ...], ...], tuple[int, int]] | None:
+    """(phrase, category, boxes, the shape they are in), as a prior takes an example; None where the image cannot be read for its size."""
+    where = in_frame(study, g)
+    return None if where is None else (g.phrase, g.category, *where)
 
 
 def _altered_category(study: Study) -> str:

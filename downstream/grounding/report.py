@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from PIL import Image
 
 from downstream.grounding import page, tables
 from downstream.grounding.cases import Gathered, Shot
@@ -16,7 +17,8 @@ from downstream.grounding.evaluate import Outcome
 from downstream.grounding.page import Layer, Shown, Table
 from downstream.grounding.protocols import METRICS, Protocol
 from downstream.grounding.score import gaussian
-from elvis.data.images import BadImage, read
+from elvis.data.images import BadImage, read, scaled
+from elvis.metrics import twins
 from elvis.types import Metric, Result
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
@@ -85,7 +87,7 @@ def detail_tables(found: Sequence[Result]) -> list[Table]:
     out = []
     for split in dict.fromkeys(r.split for r in found):
         rows = [r for r in found if r.split == split]
-        for title, names in (("all metrics, macro", [*METRICS, "cnr_abs", *tables.TWINS]), ("micro", [f"{n}_micro" for n in (*METRICS, "cnr_abs")])):
+        for title, names in (("all metrics, macro", [*METRICS, "cnr_abs", *twins.NAMES]), ("micro", [f"{n}_micro" for n in (*METRICS, "cnr_abs")])):
             there = [n for n in names if any(n in r.metrics for r in rows)]
             if there:
                 out.append(Table(f"{split}: {title}", there, [(r.row, [number(r.metrics.get(n)) for n in there]) for r in rows]))
@@ -135,9 +137,9 @@ def gallery(outcome: Outcome, gathered: Gathered, protocol: Protocol, config: Gr
     """The cases the page shows: the best and the worst of each category by the first model, then others evenly, each image read again once."""
     lead = outcome.models[0]
     picked: list[tuple[str, int]] = []  # (split, place among its cases)
-    share = config.page.cases // max(1, len(outcome.cases))
-    for split in outcome.cases:
-        picked += [(split, place) for place in choose(outcome.cases[split][lead], share)]
+    splits = [split for split, table in outcome.cases.items() if lead in table]
+    for split in splits:
+        picked += [(split, place) for place in choose(outcome.cases[split][lead], config.page.cases // len(splits))]
     wanted = {(split, outcome.cases[split][lead][place]["study"], outcome.cases[split][lead][place]["image"]) for split, place in picked}
     shots = {(split, s.study.id, s.image): s for split, some in gathered.shots.items() for s in some if (split, s.study.id, s.image) in wanted}
     pixels = {key: _small(shot, config.page.size) for key, shot in shots.items()}
@@ -155,21 +157,15 @@ def choose(cases: Sequence[Mapping[str, Any]], count: int) -> list[int]:
     return sorted(turns[:count])
 
 
-def _small(shot: Shot, side: int) -> tuple[np.ndarray, float, tuple[int, int]] | None:
-    """(the image with at most `side` pixels, by how much it shrank, its original shape)."""
-    from elvis.data.images import scaled
-
+def _small(shot: Shot, side: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """(the image with at most `side` pixels, its original shape). It was read before; a file that has gone since is shown black."""
     try:
         image = read(shot.study.images[shot.image])
     except BadImage:
-        return None
+        image = np.zeros((side, side), np.uint8)
     ratio = min(1.0, side / max(image.shape))
-    if ratio == 1.0:
-        return image, 1.0, image.shape
-    from PIL import Image
-
     size = (max(1, round(image.shape[1] * ratio)), max(1, round(image.shape[0] * ratio)))
-    return np.asarray(scaled(Image.fromarray(image), size)), ratio, image.shape
+    return (image if ratio == 1.0 else np.asarray(scaled(Image.fromarray(image), size))), image.shape
 
 
 def _shown(outcome: Outcome, split: str, place: int, shots: Mapping[Any, Shot], pixels: Mapping[Any, Any], protocol: Protocol) -> Shown:
@@ -178,7 +174,7 @@ def _shown(outcome: Outcome, split: str, place: int, shots: Mapping[Any, Shot], 
     shot = shots[key]
     first = next(i for i, case in enumerate(lead) if (case["study"], case["image"]) == key[1:])
     number_in_shot = place - first
-    image, _, shape = pixels[key]
+    image, shape = pixels[key]
     case = shot.cases[number_in_shot]
     small_y, small_x = image.shape[0] / shape[0], image.shape[1] / shape[1]
     boxes = [(x1 * small_x, y1 * small_y, x2 * small_x, y2 * small_y) for x1, y1, x2, y2 in shot.boxes(shape)[number_in_shot]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from elvis.metrics.priors import locate
 
 Boxes = Sequence[Sequence[float]]
 ZONES = ("upper", "mid", "lower")
+CACHED = 32  # geometries: films of a dataset have few sizes, or so many that remembering them helps nobody
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Job:
     boxes: Sequence[Boxes]
     phrases: Sequence[str]
     maps: Mapping[str, tuple[np.ndarray, Frame]]
-    oracles: Mapping[str, tuple[Preprocess, tuple[int, int]]] = field(default_factory=dict)
+    oracles: Mapping[str, tuple[Frame, tuple[int, int]]] = field(default_factory=dict)
     lungs: tuple[float, float, float, float] | None = None
     twin: bool = False
 
@@ -47,37 +48,38 @@ class Scores:
 def score(job: Job, protocol: Protocol) -> Scores:
     """Every number of an image under a protocol."""
     shape, boxes, lungs = _canvas(job, protocol)
-    oracles = {row: (through_grid(job.boxes, job.shape, *geometry), geometry[0].frame(*job.shape)) for row, geometry in job.oracles.items()}
-    cases, twins = {}, {}
+    drawn = [pixels.region(own, job.shape) for own in job.boxes]
+    oracles = {row: (through_grid(drawn, frame, grid), frame) for row, (frame, grid) in job.oracles.items()}
+    cases, twins, regions = {}, {}, [pixels.region(own, shape) for own in boxes]
     for row, (grids, frame) in (job.maps | oracles).items():
-        seen = [_lattice(np.asarray(grid, np.float32), frame, job.shape, shape, protocol) for grid in grids]
+        found, means, tops = [], [], []
+        for number, grid in enumerate(grids):  # one map in pixels at a time
+            first, values = _lattice(np.asarray(grid, np.float32), frame, job.shape, shape, protocol)
+            if number < len(boxes):
+                means.append(pixels.heights(values, first, regions))
+                measured = pixels.measure(values, first, boxes[number], shape, seen_truth=protocol.seen_truth)
+                found.append(measured | _place(values, first, lungs, job.phrases[number]))
+            else:
+                tops.append(float(values.max()))
         if job.twin and row in job.maps:
-            twins[row] = tuple(float(values.max()) for _, values in seen[-2:])
-        seen = seen[: len(boxes)]
-        if not seen:
-            continue
-        first = seen[0][0]
-        apart = pixels.wid([values for _, values in seen], first, boxes, shape)
-        cases[row] = [
-            pixels.measure(values, first, own, shape) | {"wid": wid} | _place(values, first, lungs, phrase)
-            for (_, values), own, wid, phrase in zip(seen, boxes, apart, job.phrases, strict=False)
-        ]
+            twins[row] = tuple(tops)
+        if found:
+            cases[row] = [case | {"wid": wid} for case, wid in zip(found, pixels.wid(means, regions, job.phrases), strict=True)]
     return Scores(cases, twins, oracles)
 
 
 def in_pixels(grid: np.ndarray, frame: Frame, protocol: Protocol) -> np.ndarray:
     """One map in the original's pixels, H W float32, NaN where the model saw nothing: what `maps` returns and pages show."""
-    (top, left), values = _lattice(np.asarray(grid, np.float32), frame, (frame.height, frame.width), (frame.height, frame.width), protocol)
-    out = np.full((frame.height, frame.width), np.nan, np.float32)
+    shape, plain = (frame.height, frame.width), replace(protocol, raster=0, margin=0.0)  # a canvas is for scoring only
+    (top, left), values = _lattice(np.asarray(grid, np.float32), frame, shape, shape, plain)
+    out = np.full(shape, np.nan, np.float32)
     out[top : top + values.shape[0], left : left + values.shape[1]] = values
     return out
 
 
-def through_grid(boxes: Sequence[Boxes], shape: tuple[int, int], preprocess: Preprocess, grid: tuple[int, int]) -> np.ndarray:
-    """The true masks as a perfect model of this grid would show them: the mean over each cell, T h w float32."""
-    frame = preprocess.frame(*shape)
-    rows, columns = (_cells(*along) for along in zip(shape, frame.size, frame.scale, frame.offset, grid, strict=True))
-    out = [rows[:, y] @ mask.astype(np.float64) @ columns[:, x].T for (y, x), mask in (pixels.region(own, shape) for own in boxes)]
+def through_grid(regions: Sequence[pixels.Region], frame: Frame, grid: tuple[int, int]) -> np.ndarray:
+    """The true regions as a perfect model of this grid would show them, T h w float32."""
+    out = [frame.to_cells(grid, window, mask) for window, mask in regions]
     return np.stack(out).astype(np.float32) if out else np.zeros((0, *grid), np.float32)
 
 
@@ -90,17 +92,19 @@ def _canvas(job: Job, protocol: Protocol) -> tuple[tuple[int, int], list[Boxes],
     if not protocol.raster:
         return job.shape, list(job.boxes), lungs
     frame = _raster(protocol.raster, *job.shape)
-    to = lambda box: tuple(  # noqa: E731
-        box[i] * frame.scale[1 - i % 2] + frame.offset[1 - i % 2] for i in range(4)
-    )
-    moved = [[_floored(to(box)) if protocol.floor else to(box) for box in own] for own in job.boxes]
-    return frame.size, moved, to(lungs)
+    moved = [[_floored(box, frame) if protocol.floor else _on(box, frame) for box in own] for own in job.boxes]
+    return frame.size, moved, _on(lungs, frame)
 
 
-def _floored(box: Sequence[float]) -> tuple[float, ...]:
-    """Corners floored to whole pixels; what would vanish keeps one."""
-    x1, y1, x2, y2 = (float(np.floor(edge)) for edge in box)
-    return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
+def _on(box: Sequence[float], frame: Frame) -> tuple[float, float, float, float]:
+    (sy, sx), (oy, ox) = frame.scale, frame.offset
+    return sx * box[0] + ox, sy * box[1] + oy, sx * box[2] + ox, sy * box[3] + oy
+
+
+def _floored(box: Sequence[float], frame: Frame) -> tuple[float, float, float, float]:
+    """Corner and size floored to whole pixels; what would vanish keeps one."""
+    (sy, sx), (x, y) = frame.scale, (float(np.floor(edge)) for edge in _on(box, frame)[:2])
+    return x, y, x + max(1.0, float(np.floor(sx * (box[2] - box[0])))), y + max(1.0, float(np.floor(sy * (box[3] - box[1]))))
 
 
 @functools.lru_cache(maxsize=64)
@@ -123,10 +127,12 @@ def _lattice(
         low, high = max(start, edge), min(start + len(weights), shape[axis] - edge)
         first.append(low)
         factors.append(weights[low - start : high - start])
+    if grid.min() == grid.max():  # flat it stays: a sum of weights is one only up to rounding
+        return (first[0], first[1]), np.full((len(factors[0]), len(factors[1])), grid.flat[0], np.float32)
     return (first[0], first[1]), np.ascontiguousarray(factors[0] @ grid @ factors[1].T)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=CACHED)
 def _smoothed(frame: Frame, grid: tuple[int, int], how: str, sigma: float) -> tuple[tuple[int, np.ndarray], tuple[int, np.ndarray]]:
     return tuple((first, (weights @ gaussian(weights.shape[1], sigma)).astype(np.float32)) for first, weights in frame.weights(*grid, how))  # type: ignore[arg-type]
 
@@ -155,11 +161,3 @@ def _place(values: np.ndarray, first: tuple[int, int], lungs: Sequence[float], p
         "side": {"left": left, "right": 1 - left}.get(side, float("nan")),
         "zone": float(thirds[ZONES.index(zone)]) if zone in ZONES else float("nan"),
     }
-
-
-@functools.lru_cache(maxsize=256)
-def _cells(length: int, size: int, scale: float, offset: float, cells: int) -> np.ndarray:
-    """Along one axis, the share of each cell of the input that each pixel of the original covers: cells x pixels."""
-    edges = np.clip((scale * np.arange(length + 1) + offset) * (cells / size), 0, cells)  # pixel edges, in cells
-    cell = np.arange(cells)[:, None]
-    return np.clip(np.minimum(edges[1:], cell + 1) - np.maximum(edges[:-1], cell), 0, None)

@@ -18,13 +18,12 @@ import numpy as np
 from downstream.grounding.evaluate import Outcome
 from downstream.grounding.protocols import METRICS, Protocol
 from elvis.metrics import bootstrap
+from elvis.metrics import twins as pairs_of
 from elvis.types import Metric, Result
 
 Cases = Sequence[Mapping[str, Any]]
 PRIOR = "text_prior"
 LOCATED = ("side", "zone", "wid")  # over phrases, not macro: few phrases of a category name a place, or share an image
-TWINS = ("swap", "swap_image", "absent_auroc")
-BLIND = ("random", "centre_prior", "mean_box", "text_prior")
 
 
 def subsets(cases: Cases) -> dict[str, list[int]]:
@@ -61,25 +60,6 @@ def metrics(cases: Cases, resamples: int, seed: int) -> dict[str, Metric]:
     return {name: metric for name, metric in found.items() if math.isfinite(metric.value)}
 
 
-def twin_metrics(scores: Mapping[str, tuple[float, float]], twins: Mapping[str, tuple[str, str]], resamples: int, seed: int) -> dict[str, Metric]:
-    """`scores`: study -> the map's maximum for its own altered sentence, and for its twin's; `twins`: study -> (its twin, patient).
-
-    swap: an image prefers its own sentence; swap_image: a sentence its own image; absent_auroc: the maximum of the same phrase on the image
-    that has it against the image that has not, over all pairs.
-    """
-    pairs = [(study, twin) for study, (twin, _) in twins.items() if study in scores and twin in scores]
-    if not pairs:
-        return {}
-    together = [twins[min(a, b)][1] for a, b in pairs]  # twins are drawn together
-    own, others, elsewhere = (np.array(v) for v in zip(*((scores[a][0], scores[a][1], scores[b][1]) for a, b in pairs), strict=True))
-    won = lambda a, b: (a > b) + 0.5 * (a == b)  # noqa: E731
-    return {
-        "swap": bootstrap.mean(won(own, others), together, resamples=resamples, seed=seed),
-        "swap_image": bootstrap.mean(won(own, elsewhere), together, resamples=resamples, seed=seed),
-        "absent_auroc": bootstrap.auroc(own, elsewhere, together, resamples=resamples, seed=seed),
-    }
-
-
 def results(
     outcome: Outcome, twins: Mapping[str, Mapping[str, tuple[str, str]]], protocol: Protocol, *, dataset: str, resamples: int, seed: int,
     provenance: Mapping[str, Any],
@@ -87,16 +67,19 @@ def results(
     """A Result for every row on every split, models first."""
     found = []
     for split, table in outcome.cases.items():
-        for row in sorted(table, key=lambda row: (row not in outcome.models, outcome.models.index(row) if row in outcome.models else 0)):
-            cases = table[row]
+        there = dict.fromkeys([*outcome.models, *table, *outcome.twins.get(split, {})])
+        for row in (row for row in there if row in table or row in outcome.twins.get(split, {})):
+            cases = table.get(row, [])
             values = metrics(cases, resamples, seed)
-            values |= twin_metrics(outcome.twins.get(split, {}).get(row, {}), twins.get(split, {}), resamples, seed)
+            scores = outcome.twins.get(split, {}).get(row, {})
+            values |= pairs_of.metrics(scores, twins.get(split, {}), resamples=resamples, seed=seed)
             config = {
                 "map": outcome.about.get(row, ""),
                 "phrases": len(cases),
                 "patients": len({c["patient"] for c in cases}),
                 "resamples": resamples,
                 "preset": protocol.name,
+                "undefined": {name: lost for name in METRICS if name not in LOCATED and (lost := int(np.isnan(column(cases, name)).sum()))},
             }
             about = f"{outcome.about.get(row, '')}; {protocol.name}: {protocol.differs}"
             found.append(Result("grounding", dataset, about, split, row, values, config=config, provenance=provenance))
@@ -104,23 +87,28 @@ def results(
 
 
 def differences(
-    outcome: Outcome, split: str, pairs: Iterable[tuple[str, str]], names: Sequence[str], resamples: int, seed: int
-) -> dict[tuple[str, str], dict[str, Metric]]:
-    """(row, other) -> paired difference, row minus other, of each metric of `names` (with their prefix) on the same phrases."""
-    table, found = outcome.cases[split], {}
+    outcome: Outcome, twins: Mapping[str, Mapping[str, tuple[str, str]]], split: str, pairs: Iterable[tuple[str, str]], names: Sequence[str],
+    resamples: int, seed: int,
+) -> dict[tuple[str, str], dict[str, Metric]]:  # fmt: skip
+    """(row, other) -> paired difference, row minus other, of each metric of `names` (with their prefix), and of the twins', on the same cases."""
+    table, both, found = outcome.cases[split], outcome.twins.get(split, {}), {}
+    options = {"resamples": resamples, "seed": seed}
     for one, other in pairs:
-        if one not in table or other not in table:
-            continue
-        a, b = table[one], table[other]
-        for prefix, some in subsets(a).items():
-            mine = [a[i] for i in some]
-            patients = [c["patient"] for c in mine]
-            for name in names:
-                macro = None if name in LOCATED else [c["category"] for c in mine]
-                ours, theirs = column(mine, name), column([b[i] for i in some], name)
-                found.setdefault((one, other), {})[prefix + name] = bootstrap.paired(
-                    ours, theirs, patients, categories=macro, resamples=resamples, seed=seed
-                )
+        values: dict[str, Metric] = {}
+        if one in both and other in both:
+            values |= pairs_of.differences(both[one], both[other], twins.get(split, {}), **options)
+        if one in table and other in table:
+            a, b = table[one], table[other]
+            for prefix, some in subsets(a).items():
+                mine = [a[i] for i in some]
+                patients = [c["patient"] for c in mine]
+                for name in names:
+                    plain = name.removesuffix("_micro")
+                    macro = None if name in LOCATED or name != plain else [c["category"] for c in mine]
+                    ours, theirs = column(mine, plain), column([b[i] for i in some], plain)
+                    values[prefix + name] = bootstrap.paired(ours, theirs, patients, categories=macro, **options)
+        if values:
+            found[one, other] = values
     return found
 
 
@@ -130,7 +118,7 @@ def headline(outcome: Outcome, split: str, protocol: Protocol) -> list[str]:
     prefixes = [prefix for prefix in ("lf_", "focal_", "") if prefix in subsets(cases)]
     first = protocol.headline[:2]
     names = [prefix + name for prefix in prefixes for name in (first if prefix else protocol.headline)]
-    twins = [name for name in TWINS if outcome.twins.get(split)]
+    twins = [name for name in pairs_of.NAMES if outcome.twins.get(split)]
     return [*twins, *names]
 
 
@@ -160,7 +148,7 @@ def losses(
         if result.row not in outcome.models:
             continue
         for name in judged(outcome, result.split, protocol):
-            if name in TWINS:
+            if name in pairs_of.NAMES:
                 own = result.metrics.get(name)
                 difference = own and Metric(own.value - 0.5, *(None if edge is None else edge - 0.5 for edge in (own.low, own.high)))
             else:
@@ -184,9 +172,20 @@ def signed(metric: Metric) -> str:
     return f"{metric.value:+.3f}{interval}"
 
 
-def per_case(outcome: Outcome, path: Path) -> None:
-    """Every phrase of every row and split as CSV: ids, hash of the phrase, category, tags, every metric."""
+def undefined(found: Sequence[Result]) -> list[str]:
+    """What a mean leaves out: a sentence for each row and split with phrases that have no CNR or AUROC (the region lies outside what was seen)."""
+    return [
+        f"{r.split}: of {r.row} " + ", ".join(f"{name} is not defined for {lost} of {r.config['phrases']} phrases" for name, lost in lost_by.items())
+        for r in found
+        if (lost_by := {name: lost for name, lost in r.config["undefined"].items() if name in ("pointing", "cnr", "auroc")})
+    ]
+
+
+def per_case(outcome: Outcome, path: Path, *, patients: bool = True) -> None:
+    """Every phrase of every row and split as CSV: ids, hash of the phrase, category, tags, every metric. Ids of patients are for the owner's eyes."""
     fields = ("split", "row", "study", "patient", "image", "sentence", "phrase", "category", "tags", *METRICS)
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600 if patients else 0o644)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fields)
         writer.writeheader()

@@ -202,12 +202,18 @@ class Frame:
         """
         return tuple(_weights(*along, how) for along in zip((self.height, self.width), self.size, self.scale, self.offset, (h, w), strict=True))  # type: ignore[return-value]
 
+    def to_cells(self, grid: tuple[int, int], window: tuple[slice, slice], mask: np.ndarray) -> np.ndarray:
+        """A mask in original pixels, as a perfect map of grid h w would show it: the mean over each cell. `mask` fills `window`, else it is 0."""
+        (y, x), sizes = window, (self.height, self.width)
+        rows, columns = (_cells(*along) for along in zip(sizes, self.size, self.scale, self.offset, grid, strict=True))
+        return rows[:, y] @ mask.astype(np.float64) @ columns[:, x].T
+
     def boxes_to_input(self, boxes: Tensor) -> Tensor:
         """Boxes (x1, y1, x2, y2), ... 4, from original to input pixels; they may reach outside where the crop cuts."""
         return boxes * boxes.new_tensor(self.scale[::-1]).repeat(2) + boxes.new_tensor(self.offset[::-1]).repeat(2)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=32)
 def _weights(length: int, size: int, scale: float, offset: float, cells: int, how: str) -> tuple[int, np.ndarray]:
     """Along one axis: the first pixel that the input shows, and a row of weights for it and each after it; float64, shown pixels x cells."""
     at = scale * (np.arange(length) + 0.5) + offset  # pixel centres, in the input
@@ -225,6 +231,16 @@ def _weights(length: int, size: int, scale: float, offset: float, cells: int, ho
         np.add.at(weights, (rows, np.clip(low + 1, 0, cells - 1)), share)
     weights.setflags(write=False)  # it is shared
     return int(shown.argmax()), weights
+
+
+@functools.lru_cache(maxsize=32)
+def _cells(length: int, size: int, scale: float, offset: float, cells: int) -> np.ndarray:
+    """Along one axis, the share of each cell of the input that each pixel of the original covers: cells x pixels."""
+    edges = np.clip((scale * np.arange(length + 1) + offset) * (cells / size), 0, cells)  # pixel edges, in cells
+    cell = np.arange(cells)[:, None]
+    weights = np.clip(np.minimum(edges[1:], cell + 1) - np.maximum(edges[:-1], cell), 0, None)
+    weights.setflags(write=False)
+    return weights
 
 
 def scaled(image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None = None) -> Image.Image:

@@ -42,6 +42,7 @@ class StudyTable:
 
 
 SPLITS = frozenset({"train", "val", "test", "unused", "comp", "decor", "swap"})  # the last three: of phantoms
+UNIT = 1000  # of a frame for boxes that are fractions
 OnLeak = Literal["error", "drop", "allow"]
 
 
@@ -152,6 +153,27 @@ def placed(grounding: Grounding, height: int, width: int) -> Grounding:
         )
     boxes = tuple((x1 * width, y1 * height, x2 * width, y2 * height) for x1, y1, x2, y2 in grounding.boxes)
     return replace(grounding, boxes=boxes, size=(height, width))
+
+
+def in_frame(study: Study, grounding: Grounding) -> tuple[tuple[tuple[float, ...], ...], tuple[int, int]] | None:
+    """A grounding's boxes and the (height, width) of the frame they are in, its image unopened where that is told; None if it cannot be read.
+
+    Boxes that are fractions come back in a frame of UNIT x UNIT.
+    """
+    source = study.images[grounding.image]
+    side = getattr(source, "size", None)  # a phantom knows its size without being drawn
+    if grounding.size == (1, 1):
+        shape = (UNIT, UNIT)
+    elif grounding.size is not None:
+        shape = (int(grounding.size[0]), int(grounding.size[1]))
+    elif isinstance(side, int):
+        shape = (side, side)
+    else:
+        try:
+            shape = read(source).shape[-2:]
+        except BadImage:
+            return None
+    return placed(grounding, *shape).boxes, shape
 
 
 def in_fractions(grounding: Grounding) -> Grounding:

@@ -69,20 +69,31 @@ def paired(
     return mean(difference, groups, categories=categories, resamples=resamples, seed=seed)
 
 
-def auroc(present: np.ndarray, absent: np.ndarray, groups: Sequence[Hashable], *, resamples: int = 1000, seed: int = 0) -> Metric:
-    """P(a score of `present` is above one of `absent`), ties one half; case i of both belongs to groups[i], and groups are drawn whole."""
-    above = (present[:, None] > absent) + 0.5 * (present[:, None] == absent)  # n n
+def auroc(
+    present: np.ndarray,
+    absent: np.ndarray,
+    groups: Sequence[Hashable],
+    *,
+    minus: tuple[np.ndarray, np.ndarray] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Metric:
+    """P(a score of `present` is above one of `absent`), ties one half; case i of both belongs to groups[i], and groups are drawn whole.
+
+    `minus`: the same of a second model on the SAME cases; the metric is then the paired difference.
+    """
+    sides = [(p[:, None] > a) + 0.5 * (p[:, None] == a) for p, a in ((present, absent), *([minus] if minus is not None else ()))]  # n n each
+    above = sides[0] - sides[1] if len(sides) == 2 else sides[0]
     _, member = np.unique(np.asarray([str(g) for g in groups], dtype=np.str_), return_inverse=True)
     patients = int(member.max()) + 1 if len(member) else 0
     if not patients:
         return Metric(float("nan"))
-    value = float(above.mean())
     if patients < 2:
-        return Metric(value)
+        return Metric(float(above.mean()))
     weights = _multiplicities(patients, resamples, seed)[:, member]  # R n
-    draws = np.einsum("rn,rn->r", weights @ above, weights) / weights.sum(1) ** 2
+    draws = ((weights @ above) * weights).sum(1) / weights.sum(1) ** 2
     low, high = np.percentile(draws, (2.5, 97.5))
-    return Metric(value, float(low), float(high))
+    return Metric(float(above.mean()), float(low), float(high))
 
 
 def _mean_parts(values: np.ndarray, categories: Sequence[str] | None) -> tuple[np.ndarray, Statistic]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)  # BioViL
 SEPARATE = 0.1  # regions that overlap more are not asked to be told apart
+EXACT = 6  # decimals of a box's edge: fractions of an image come back from it with the last digit changed
 VARIANCE_FLOOR = 1e-12  # a flat map has CNR 0, not NaN
 
 
@@ -118,7 +119,7 @@ def wid(maps: Tensor, masks: Tensor, image: Tensor, *, spatial: int = 2) -> Tens
 def boxes_to_mask(boxes: Sequence[Sequence[float]], shape: tuple[int, int]) -> Tensor:
     """Boxes (x1, y1, x2, y2) in pixels, x2 and y2 exclusive -> H W bool: every pixel that one of them touches."""
     mask = torch.zeros(shape, dtype=torch.bool)
-    for x1, y1, x2, y2 in boxes:
+    for x1, y1, x2, y2 in (tuple(round(float(edge), EXACT) for edge in box) for box in boxes):
         mask[max(0, int(y1)) : max(0, -int(-y2 // 1)), max(0, int(x1)) : max(0, -int(-x2 // 1))] = True
     return mask
 

@@ -4,33 +4,39 @@
 
 `values` is the part of the map that the model saw (a rectangle: an image is cut straight), its first pixel at (top, left) of an
 image of height x width. Moments and counts are exact up to fp32; the region is read in its own window, and what lies outside is the whole
-minus it. AUROC and AP come from histograms of BINS bins over the map's own range; the error of the AUROC is at most
+minus it. AUROC and AP come from histograms; the error of the AUROC is at most
 
     1/2 sum_b p_b q_b        p, q: the shares of the region's pixels, and of the others, in bin b: the pairs a bin does not order
 
-`auroc_error` tells it for a map; smooth maps stay far under 1e-3 (tests/test_pixels.py, against the definition by sorting).
+With BINS equal bins that is below TOLERANCE for maps as cosines give them; where it is not, bins follow the floating point numbers themselves
+(2,048 for each doubling of the distance from the lowest value). tests/test_pixels.py holds both to the definition by sorting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import cv2
 import numpy as np
 
-from elvis.metrics.grounding import SEPARATE, THRESHOLDS, VARIANCE_FLOOR
+from elvis.metrics.grounding import EXACT, SEPARATE, THRESHOLDS, VARIANCE_FLOOR
 
 BINS = 2**14
+TOLERANCE = 1e-3  # of the AUROC
+FINE = 12  # bits of a float32 that are dropped: 11 of its mantissa's 23 stay
 OVERLAP = 0.5  # IoU from which a box counts as found
+NAMES = ("cnr", "pointing", "miou", "miou_skip_empty", "miou_raw", "miou_raw_skip_empty", "auroc", "ap", "best_box")
 
 Boxes = Sequence[Sequence[float]]
 Window = tuple[slice, slice]
+Region = tuple[Window, np.ndarray]
 
 
-def region(boxes: Boxes, shape: tuple[int, int]) -> tuple[Window, np.ndarray]:
+def region(boxes: Boxes, shape: tuple[int, int]) -> Region:
     """The union of boxes (x1, y1, x2, y2; every pixel that one of them touches) in an image of H x W: its window, and the bool mask inside it."""
     height, width = shape
-    edges = [(max(0, int(y1)), min(height, -int(-y2 // 1)), max(0, int(x1)), min(width, -int(-x2 // 1))) for x1, y1, x2, y2 in boxes]
+    rounded = [tuple(round(edge, EXACT) for edge in box) for box in boxes]
+    edges = [(max(0, int(y1)), min(height, -int(-y2 // 1)), max(0, int(x1)), min(width, -int(-x2 // 1))) for x1, y1, x2, y2 in rounded]
     edges = [edge for edge in edges if edge[0] < edge[1] and edge[2] < edge[3]]
     if not edges:
         return (slice(0, 0), slice(0, 0)), np.zeros((0, 0), bool)
@@ -42,42 +48,62 @@ def region(boxes: Boxes, shape: tuple[int, int]) -> tuple[Window, np.ndarray]:
 
 
 def measure(
-    values: np.ndarray, first: tuple[int, int], boxes: Boxes, shape: tuple[int, int], thresholds: Sequence[float] = THRESHOLDS
+    values: np.ndarray,
+    first: tuple[int, int],
+    boxes: Boxes,
+    shape: tuple[int, int],
+    thresholds: Sequence[float] = THRESHOLDS,
+    *,
+    seen_truth: bool = False,
 ) -> dict[str, float]:
     """cnr, pointing, miou, miou_skip_empty, miou_raw, miou_raw_skip_empty, auroc, ap, best_box of one phrase; NaN where one is not defined.
 
     values: float32, the seen pixels, contiguous; first: (row, column) of its first one in the image of `shape`; boxes in its pixels.
+    seen_truth: only the seen part of the region counts as truth, and a case without one is NaN throughout (AFLoc); else what is unseen is missed.
     """
     window, whole = region(boxes, shape)
     inside, mask = _seen(window, whole, first, values.shape)
+    if seen_truth and not mask.any():
+        return dict.fromkeys(NAMES, float("nan"))
+    whole = mask if seen_truth else whole
     low, high = float(values.min()), float(values.max())
     cuts = [low + (high - low) * (1 + t) / 2 for t in thresholds]
     rescaled = [_overlap(values, cut, inside, mask, whole) for cut in cuts] if high > low else [(0.0, False)] * len(cuts)
     raw = [_overlap(values, cut, inside, mask, whole) for cut in thresholds]
     auroc, ap = _curve(*_histograms(values, inside, mask, low, high))
-    return {
-        "cnr": _cnr(values, inside, mask),
-        "pointing": _pointing(values, inside, mask, high),
-        "miou": float(np.mean([iou for iou, _ in rescaled])),
-        "miou_skip_empty": _mean([iou for iou, any_ in rescaled if any_]),
-        "miou_raw": float(np.mean([iou for iou, _ in raw])),
-        "miou_raw_skip_empty": _mean([iou for iou, any_ in raw if any_]),
-        "auroc": auroc,
-        "ap": ap,
-        "best_box": _best_box(values, first, cuts, boxes) if high > low else 0.0,
-    }
+    found = (
+        _cnr(values, inside, mask),
+        _pointing(values, inside, mask, high),
+        float(np.mean([iou for iou, _ in rescaled])),
+        _mean([iou for iou, any_ in rescaled if any_]),
+        float(np.mean([iou for iou, _ in raw])),
+        _mean([iou for iou, any_ in raw if any_]),
+        auroc,
+        ap,
+        _best_box(values, first, cuts, boxes) if high > low else 0.0,
+    )
+    return dict(zip(NAMES, found, strict=True))
 
 
-def wid(maps: Sequence[np.ndarray], first: tuple[int, int], boxes: Sequence[Boxes], shape: tuple[int, int]) -> list[float]:
-    """Within-image discrimination of the phrases of one image (see `grounding.wid`): a number for each map; NaN without a region to compare with."""
-    regions = [region(own, shape) for own in boxes]
-    size = maps[0].shape
-    seen = [_seen(window, whole, first, size) for window, whole in regions]
+def heights(values: np.ndarray, first: tuple[int, int], regions: Sequence[Region]) -> list[float]:
+    """The mean of a map over each region, as far as it was seen; NaN where nothing of it was."""
+    seen = (_seen(window, whole, first, values.shape) for window, whole in regions)
+    return [_mean(values[window][mask]) for window, mask in seen]
+
+
+def wid(means: Sequence[Sequence[float]], regions: Sequence[Region], phrases: Sequence[Hashable]) -> list[float]:
+    """Within-image discrimination of the phrases of one image (see `grounding.wid`). means[t][j]: map t over region j (`heights`).
+
+    A phrase is not compared with its own words on another region: one map cannot tell them apart. NaN without a region to compare with.
+    """
     out = []
-    for t, values in enumerate(maps):
-        height = [_mean(values[window][mask]) for window, mask in seen]
-        others = [j for j in range(len(maps)) if j != t and _iou(regions[t], regions[j]) < SEPARATE and not np.isnan(height[j] + height[t])]
-        out.append(_mean([(height[t] > height[j]) + 0.5 * (height[t] == height[j]) for j in others]))
+    for t, row in enumerate(means):
+        others = [
+            j
+            for j in range(len(row))
+            if phrases[j] != phrases[t] and _iou(regions[t], regions[j]) < SEPARATE and row[j] == row[j] and row[t] == row[t]
+        ]
+        out.append(_mean([(row[t] > row[j]) + 0.5 * (row[t] == row[j]) for j in others]))
     return out
 
 
@@ -92,16 +118,15 @@ def place(values: np.ndarray, first: tuple[int, int], frame: Sequence[float]) ->
 
 
 def auroc_error(values: np.ndarray, first: tuple[int, int], boxes: Boxes, shape: tuple[int, int]) -> float:
-    """How far the AUROC of `measure` may be from the exact one, at most."""
+    """How far the AUROC of `measure` may be from the exact one, at most (values that are equal are ties, not errors)."""
     inside, mask = _seen(*region(boxes, shape), first, values.shape)
-    p, q = (h / max(1, h.sum()) for h in _histograms(values, inside, mask, float(values.min()), float(values.max())))
-    return float((p * q).sum() / 2)
+    return _undecided(*_histograms(values, inside, mask, float(values.min()), float(values.max())))
 
 
 # ----------------------------------------------------------------------------------------------------------- pieces
 
 
-def _seen(window: Window, mask: np.ndarray, first: tuple[int, int], size: tuple[int, ...]) -> tuple[Window, np.ndarray]:
+def _seen(window: Window, mask: np.ndarray, first: tuple[int, int], size: tuple[int, ...]) -> Region:
     """A region's window and mask as far as they lie in the seen rectangle, in its coordinates."""
     cut, inside = [], []
     for along, start, length in zip(window, first, size, strict=True):
@@ -146,13 +171,28 @@ def _overlap(values: np.ndarray, cut: float, inside: Window, mask: np.ndarray, w
 
 
 def _histograms(values: np.ndarray, inside: Window, mask: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of the region's seen pixels, and of all others, in BINS bins from the lowest to the highest value."""
-    scale = (BINS - 1) / (high - low) if high > low else 0.0
+    """Counts of the region's seen pixels, and of all others, in bins from the lowest to the highest value: BINS equal ones, or, where those
+    leave too much undecided (the peak of a softmax takes them all), bins whose width grows with the distance from the lowest value."""
     bins = values - np.float32(low)
-    bins *= np.float32(scale)
-    bins = bins.astype(np.uint16)
-    own = np.bincount(bins[inside][mask], minlength=BINS).astype(np.float64)
-    return own, cv2.calcHist([bins], [0], None, [BINS], [0, BINS]).ravel().astype(np.float64) - own
+    steps = bins * np.float32((BINS - 1) / (high - low) if high > low else 0.0)
+    found = _count(steps.astype(np.uint16), inside, mask)
+    if _undecided(*found) <= TOLERANCE or high <= low:
+        return found
+    return _count((bins.view(np.uint32) >> FINE).astype(np.int64), inside, mask)  # of a float >= 0 the leading bits are in its order
+
+
+def _count(bins: np.ndarray, inside: Window, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if bins.dtype == np.uint16:
+        whole = cv2.calcHist([bins], [0], None, [BINS], [0, BINS]).ravel().astype(np.float64)
+    else:
+        whole = np.bincount(bins.ravel()).astype(np.float64)
+    own = np.bincount(bins[inside][mask], minlength=len(whole)).astype(np.float64)
+    return own, whole - own
+
+
+def _undecided(inside: np.ndarray, outside: np.ndarray) -> float:
+    """Half the share of (region, other) pairs of pixels that fall into one bin: the AUROC is known to this."""
+    return float((inside * outside).sum() / max(1.0, 2 * inside.sum() * outside.sum()))
 
 
 def _curve(inside: np.ndarray, outside: np.ndarray) -> tuple[float, float]:
@@ -186,7 +226,7 @@ def box_iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return shared / (areas[0][:, None] + areas[1][None] - shared)
 
 
-def _iou(one: tuple[Window, np.ndarray], other: tuple[Window, np.ndarray]) -> float:
+def _iou(one: Region, other: Region) -> float:
     """IoU of two regions of an image."""
     (window, mask), (second, second_mask) = one, other
     cut, part = _seen(second, second_mask, (window[0].start, window[1].start), mask.shape)

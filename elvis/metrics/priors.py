@@ -11,6 +11,7 @@ patients are posed alike; phrases without a location take its power.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,14 +23,49 @@ ENOUGH = 5  # examples a key needs before it is used
 SIGMA = 0.25  # of the image's side: the Gaussian covers the middle half
 
 SIDES = {
-    "left": ("left",),
-    "right": ("right",),
-    "bilateral": ("bilateral", "bilaterally", "both", "bibasilar", "bibasal", "biapical"),
+    "left": ("left", "izquierdo", "izquierda", "izquierdos", "izquierdas"),
+    "right": ("right", "derecho", "derecha", "derechos", "derechas"),
+    "bilateral": ("bilateral", "bilaterally", "both", "bibasilar", "bibasal", "biapical", "bilaterales", "ambos", "ambas", "bibasales"),
 }
 ZONES = {
-    "upper": ("upper", "apex", "apices", "apical", "biapical", "superior"),
-    "mid": ("mid", "middle", "midlung", "midzone", "perihilar", "parahilar", "hilar", "hilum", "lingula", "lingular"),
-    "lower": ("lower", "base", "bases", "basal", "basilar", "bibasal", "bibasilar", "inferior", "costophrenic", "retrocardiac"),
+    "upper": ("upper", "apex", "apices", "apical", "biapical", "superior", "superiores", "apice", "vertice", "vertices"),
+    "mid": (
+        "mid",
+        "middle",
+        "midlung",
+        "midzone",
+        "perihilar",
+        "parahilar",
+        "hilar",
+        "hilum",
+        "lingula",
+        "lingular",
+        "medio",
+        "media",
+        "medios",
+        "hilio",
+        "hiliar",
+        "hiliares",
+        "parahiliar",
+        "perihiliar",
+    ),
+    "lower": (
+        "lower",
+        "base",
+        "bases",
+        "basal",
+        "basilar",
+        "bibasal",
+        "bibasilar",
+        "inferior",
+        "costophrenic",
+        "retrocardiac",
+        "inferiores",
+        "basales",
+        "costofrenico",
+        "retrocardiaco",
+        "retrocardiaca",
+    ),
 }
 _SIDE_OF, _ZONE_OF = ({word: name for name, words in table.items() for word in words} for table in (SIDES, ZONES))
 _GRAMMAR = re.compile(
@@ -39,9 +75,15 @@ _GRAMMAR = re.compile(
 Boxes = Sequence[Sequence[float]]
 
 
+def _plain(phrase: str) -> str:
+    """Lower case, accents folded."""
+    text = phrase.lower()
+    return text if text.isascii() else "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+
+
 def locate(phrase: str) -> tuple[str, str]:
-    """(side, zone) named by a phrase, "" where it names none; "right and left" is bilateral, "mid and lower" is "lower+mid"."""
-    words = re.findall(r"[a-z]+", phrase.lower())
+    """(side, zone) named by a phrase, English or Spanish, "" where it names none; "right and left" is bilateral, "mid and lower" is "lower+mid"."""
+    words = re.findall(r"[a-z]+", _plain(phrase))
     sides = {_SIDE_OF[w] for w in words if w in _SIDE_OF}
     zones = {_ZONE_OF[w] for w in words if w in _ZONE_OF}
     return "bilateral" if len(sides) > 1 else "".join(sides), "+".join(sorted(zones))
@@ -49,7 +91,7 @@ def locate(phrase: str) -> tuple[str, str]:
 
 def kind(phrase: str, category: str = "") -> str:
     """What a phrase is about: its category, or, where a data set has none, its words without place, size and grammar."""
-    words = re.findall(r"[a-z]+", _GRAMMAR.sub(" ", phrase.lower()))
+    words = re.findall(r"[a-z]+", _GRAMMAR.sub(" ", _plain(phrase)))
     return category or " ".join(sorted({w for w in words if w not in _SIDE_OF and w not in _ZONE_OF}))
 
 

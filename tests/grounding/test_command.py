@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from downstream.grounding.__main__ import main
@@ -134,7 +135,7 @@ def test_missing_images_and_boxes_that_cannot_be_used_are_counted(folder: Path, 
     said = capsys.readouterr().out
     assert f"2 of {there} images are missing" in said or f"2 of {there - 1} images are missing" in said  # one may have had no other box
     assert gone[0].name in said
-    assert "D031 box that cannot be used 1" in said
+    assert "D031 boxes that cannot be used (their phrases are scored on what is left) 1" in said
     assert "image file is missing" in said
 
 
@@ -172,6 +173,10 @@ def test_resized_copies_are_refused_or_scaled(folder: Path, ms_cxr: Path, tmp_pa
         (["nonsense"], ConfigError, "is not an override"),
         (["--device", "tpu"], ConfigError, "no device"),
         (["data={name: nothing}"], ConfigError, "no dataset 'nothing'"),
+        (["protocol.margin=0.499", "preset=afloc"], ConfigError, "nothing to score"),
+        (["protocol.sigma=.nan"], ConfigError, "nothing to score"),
+        (["protocol.headline=[]"], ConfigError, "headline is empty"),
+        *([] if torch.cuda.is_available() else [(["--device", "cuda"], ConfigError, "no CUDA here")]),
     ],
 )
 def test_wrong_words_end_in_one_short_message(folder: Path, tmp_path: Path, words: list[str], kind: type[ElvisError], match: str) -> None:
@@ -180,6 +185,39 @@ def test_wrong_words_end_in_one_short_message(folder: Path, tmp_path: Path, word
     assert len(str(error.value)) < 400
     assert error.value.exit_code == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_a_run_and_a_name_of_a_reference_are_not_taken(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="would be overwritten"):
+        evaluate(folder, tmp_path / "run", *SMALL)
+    with pytest.raises(ConfigError, match="would be overwritten"):
+        evaluate(folder, folder, *SMALL)
+    with pytest.raises(ConfigError, match="cannot be named 'text_prior'"):
+        main(["evaluate", "--checkpoint", f"text_prior={folder}", "--out", str(tmp_path / "x"), *SMALL])
+
+
+def test_without_out_the_next_free_folder_is_taken(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main(["evaluate", "--checkpoint", str(folder), "--quiet", *SMALL, "splits=[test]", "page.cases=0"]) == 0
+    assert {p.name for p in (tmp_path / "runs").iterdir()} == {"grounding-phantom", "grounding-phantom-2"}
+
+
+def test_chosen_cases_of_phantoms_leave_the_twins_out(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = tmp_path / "ids.txt"
+    table = phantom(train=40, val=0, test=6, comp=4, decor=0, swap=4)
+    ids.write_text(next(s.id for s in table.studies if s.split == "test" and s.groundings))
+    words = [word for word in SMALL if not word.startswith("splits")]
+    assert evaluate(folder, tmp_path / "out", *words, "splits=[test,swap]", f"cases={ids}") == 0
+    said = capsys.readouterr().out
+    assert "not chosen by cases=" in said
+    assert "swap 0" not in said
+
+
+def test_ids_of_patients_are_for_the_owners_eyes(folder: Path, ms_cxr: Path, tmp_path: Path) -> None:
+    assert evaluate(folder, tmp_path / "out", "--config", "ms_cxr", f"data.root={ms_cxr}", *FEW) == 0
+    assert stat.S_IMODE((tmp_path / "out/per_case.csv").stat().st_mode) == 0o600
 
 
 def test_a_damaged_or_missing_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -254,7 +292,7 @@ def test_the_fingerprints_of_a_phantom_checkpoint_do_not_meet_its_test_patients(
     trained, judged = (studies.fingerprints(table, split, "phantom") for split in ("train", "test"))
     assert len(trained) > 5
     assert not np.isin(judged, trained).any()
-    assert checkpoints.trained_on(folder).size == 0
+    assert checkpoints.load_whole(folder).patients.size == 0
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real radiographs beside the checkout")

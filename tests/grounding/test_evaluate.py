@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from downstream.grounding import references
 from downstream.grounding.cases import gather
@@ -20,6 +21,7 @@ from elvis.data import studies as tables
 from elvis.data.phantoms import files, layouts
 from elvis.data.phantoms.film import Film
 from elvis.data.studies import StudyTable
+from elvis.errors import NumericsError
 from elvis.metrics.priors import LocationPrior
 from tests.grounding.stub import GREYS, Grey, paint, study
 
@@ -86,7 +88,23 @@ def test_two_geometries_have_two_oracles() -> None:
     found = gather(StudyTable((study(0),)), ["test"], OURS)
     both = [Grey(GREYS, name="a"), Grey(GREYS, name="b", fit="crop"), Grey(GREYS, name="c", cells=12), Grey(GREYS, name="d")]
     outcome = run(both, found, OURS, Grounding(data={"name": "x"}, workers=0))
-    assert [row for row in outcome.cases["test"] if row.startswith("oracle")] == ["oracle 24x24", "oracle 24x24 crop", "oracle 12x12"]
+    assert [row for row in outcome.cases["test"] if row.startswith("oracle")] == ["oracle 24x24", "oracle 24x24 of 96x96", "oracle 12x12"]
+
+
+def test_a_map_that_is_not_finite_stops_the_evaluation_with_the_study() -> None:
+    model = Grey(GREYS)
+    model.gradcam = lambda images, phrases: [torch.full((len(some), 4, 4), torch.nan) for some in phrases]  # type: ignore[method-assign]
+    with pytest.raises(NumericsError, match=r"gradcam.*test-0"):
+        evaluated(study(0), model=model, maps=["gradcam"])
+
+
+def test_a_model_without_a_map_that_was_asked_for_is_named() -> None:
+    found = gather(StudyTable((study(0),)), ["test"], OURS)
+    lacking = Grey(GREYS, name="plain")
+    lacking.kinds = ("cosine",)
+    outcome = run([Grey(GREYS), lacking], found, OURS, Grounding(data={"name": "x"}, workers=0, maps=["gradcam"]))
+    assert outcome.models == ["grey (gradcam)"]
+    assert any("plain gives no map gradcam" in note for note in outcome.notes)
 
 
 def test_several_maps_are_rows_that_name_their_map() -> None:
@@ -110,13 +128,12 @@ def test_presets_change_the_cases_and_the_numbers() -> None:
 def test_priors_are_fitted_on_training_boxes_or_else_on_other_patients_only() -> None:
     train = [study(n, split="train") for n in range(30)]
     shots = gather(StudyTable((study(0),)), ["test"], OURS).shots["test"]
-    fitted = references.fit(train, shots, {})
+    fitted = references.fit(train, shots)
     assert len(fitted.priors) == 1
     assert "90 training phrases" in fitted.about["text_prior"]
     test = [study(n) for n in range(40)]
     shots = gather(StudyTable(tuple(test)), ["test"], OURS).shots["test"]
-    sizes = {(s.study.id, 0): (60, 90) for s in shots}
-    crossed = references.fit([], shots, sizes)
+    crossed = references.fit([], shots)
     assert "other patients" in crossed.about["mean_box"]
     for shot in shots[:6]:
         number = references.fold(shot.study.patient)
@@ -127,10 +144,21 @@ def test_priors_are_fitted_on_training_boxes_or_else_on_other_patients_only() ->
         np.testing.assert_allclose(map[0], others.text(shot.cases[0].phrase, shot.cases[0].category).numpy(), atol=1e-6)
 
 
-def test_one_patient_alone_has_no_priors_to_be_fitted() -> None:
+def test_one_patient_alone_has_no_priors_to_be_fitted_and_the_notes_say_so() -> None:
     outcome = evaluated(study(0))
     assert "text_prior" not in outcome.cases["test"]
     assert "random" in outcome.cases["test"]
+    assert any("no text_prior" in note for note in outcome.notes)
+
+
+def test_a_prior_never_saw_a_judged_patient_and_training_images_that_cannot_be_read_lead_to_the_folds() -> None:
+    both = [study(n, split="train", patient=f"p{n}") for n in range(6)] + [study(n, patient=f"p{n}") for n in range(3)]
+    found = gather(StudyTable(tuple(both)), ["test"], OURS)
+    assert {s.patient for s in found.train} == {"p3", "p4", "p5"}
+    assert gather(StudyTable(tuple(both)), ["train"], OURS).train == []
+    blind = [replace(study(n, split="train", readable=False), groundings=tuple(replace(g, size=None) for g in study(n).groundings)) for n in range(9)]
+    shots = gather(StudyTable(tuple(study(n) for n in range(30))), ["test"], OURS).shots["test"]
+    assert "folds" in references.fit(blind, shots).about["text_prior"]
 
 
 def test_random_is_the_same_for_the_same_seed_and_phrase() -> None:

@@ -16,6 +16,7 @@ from downstream.grounding.references import over
 from downstream.grounding.score import Job, gaussian, in_pixels, score, through_grid
 from elvis.data.images import Preprocess
 from elvis.metrics import grounding
+from elvis.metrics.pixels import region
 
 SHAPE = (70, 110)
 BOXES = [[(20, 10, 60, 40)], [(70, 30, 100, 66), (5, 50, 25, 69)]]
@@ -59,19 +60,48 @@ def test_smoothing_is_scipys_and_enlarging_by_nearest_neighbour_is_torchs() -> N
 
 
 def test_the_canvas_of_afloc_is_the_padded_image_made_small_without_its_border() -> None:
-    """A model that sees a padded 224 px input has its map on that very canvas; boxes are floored there; 14 px are cut off."""
+    """A model that sees a padded 224 px input has its map on that very canvas, smoothed; boxes are floored there; 14 px are cut off, truth too."""
     grids = np.random.default_rng(2).normal(size=(1, 14, 14)).astype(np.float32)
-    shape, boxes = (300, 448), [(101.0, 51.0, 203.0, 151.0)]
+    shape, boxes = (300, 448), [(3.0, 51.0, 206.0, 151.0)]
     frame = Preprocess((224, 224), "pad", (0.5,), (0.5,)).frame(*shape)
     found = score(Job(shape, [boxes], ["x"], {"m": (grids, frame)}), PRESETS["afloc"]).cases["m"][0]
-    canvas = F.interpolate(torch.from_numpy(grids)[None], (224, 224), mode="bilinear", align_corners=False)[0]
+    smooth = torch.from_numpy(ndimage.gaussian_filter(grids, (0, 1.5, 1.5)))
+    canvas = F.interpolate(smooth[None], (224, 224), mode="bilinear", align_corners=False)[0]
     canvas[:, :14] = canvas[:, -14:] = torch.nan
     canvas[:, :, :14] = canvas[:, :, -14:] = torch.nan
     top = (224 - 150) // 2
     mask = torch.zeros(224, 224, dtype=torch.bool)
-    mask[math.floor(25.5) + top : math.floor(75.5) + top, 50:101] = True  # half size, floored
+    y = math.floor(25.5 + top)
+    mask[y : y + 50, 14:102] = True  # half size, corner (1.5, 25.5) and size (101.5, 50) floored; what lies in the border is no truth
     assert found["cnr"] == pytest.approx(float(grounding.cnr(canvas.double(), mask)), abs=1e-4)
     assert found["miou"] == pytest.approx(float(grounding.miou(canvas, mask)), abs=2e-3)
+
+
+def test_a_box_in_the_border_of_the_canvas_is_left_out() -> None:
+    grids = np.random.default_rng(2).normal(size=(1, 14, 14)).astype(np.float32)
+    frame = Preprocess((224, 224), "pad", (0.5,), (0.5,)).frame(448, 448)
+    found = score(Job((448, 448), [[(0, 0, 20, 20)]], ["x"], {"m": (grids, frame)}), PRESETS["afloc"]).cases["m"][0]
+    assert math.isnan(found["miou_skip_empty"])
+    assert math.isnan(found["pointing"])
+
+
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 0.7, 1 / 144])
+def test_a_constant_map_stays_flat_in_pixels(value: float) -> None:
+    frame = Preprocess((96, 96), "pad", (0.5,), (0.5,)).frame(*SHAPE)
+    grid = np.full((1, 13, 11), value, np.float32)
+    for preset in PRESETS.values():
+        found = score(Job(SHAPE, [[(0, 0, 55, 35)]], ["x"], {"m": (grid, frame)}), preset).cases["m"][0]
+        assert (found["miou"], found["auroc"], found["cnr"]) == (0, 0.5, 0)
+
+
+def test_pictures_are_in_the_images_own_pixels_whatever_the_canvas_of_a_protocol() -> None:
+    grid = np.zeros((8, 8), np.float32)
+    grid[6, 2] = 1
+    frame = Preprocess((64, 64), "pad", (0.5,), (0.5,)).frame(*SHAPE)
+    shown = in_pixels(grid, frame, PRESETS["afloc"])
+    assert np.isfinite(shown).all()
+    plain = in_pixels(grid, frame, Protocol(sigma=1.5))
+    np.testing.assert_array_equal(shown, plain)
 
 
 def test_a_box_too_small_for_the_canvas_keeps_a_pixel() -> None:
@@ -84,7 +114,7 @@ def test_a_box_too_small_for_the_canvas_keeps_a_pixel() -> None:
 @pytest.mark.parametrize("fit", ["pad", "crop"])
 def test_the_oracle_is_the_true_mask_averaged_over_each_cell(fit: str) -> None:
     preprocess, shape = Preprocess((64, 64), fit, (0.5,), (0.5,)), (80, 160)  # type: ignore[arg-type]
-    exact = through_grid(BOXES, shape, preprocess, (8, 8))
+    exact = through_grid([region(b, shape) for b in BOXES], preprocess.frame(*shape), (8, 8))
     for own, seen in zip(BOXES, exact, strict=True):
         mask = grounding.boxes_to_mask(own, shape).numpy().astype(np.uint8) * 255
         big = np.asarray(Image.fromarray(mask).resize((shape[1] * 8, shape[0] * 8), Image.Resampling.NEAREST))
@@ -93,7 +123,7 @@ def test_the_oracle_is_the_true_mask_averaged_over_each_cell(fit: str) -> None:
         np.testing.assert_allclose(seen, approximate, atol=0.03)
     assert exact.min() >= 0
     assert exact.max() <= 1 + 1e-6
-    it, _ = job(fit, oracles={"oracle": (preprocess, (32, 32))})
+    it, _ = job(fit, oracles={"oracle": (preprocess.frame(*SHAPE), (32, 32))})
     found = score(it, Protocol())
     assert all(case["auroc"] > 0.95 for case in found.cases["oracle"])
     assert found.oracles["oracle"][0].shape == (2, 32, 32)
