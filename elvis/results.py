@@ -52,6 +52,8 @@ DETAILS = frozenset(  # in results.json and in the page's last table
         "swap_global",
         "swap_image",
         "swap_image_global",
+        "absent_auroc",
+        "absent_auroc_global",
     ]
     + ["image_corr_pooled", "report_corr_study"]
     + [f"r@{k}_{way}" for k in (1, 5) for way in ("image_to_text", "text_to_image")]
