@@ -59,12 +59,14 @@ other patients (5 folds)."""
 
 
 def judge(out: Path, name: str, seed: int, words: Sequence[str]) -> Path:
-    """All arms of a seed by the public command; nothing is repeated that is done."""
+    """All arms of a seed by the public command; nothing is repeated that is done. minutes.json: how long it took."""
     folder = out / f"{name}-{seed}"
-    if not (folder / "results.json").is_file():
+    if not (folder / "minutes.json").is_file():
+        since = time.monotonic()
         given = [word for arm in arms.ARMS for word in ("--checkpoint", f"{arm}={out / f'{arm}-{seed}'}")]
         maps = f"maps=[cosine,{','.join(dict.fromkeys(ATTENTION.values()))}]"
         grounding(["evaluate", *given, maps, "--out", str(folder), "--quiet", *words])
+        (folder / "minutes.json").write_text(json.dumps((time.monotonic() - since) / 60))
     return folder
 
 
@@ -136,9 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--real", default=str(REAL), help="folder of real radiographs with boxes/findings_boxes.json; skipped, saying so, if absent")
     parser.add_argument("--results", default=str(HERE / "results" / "grounding_arms"), help="where the table goes, without suffix")
     args = parser.parse_args(argv)
-    out, seeds, since = Path(args.out), range(args.seeds), time.monotonic()
+    out, seeds = Path(args.out), range(args.seeds)
     arms.launch("benchmarks.arms", [(a, s) for s in seeds for a in arms.ARMS if not (out / f"{a}-{s}/results.json").is_file()], out, args.jobs, [])
-    trained = time.monotonic() - since
     facts = arms.origin(out / f"{arm}-{seed}" for arm in arms.ARMS for seed in seeds)
     sets = {"phantom": ["--config", "phantom"]}
     if Path(args.real, "boxes/findings_boxes.json").is_file():
@@ -149,7 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     origin = arms.origin(folder for some in folders.values() for folder in some)
     command = "python -m benchmarks.grounding_arms" + (f" --seeds {args.seeds}" if args.seeds != 3 else "")
     took = sorted(minutes(out / f"{arm}-{seed}") for arm in arms.ARMS for seed in seeds)
-    spent = {"run": took[len(took) // 2], "least": took[0], "most": took[-1], "judging": (time.monotonic() - since - trained) / 60}
+    judging = sum(json.loads((folder / "minutes.json").read_text()) for some in folders.values() for folder in some)
+    spent = {"run": took[len(took) // 2], "least": took[0], "most": took[-1], "judging": judging}
     about = {"trained": facts["commit"], "judged": origin["commit"], "machine": facts["machine"], "torch": facts["versions"]["torch"]}
     parts = [HEAD.format(command=command, **spent, seeds=args.seeds, config=arms.CONFIG, **about)]
     parts += ["## Phantoms", table(folders["phantom"], PHANTOM)]
@@ -162,7 +164,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     target = Path(args.results)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.with_suffix(".md").write_text(text)
-    found = {name: [{f"{row} | {split}": r["metrics"] for (row, split), r in rows_of(f).items()} for f in some] for name, some in folders.items()}
+    told = {name: set(columns.values()) for name, columns in (("phantom", PHANTOM), ("real", REALS))}
+    found = {
+        name: [
+            {f"{row} | {split}": {m: v for m, v in r["metrics"].items() if (split, m) in told[name]} for (row, split), r in rows_of(f).items()}
+            for f in some
+        ]
+        for name, some in folders.items()
+    }
     summary = {"command": command, "trained": facts, "judged": checkpoints.provenance({}), "seeds": found}
     target.with_suffix(".json").write_text(json.dumps(summary, separators=(",", ":")))
     print(text)
