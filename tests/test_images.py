@@ -281,3 +281,17 @@ def test_a_preprocess_survives_json():
 
 def test_a_frame_is_plain_numbers():
     assert Preprocess((64, 64), "pad", **GREY).frame(32, 64) == Frame(32, 64, (64, 64), (1.0, 1.0), (16.0, 0.0))
+
+
+def test_a_zoomed_crop_is_the_centre_of_an_image_whose_short_side_was_made_larger_first() -> None:
+    """hi-ml: short side to 512, centre crop of 480; in original pixels a square of 480 / 512 of the short side."""
+    preprocess = Preprocess((480, 480), "crop", (0.5,), (0.5,), zoom=512 / 480)
+    frame = preprocess.frame(1024, 1500)
+    shown = ~frame.to_original(torch.zeros(15, 15)).isnan()
+    rows, columns = shown.any(1).nonzero()[:, 0], shown.any(0).nonzero()[:, 0]
+    assert (rows.min(), rows.max() + 1) == (32, 992)
+    assert (columns.min(), columns.max() + 1) == (270, 1230)
+    image = np.zeros((1024, 1500), np.uint8)
+    image[32:992, 270:1230] = 200
+    assert (preprocess.resize(image)[1:-1, 1:-1] >= 199).all()  # the filter mixes the outermost pixels with what lies outside
+    assert Preprocess.from_json(preprocess.to_json()) == preprocess

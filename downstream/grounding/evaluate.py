@@ -24,9 +24,10 @@ from downstream.grounding.cases import Gathered, Shot
 from downstream.grounding.config import Grounding
 from downstream.grounding.maps import Phrases, check_kind, encode
 from downstream.grounding.protocols import Protocol
+from downstream.grounding.references import References
 from downstream.grounding.score import Job, Scores, score
 from elvis.data.images import BadImage, Frame, read
-from elvis.errors import NumericsError
+from elvis.errors import DataError, NumericsError
 
 LITTLE = 2e9  # pixels times rows: less is scored in this process, starting others would take longer
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -46,6 +47,7 @@ class Outcome:
     grids: dict[tuple[str, str, int], dict[str, tuple[np.ndarray, Frame]]] = field(default_factory=dict)  # (split, study, image) -> row -> maps
     excluded: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    references: References = field(default_factory=lambda: References(()))
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("encode", "all"), 0.0))
 
     def kept(self, split: str) -> list[dict[str, Any]]:
@@ -67,12 +69,13 @@ def run(
     )
     blind = references.fit(gathered.train, [shot for _, shot in shots], config.seed)
     outcome.about |= blind.about
+    outcome.references = blind
     outcome.notes += [blind.absent] * bool(blind.absent)
     for model, own in zip(models, rows, strict=True):
         if lacking := [kind for kind in config.maps if kind not in dict(own)]:
             outcome.notes.append(f"{model.name} gives no map {', '.join(lacking)}: it has no such row")
     with _Scorers(_workers(config.workers, shots, len(outcome.models) + 5), protocol, outcome) as scorers:
-        for batch in _batches(shots, config.batch_size, outcome.excluded):
+        for batch in _batches(shots, config.batch_size, outcome.excluded, config.strict):
             jobs = [_Draft(split, shot, pixels.shape, shot.boxes(pixels.shape), blind.maps(shot, pixels.shape)) for split, shot, pixels in batch]
             for model, text, own in zip(models, texts, rows, strict=True):
                 start = time.perf_counter()
@@ -103,8 +106,10 @@ def _row(name: str, kind: str, kinds: Sequence[str]) -> str:
 # ----------------------------------------------------------------------------------------------------------- reading
 
 
-def _batches(shots: Sequence[tuple[str, Shot]], size: int, excluded: Counter[str]) -> Iterator[list[tuple[str, Shot, np.ndarray]]]:
-    """(split, shot, pixels), read ahead by threads. An image that cannot be read is counted with its phrases."""
+def _batches(
+    shots: Sequence[tuple[str, Shot]], size: int, excluded: Counter[str], strict: bool = False
+) -> Iterator[list[tuple[str, Shot, np.ndarray]]]:
+    """(split, shot, pixels), read ahead by threads. An image that cannot be read is counted with its phrases; DataError where that is strict."""
     batch: list[tuple[str, Shot, np.ndarray]] = []
     with ThreadPoolExecutor(2) as pool:
         waiting: deque[tuple[str, Shot, Future]] = deque()
@@ -118,6 +123,8 @@ def _batches(shots: Sequence[tuple[str, Shot]], size: int, excluded: Counter[str
                 break
             split, shot, future = waiting.popleft()
             pixels = future.result()
+            if isinstance(pixels, str) and strict:
+                raise DataError(f"{shot.study.id[:60]}: its image cannot be read: {pixels}", "with strict=false it is counted as excluded", "D011")
             if isinstance(pixels, str):
                 excluded[f"image cannot be read: {pixels}"] += len(shot.cases)
                 continue
@@ -234,9 +241,7 @@ class _Scorers:
         shot, split, outcome = draft.shot, draft.split, self.outcome
         self.oracles |= dict.fromkeys(scores.oracles)
         shown = draft.maps | scores.oracles
-        outcome.grids[split, shot.study.id, shot.image] = {
-            row: shown[row] for row in (*outcome.models, "text_prior", *scores.oracles) if row in shown
-        }
+        outcome.grids[split, shot.study.id, shot.image] = {row: shown[row] for row in (*outcome.models, *scores.oracles) if row in shown}
         table = outcome.cases.setdefault(split, {})
         for row, values in (scores.cases if shot.cases else {}).items():
             table.setdefault(row, []).extend(about(shot, case) | value for case, value in zip(shot.cases, values, strict=True))

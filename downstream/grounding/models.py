@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -199,6 +199,7 @@ class Pair:
     model: PairModel = field(default_factory=PairModel)
     size: int = 224
     fit: str = "pad"
+    zoom: float = 1.0  # of fit: crop; hi-ml's BioViL: 512 / 480
     max_tokens: int = 256
     weights: str = ""  # a .safetensors of a whole model (elvis.model.VisionLanguageModel)
     imports: list[str] = field(default_factory=list)
@@ -232,7 +233,10 @@ def pair(path: Path, name: str = "", device: str = "cpu") -> Ours:
     if given.weights:
         checkpoints.load_weights(model, Path(given.weights).expanduser())
     model.to(device)
-    pretrained = Pretrained(model.eval(), tokenizer, assembly.create_preprocess(whole, model), max_tokens=given.max_tokens)
+    if given.zoom < 1 or (given.zoom > 1 and given.fit != "crop"):
+        raise ConfigError(f"{path.name}: zoom={given.zoom} with fit={given.fit}", "zoom is 1 or more, and of fit: crop")
+    preprocess = replace(assembly.create_preprocess(whole, model), zoom=given.zoom)
+    pretrained = Pretrained(model.eval(), tokenizer, preprocess, max_tokens=given.max_tokens)
     return Ours(name or path.stem, pretrained)
 
 

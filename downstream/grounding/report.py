@@ -179,7 +179,8 @@ def _shown(outcome: Outcome, split: str, place: int, shots: Mapping[Any, Shot], 
     small_y, small_x = image.shape[0] / shape[0], image.shape[1] / shape[1]
     boxes = [(x1 * small_x, y1 * small_y, x2 * small_x, y2 * small_y) for x1, y1, x2, y2 in shot.boxes(shape)[number_in_shot]]
     layers = {}
-    for row, (grids, frame) in outcome.grids[key].items():
+    drawn = outcome.grids[key] | {row: maps for row, maps in outcome.references.maps(shot, shape).items() if row == tables.PRIOR}
+    for row, (grids, frame) in drawn.items():
         grid = grids[number_in_shot]
         smooth = [gaussian(cells, protocol.sigma) for cells in grid.shape]
         scale = (frame.scale[0] / small_y, frame.scale[1] / small_x)

@@ -256,13 +256,15 @@ class Preprocess:
     """From uint8 H W of any size to what a backbone takes.
 
     fit: "pad" shows the whole image, centred, with zeros around it; "crop" fills the input and cuts the longer side
-    evenly at both ends. mean, std: of images in [0, 1], one per channel (BackboneSpec); one grey value feeds them all.
+    evenly at both ends, and with zoom > 1 a border all around (hi-ml: short side to 512, centre of 480: zoom 512 / 480).
+    mean, std: of images in [0, 1], one per channel (BackboneSpec); one grey value feeds them all.
     """
 
     size: tuple[int, int]  # h, w
     fit: Literal["pad", "crop"]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    zoom: float = 1.0  # of crop
 
     def frame(self, height: int, width: int) -> Frame:
         (h, w), original = self.size, (height, width)
@@ -271,7 +273,7 @@ class Preprocess:
             content = tuple(max(1, round(n * ratio)) for n in original)
             offset = ((h - content[0]) // 2, (w - content[1]) // 2)
             return Frame(height, width, self.size, (content[0] / height, content[1] / width), (float(offset[0]), float(offset[1])))
-        ratio = max(h / height, w / width)
+        ratio = self.zoom * max(h / height, w / width)
         return Frame(height, width, self.size, (ratio, ratio), ((h - ratio * height) / 2, (w - ratio * width) / 2))
 
     def resize(self, image: np.ndarray) -> np.ndarray:

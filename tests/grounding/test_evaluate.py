@@ -21,7 +21,7 @@ from elvis.data import studies as tables
 from elvis.data.phantoms import files, layouts
 from elvis.data.phantoms.film import Film
 from elvis.data.studies import StudyTable
-from elvis.errors import NumericsError
+from elvis.errors import DataError, NumericsError
 from elvis.metrics.priors import LocationPrior
 from tests.grounding.stub import GREYS, Grey, paint, study
 
@@ -82,6 +82,8 @@ def test_what_cannot_be_read_is_counted_by_reason() -> None:
     outcome = evaluated(study(0), study(1, readable=False), replace(study(2), groundings=study(2).groundings[:1]))
     assert outcome.excluded["image cannot be read: truncated"] == 3
     assert len(outcome.cases["test"]["grey"]) == 4
+    with pytest.raises(DataError, match="test-1: its image cannot be read: truncated"):
+        evaluated(study(0), study(1, readable=False), strict=True)
 
 
 def test_two_geometries_have_two_oracles() -> None:

@@ -215,6 +215,7 @@ def test_a_pair_with_the_weights_of_a_model_is_that_model(tmp_path: Path) -> Non
         ({"image": {}}, "names no image encoder"),
         ({"sise": 32}, "unknown key 'sise'"),
         ({"weights": "nowhere.safetensors"}, "cannot read"),
+        ({"zoom": 1.2}, "zoom"),
     ],
 )
 def test_a_pair_that_does_not_fit_is_refused(tmp_path: Path, changes: dict, match: str) -> None:
