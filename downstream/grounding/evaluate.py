@@ -1,6 +1,6 @@
 """The benchmark as a stream: images are read ahead, encoded in batches once for each model, and scored by other processes meanwhile.
 
-    outcome = run(models, table, config)        outcome.cases[split][row] -> a dict a phrase;  outcome.twins, outcome.shown
+    outcome = run(models, gathered, protocol, config)        outcome.cases[split][row] -> a dict a phrase
 
 In memory are a few batches of images, and of every phrase its small maps; full-size maps live only in the scorers, one at a time.
 """
@@ -26,7 +26,7 @@ from downstream.grounding.maps import Phrases, check_kind, encode
 from downstream.grounding.protocols import Protocol
 from downstream.grounding.references import References
 from downstream.grounding.score import Job, Scores, score
-from elvis.data.images import BadImage, Frame, read
+from elvis.data.images import BadImage, Frame, Preprocess, read
 from elvis.errors import DataError, NumericsError
 
 LITTLE = 2e9  # pixels times rows: less is scored in this process, starting others would take longer
@@ -74,6 +74,7 @@ def run(
     for model, own in zip(models, rows, strict=True):
         if lacking := [kind for kind in config.maps if kind not in dict(own)]:
             outcome.notes.append(f"{model.name} gives no map {', '.join(lacking)}: it has no such row")
+    oracles = _Oracles()
     with _Scorers(_workers(config.workers, shots, len(outcome.models) + 5), protocol, outcome) as scorers:
         for batch in _batches(shots, config.batch_size, outcome.excluded, config.strict):
             jobs = [_Draft(split, shot, pixels.shape, shot.boxes(pixels.shape), blind.maps(shot, pixels.shape)) for split, shot, pixels in batch]
@@ -83,12 +84,12 @@ def run(
                 outcome.seconds["encode"] += time.perf_counter() - start
                 for kind, row in own:
                     for job, grids in zip(jobs, found[kind], strict=True):
-                        job.put(row, grids, model.preprocess.frame(*job.shape))
+                        job.put(row, grids, model.preprocess.frame(*job.shape), oracles(model.preprocess, grids.shape[-2:]))
             for job in jobs:
                 scorers.send(job)
             progress(len(batch))
     outcome.seconds["all"] = time.perf_counter() - began
-    outcome.about |= {row: "the true mask on a model's token grid, bilinear to pixels" for row in scorers.oracles}
+    outcome.about |= {row: "the true mask on a model's token grid, bilinear to pixels" for row in oracles.names.values()}
     return outcome
 
 
@@ -157,21 +158,13 @@ class _Draft:
     maps: dict[str, tuple[np.ndarray, Frame]]
     oracles: dict[str, tuple[Frame, tuple[int, int]]] = field(default_factory=dict)
 
-    def put(self, row: str, grids: np.ndarray, frame: Frame) -> None:
-        """The maps of a row, and the oracle of their geometry. NumericsError for a map that is not finite."""
+    def put(self, row: str, grids: np.ndarray, frame: Frame, oracle: str) -> None:
+        """The maps of a row, and the name of the oracle of its geometry. NumericsError for a map that is not finite."""
         if not np.isfinite(grids).all():
-            raise NumericsError(
-                f"{row}: a map of {self.shot.study.id[:60]} is not finite", "did the training diverge? Evaluate an earlier checkpoint"
-            )
+            what = f"{row}: a map of {self.shot.study.id[:60]} is not finite"
+            raise NumericsError(what, "did the training diverge? Evaluate an earlier checkpoint")
         self.maps[row] = (grids, frame)
-        geometry, grid = (frame, tuple(grids.shape[-2:])), "x".join(map(str, grids.shape[-2:]))
-        if geometry not in self.oracles.values():
-            names = (
-                f"oracle {grid}",
-                f"oracle {grid} of {'x'.join(map(str, frame.size))}",
-                f"oracle {grid} {_shown(frame)} of {'x'.join(map(str, frame.size))}",
-            )
-            self.oracles[next(name for name in names if name not in self.oracles)] = geometry
+        self.oracles[oracle] = (frame, tuple(grids.shape[-2:]))  # type: ignore[assignment]
 
     def job(self) -> Job:
         return Job(
@@ -180,8 +173,19 @@ class _Draft:
         )  # fmt: skip
 
 
-def _shown(frame: Frame) -> str:
-    return "crop" if frame.offset[0] < 0 or frame.offset[1] < 0 else "pad"
+class _Oracles:
+    """A row for each way in which a model sees images: its token grid, and where two agree in that, its input's size, and how it is filled."""
+
+    def __init__(self) -> None:
+        self.names: dict[tuple[Any, ...], str] = {}
+
+    def __call__(self, preprocess: Preprocess, grid: Sequence[int]) -> str:
+        key = (preprocess.size, preprocess.fit, preprocess.zoom, tuple(grid))
+        if key not in self.names:
+            cells, size = ("x".join(map(str, sides)) for sides in (grid, preprocess.size))
+            names = (f"oracle {cells}", f"oracle {cells} of {size}", f"oracle {cells} of {size} {preprocess.fit} {preprocess.zoom:.3g}")
+            self.names[key] = next(name for name in names if name not in self.names.values())
+        return self.names[key]
 
 
 def lungs(shot: Shot) -> tuple[float, float, float, float] | None:
@@ -209,7 +213,6 @@ class _Scorers:
         self.pool: ProcessPoolExecutor | None = None
         self.stack = ExitStack()
         self.sent: deque[tuple[_Draft, Future]] = deque()
-        self.oracles: dict[str, None] = {}
 
     def __enter__(self) -> _Scorers:
         if self.count:
@@ -239,11 +242,10 @@ class _Scorers:
 
     def _put(self, draft: _Draft, scores: Scores) -> None:
         shot, split, outcome = draft.shot, draft.split, self.outcome
-        self.oracles |= dict.fromkeys(scores.oracles)
         shown = draft.maps | scores.oracles
         outcome.grids[split, shot.study.id, shot.image] = {row: shown[row] for row in (*outcome.models, *scores.oracles) if row in shown}
         table = outcome.cases.setdefault(split, {})
-        for row, values in (scores.cases if shot.cases else {}).items():
+        for row, values in scores.cases.items():
             table.setdefault(row, []).extend(about(shot, case) | value for case, value in zip(shot.cases, values, strict=True))
         for row, pair in scores.twins.items():
             outcome.twins.setdefault(split, {}).setdefault(row, {})[shot.study.id] = pair

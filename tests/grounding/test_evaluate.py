@@ -93,6 +93,16 @@ def test_two_geometries_have_two_oracles() -> None:
     assert [row for row in outcome.cases["test"] if row.startswith("oracle")] == ["oracle 24x24", "oracle 24x24 of 96x96", "oracle 12x12"]
 
 
+def test_an_oracle_has_a_row_of_every_image_also_where_two_geometries_agree() -> None:
+    """A square image looks the same padded and cropped."""
+    found = gather(StudyTable((study(0), study(1, shape=(90, 90)))), ["test"], OURS)
+    outcome = run([Grey(GREYS, name="a"), Grey(GREYS, name="b", fit="crop")], found, OURS, Grounding(data={"name": "x"}, workers=0))
+    assert {row: len(cases) for row, cases in outcome.cases["test"].items() if row.startswith("oracle")} == {
+        "oracle 24x24": 6,
+        "oracle 24x24 of 96x96": 6,
+    }
+
+
 def test_a_map_that_is_not_finite_stops_the_evaluation_with_the_study() -> None:
     model = Grey(GREYS)
     model.gradcam = lambda images, phrases: [torch.full((len(some), 4, 4), torch.nan) for some in phrases]  # type: ignore[method-assign]
