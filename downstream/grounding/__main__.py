@@ -2,7 +2,7 @@
 
     python -m downstream.grounding evaluate --checkpoint [NAME=]DIR [--checkpoint ...] --config phantom|ms_cxr|vindr|padchest_gr|manifest|FILE
                                             [data.root=DIR] [preset=default|biovil|afloc|radzero] [maps=[cosine,gradcam]] [--out DIR] [key=value ...]
-    python -m downstream.grounding show     the same, [cases=FILE] [count=8] [--out overlays.png]: overlays of chosen cases, checkpoints side by side
+    python -m downstream.grounding show     the same, [cases=FILE] [--count 8] [--out overlays.png]: overlays of cases, checkpoints side by side
 
 A checkpoint is a run or checkpoint directory of ours, open_clip:MODEL:WEIGHTS, or a YAML file of a pair of registered encoders.
 docs/grounding.md says what every number means.
