@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +29,7 @@ from downstream.grounding.protocols import Protocol
 from downstream.grounding.references import References
 from downstream.grounding.score import Job, Scores, score
 from elvis.data.images import BadImage, Frame, Preprocess, read
+from elvis.data.prepare import end_with_the_parent
 from elvis.errors import DataError, NumericsError
 
 LITTLE = 2e9  # pixels times rows: less is scored in this process, starting others would take longer
@@ -238,7 +241,12 @@ class _Scorers:
 
     def _receive(self) -> None:
         draft, future = self.sent.popleft()
-        self._put(draft, future.result())
+        try:
+            scores = future.result()
+        except BrokenProcessPool:
+            what = "a process that scores was killed; is there enough memory for this many?"
+            raise DataError(what, "run it again with fewer: workers=1, or workers=0 for none") from None
+        self._put(draft, scores)
 
     def _put(self, draft: _Draft, scores: Scores) -> None:
         shot, split, outcome = draft.shot, draft.split, self.outcome
@@ -278,9 +286,11 @@ def processes(count: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _alone() -> None:
-    """A scorer works on one core: there are as many of them as cores."""
+    """A scorer works on one core, there are as many of them as cores; and it does not outlive an evaluation that was killed."""
     import cv2
     import torch
 
+    end_with_the_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the evaluation, which ends its scorers
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

@@ -194,7 +194,7 @@ def _made(todo: Sequence[tuple[int, list[Any], str]], folder: Path, make: Make, 
         return
     context = get_context("forkserver")
     context.set_forkserver_preload(["elvis.data.shards"])  # imported once, not by every process
-    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=_end_with_the_parent) as pool:
+    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=end_with_the_parent) as pool:
         jobs = {pool.submit(shards.write, folder, number, group, make, key): number for number, group, key in todo}
         try:
             for job in as_completed(jobs):
@@ -207,7 +207,7 @@ def _made(todo: Sequence[tuple[int, list[Any], str]], folder: Path, make: Make, 
             raise
 
 
-def _end_with_the_parent() -> None:
+def end_with_the_parent() -> None:
     """A worker whose run was killed must not write on: the next run may have begun."""
     parent = parent_process()
 

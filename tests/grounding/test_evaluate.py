@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +21,9 @@ import torch
 from downstream.grounding import references
 from downstream.grounding.cases import gather
 from downstream.grounding.config import Grounding
-from downstream.grounding.evaluate import Outcome, run
+from downstream.grounding.evaluate import Outcome, _Scorers, run
 from downstream.grounding.protocols import PRESETS, Protocol
+from downstream.grounding.score import Scores
 from elvis.data import studies as tables
 from elvis.data.phantoms import files, layouts
 from elvis.data.phantoms.film import Film
@@ -132,6 +139,41 @@ def test_presets_change_the_cases_and_the_numbers() -> None:
     lowered = Grey({phrase.lower(): grey for phrase, grey in GREYS.items()})
     afloc = evaluated(study(0), protocol=PRESETS["afloc"], model=lowered)
     assert mean(afloc, "grey", "cnr") != mean(evaluated(study(0)), "grey", "cnr")
+
+
+SLEEPER = """
+import sys, time
+from downstream.grounding.evaluate import processes
+if __name__ == "__main__":
+    with processes(2) as pool:
+        print(*[pool.submit(__import__("os").getpid).result() for _ in range(8)], flush=True)
+        time.sleep(60)
+"""
+
+
+def test_a_scorer_that_is_killed_ends_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dead(self: object) -> Scores:
+        raise BrokenProcessPool
+
+    monkeypatch.setattr("concurrent.futures.Future.result", dead)
+    scorers = _Scorers(0, OURS, Outcome([], {}))
+    scorers.sent.append((None, Future()))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="enough memory"):
+        scorers._receive()
+
+
+def test_no_scorer_outlives_an_evaluation_that_was_killed(tmp_path: Path) -> None:
+    script = tmp_path / "sleeper.py"
+    script.write_text(SLEEPER)
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}) as process:
+        pids = {int(pid) for pid in process.stdout.readline().split()}  # type: ignore[union-attr]
+        assert pids
+        process.kill()
+    end = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2] for pid in pids):
+        assert time.monotonic() < end, "a scorer is still there"
+        time.sleep(0.1)
 
 
 # ------------------------------------------------------------------------------------------------------- references
