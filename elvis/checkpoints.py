@@ -198,7 +198,9 @@ def verify(path: Path) -> dict[str, str]:
         manifest = json.loads((path / MANIFEST).read_text())
         hashes = manifest["sha256"]
     except FileNotFoundError:
-        raise CheckpointError(f"{path} has no {MANIFEST}: not a checkpoint, or an incomplete copy", "copy the whole directory again") from None
+        raise CheckpointError(
+            f"{path} has no {MANIFEST}: not a checkpoint, or an incomplete copy", "give a run or checkpoint directory, copied whole"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / MANIFEST} is unreadable ({type(error).__name__})", "copy the whole directory again") from error
     if manifest.get("format") != FORMAT:
@@ -224,8 +226,13 @@ def resolve(path: Path | str) -> Path:
     if (path / MANIFEST).exists() or (path / "model.safetensors").exists() or not (path / "checkpoints").is_dir():
         verify(path)
         return path
-    best = path / "checkpoints" / "best"
-    return _first_good([*([best] if best.is_dir() else []), *_steps(path)], path)
+    return _first_good(_candidates(path), path)
+
+
+def _candidates(run: Path) -> list[Path]:
+    """The checkpoints of a run directory, the one to take first: best, then the newest steps."""
+    best = run / "checkpoints" / "best"
+    return [*([best] if best.is_dir() else []), *_steps(run)]
 
 
 def newest(run: Path) -> Path | None:
@@ -277,15 +284,20 @@ class Whole:
     pretrained: Pretrained
     objectives: Mapping[str, nn.Module]
     patients: np.ndarray | None
-    provenance: Mapping[str, Any]
+    provenance: Mapping[str, Any]  # with `weights`: the first digits of their sha256
+    passed_over: str = ""  # of a run directory: the damaged checkpoint that would have been taken
 
 
 def load_whole(path: Path | str) -> Whole:
     """A checkpoint with what a benchmark asks of it, verified once."""
-    folder = resolve(path)
+    folder, asked = resolve(path), Path(path).expanduser()
+    first = _candidates(asked)[0] if folder != asked else folder
     patients = folder / "patients.npy"
     known = np.load(patients, allow_pickle=False) if patients.is_file() else None
-    return Whole(_pretrained(folder), _objectives(folder), known, json.loads((folder / "provenance.json").read_text()))
+    hashes = json.loads((folder / MANIFEST).read_text())["sha256"]
+    origin = {**json.loads((folder / "provenance.json").read_text()), "weights": hashes["model.safetensors"][:12]}
+    damaged = f"{first.name} is damaged, {folder.name} was taken" if first != folder else ""
+    return Whole(_pretrained(folder), _objectives(folder), known, origin, damaged)
 
 
 def _pretrained(folder: Path) -> Pretrained:

@@ -80,14 +80,13 @@ def _prepare(args: argparse.Namespace, chosen: Any) -> _Ready:
     excluded: Any = Counter()
     table = cases.without_invalid(studies.index(name, **options), chosen.on_invalid, excluded)
     table = studies.checked(table, name, strict=chosen.strict, on_leak="allow")
-    if chosen.resized:
-        fitted = (dataclasses.replace(s, groundings=tuple(map(studies.in_fractions, s.groundings))) for s in table.studies)
-        table = dataclasses.replace(table, studies=tuple(fitted))
-    gathered = cases.gather(table, chosen.splits, protocol, chosen=selection, limit=chosen.limit, strict=chosen.strict)
+    how = {"chosen": selection, "limit": chosen.limit, "strict": chosen.strict, "resized": chosen.resized}
+    gathered = cases.gather(table, chosen.splits, protocol, **how)
     gathered.excluded.update(excluded)
     judged = dataclasses.replace(table, studies=tuple(shot.study for shots in gathered.shots.values() for shot in shots))
     prints = studies.fingerprints(judged, None, name)
     leaked = models.check_leaks(loaded, prints if prints is None else np.unique(prints), chosen.force)
+    leaked += [f"DAMAGED: {model.name}: {model.damaged}" for model in loaded if getattr(model, "damaged", "")]
     left = [f"{count} studies left out by the reader: {reason}" for reason, count in table.left_out.items() if count]
     warnings = [f"{p.code}: {p.what}" + (f" ({p.count} in all)" if p.count > 1 else "") for p in table.problems]
     tags = [case.truth.tags for shots in gathered.shots.values() for shot in shots for case in shot.cases]
@@ -112,7 +111,7 @@ def evaluate(args: argparse.Namespace, chosen: Any) -> int:
     excluded = {reason: count for reason, count in (ready.gathered.excluded + outcome.excluded).items() if count}
     dataset, options = chosen.data["name"], {"resamples": chosen.resamples, "seed": chosen.seed}
     values = configs.shareable(dataclasses.asdict(chosen))
-    facts = checkpoints.provenance(values, data=dataset, preset=ready.protocol.name)
+    facts = {**checkpoints.provenance(values, data=dataset, preset=ready.protocol.name), "checkpoints": _origins(ready.models)}
     twins = {split: {s.study.id: (s.twin[2], s.study.patient) for s in shots if s.twin} for split, shots in ready.gathered.shots.items()}
     found = tables.results(outcome, twins, ready.protocol, dataset=dataset, provenance=facts, **options)
     names = tables.compared(ready.protocol)
@@ -120,15 +119,17 @@ def evaluate(args: argparse.Namespace, chosen: Any) -> int:
     gains = to([(row, tables.PRIOR) for row in outcome.models])
     against = to([(row, outcome.models[0]) for row in outcome.models[1:]])
     lost = tables.losses(outcome, ready.protocol, found, gains)
-    alarms = [*(note for note in ready.leaked if note.startswith("LEAK")), *tables.alarms(lost)]
-    known = [note for note in ready.leaked if not note.startswith("LEAK")]
+    loud = [note for note in ready.leaked if note.startswith(("LEAK", "DAMAGED"))]
+    alarms = [*loud, *tables.alarms(outcome, ready.protocol, lost)]
+    known = [note for note in ready.leaked if note not in loud]
     notes = [*known, *ready.notes, *outcome.notes, *_counted(outcome, excluded), *tables.undefined(found), _time(outcome)]
     head = report.headline_tables(found, outcome, ready.protocol, lost)
-    both = report.difference_tables({s: gains[s] | against[s] for s in outcome.cases}, outcome, ready.protocol)
+    both = report.difference_tables({s: gains[s] | against[s] for s in report.in_order(outcome)}, outcome, ready.protocol)
     details = report.detail_tables(found)
     (out / "config.yaml").write_text(configs.to_yaml(dataclasses.asdict(chosen)))
     (out / "results.json").write_text(results.to_json(found))
-    (out / "table.md").write_text(report.markdown([*head, *both, *details]))
+    stands = "\n".join(f"{name}: {origin}" for name, origin in facts["checkpoints"].items())
+    (out / "table.md").write_text(f"{report.markdown([*head, *both, *details])}\n{stands}\npreset {ready.protocol.name}: {ready.protocol.differs}\n")
     tables.per_case(outcome, out / "per_case.csv", patients=dataset != "phantom")
     about = [("preset", f"{ready.protocol.name}: {ready.protocol.differs} ({ready.protocol.source})"), *outcome.about.items()]
     page = report.write_page(
@@ -142,10 +143,10 @@ def evaluate(args: argparse.Namespace, chosen: Any) -> int:
         published=report.published(dataset),
         rows=about,
         config=configs.to_yaml(values),
-        provenance={**facts, **_origins(ready.models)},
+        provenance=facts | {f"checkpoint {name}": origin for name, origin in facts["checkpoints"].items()},
         patients=dataset != "phantom",
     )
-    print("\n" + "\n\n".join(report.text(table) for table in [*head, *both]))
+    print("\n" + "\n\n".join([*map(report.text, head), *(report.text(table, intervals=True) for table in both)]))
     print("\n".join(["", *(f"RED: {a}" for a in alarms), *(f"note: {n}" for n in notes)]))
     print(f"\npreset {ready.protocol.name}: {ready.protocol.differs}\ntables: {out / 'table.md'}\neach case: {out / 'per_case.csv'}\npage: {page}")
     return 0
@@ -174,10 +175,10 @@ def _time(outcome: Any) -> str:
 
 
 def _origins(models: Sequence[Any]) -> dict[str, str]:
-    """Which checkpoint a name stands for."""
+    """Which weights a name stands for."""
     origins = {model.name: getattr(model, "origin", None) for model in models}
     return {
-        f"checkpoint {name}": f"commit {o.get('commit')}, data {o.get('data')}, config {o.get('config')}, step {o.get('step')}"
+        name: ", ".join(f"{key} {o[key]}" for key in ("commit", "data", "config", "step", "weights") if o.get(key) is not None)
         for name, o in origins.items()
         if o
     }

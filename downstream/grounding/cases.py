@@ -18,11 +18,12 @@ from typing import Any
 from downstream.grounding.protocols import Protocol
 from elvis.data.problems import Problem
 from elvis.data.reports import normalise, text_hash
-from elvis.data.studies import StudyTable, boxes_fit, placed
+from elvis.data.studies import StudyTable, boxes_fit, placed, rescaled
 from elvis.errors import DataError, nearest
 from elvis.metrics.priors import locate
 from elvis.types import Grounding, Study
 
+GROUPS = {"phrase": "an image, a category and a phrase", "text": "an image and a text", "box": "a box"}
 FIRST = 5  # names of what is missing that a message shows
 
 
@@ -50,6 +51,7 @@ class Shot:
     image: int
     cases: tuple[Case, ...]
     twin: tuple[str, str, str] | None = None
+    resized: bool = False
 
     @property
     def phrases(self) -> list[str]:
@@ -57,8 +59,9 @@ class Shot:
 
     def boxes(self, shape: tuple[int, int]) -> list[tuple[tuple[float, ...], ...]]:
         """Of every case, in pixels of the image. DataError D032 where they were drawn in another frame."""
+        fit = rescaled if self.resized else placed
         try:
-            return [placed(case.truth, *shape).boxes for case in self.cases]
+            return [fit(case.truth, *shape).boxes for case in self.cases]
         except DataError as error:
             raise DataError(f"{self.study.id[:60]}: {error.what}", error.fix, error.code) from None
 
@@ -79,6 +82,10 @@ class Gathered:
 def without_invalid(table: StudyTable, on_invalid: str, excluded: Counter[str]) -> StudyTable:
     """The table without its errors about single boxes (D030, D031), which are counted, where `on_invalid` is "skip"."""
     if on_invalid == "error":
+        bad = next((p for p in table.problems if p.severity == "E" and p.code in ("D030", "D031")), None)
+        if bad is not None:
+            more = f" ({bad.count} in all)" if bad.count > 1 else ""
+            raise DataError(f"{bad.what}{more}", f"{bad.fix}; or leave such boxes out, counted: on_invalid=skip", bad.code)
         return table
     kept: list[Problem] = []
     for problem in table.problems:
@@ -90,8 +97,9 @@ def without_invalid(table: StudyTable, on_invalid: str, excluded: Counter[str]) 
 
 
 def gather(
-    table: StudyTable, splits: Sequence[str], protocol: Protocol, *, chosen: Selection | None = None, limit: int = 0, strict: bool = False
-) -> Gathered:
+    table: StudyTable, splits: Sequence[str], protocol: Protocol, *, chosen: Selection | None = None, limit: int = 0, strict: bool = False,
+    resized: bool = False,
+) -> Gathered:  # fmt: skip
     """The shots of each split. Raises DataError where a split has none, all images are missing, or (strict) any is."""
     there = Counter(study.split for study in table.studies)
     found = Gathered({}, [])
@@ -100,7 +108,9 @@ def gather(
     count = 0
     for split in splits:
         if split not in there:
-            raise DataError(f"no study in split '{split}'{nearest(split, there)}", f"splits of this table: {', '.join(sorted(there))}")
+            raise DataError(
+                f"no study in split '{split}'{nearest(split, there)}", f"splits of this table: {', '.join(sorted(there)) or 'none, it has no study'}"
+            )
         shots: list[Shot] = []
         for study in (study for study in table.studies if study.split == split):
             for shot in _shots(study, twins, protocol, chosen, found.excluded):
@@ -108,7 +118,7 @@ def gather(
                     missing.append(str(getattr(study.images[shot.image], "path", study.id)))
                     found.excluded["image file is missing"] += len(shot.cases)
                 else:
-                    shots.append(shot)
+                    shots.append(replace(shot, resized=resized))
         count += len(shots)
         found.shots[split] = shots[:limit] if limit else shots
         if limit and len(shots) > limit:
@@ -119,14 +129,32 @@ def gather(
         found.notes.append(f"{len(lost)} of the {len(chosen.wanted)} chosen cases are not in this table: {', '.join(lost[:FIRST])}")
         if strict:
             raise DataError(found.notes[-1], "is it the same release? With strict=false they are counted")
+    if chosen is not None and not chosen.met:
+        raise DataError(
+            f"none of the {len(chosen.wanted)} chosen cases is in this table (first: {', '.join(lost[:1])})", "ids are those of studies", "D004"
+        )
     if not any(found.count(split) for split in splits):
         raise DataError(
-            f"no phrase with a box in {', '.join(splits)} ({dict(found.excluded)})", "name another split, or look at the boxes: data.boxes"
+            f"no phrase with a box in {', '.join(splits)} ({dict(+found.excluded)})", "name another split, or look at the boxes: data.boxes"
         )
-    boxes_fit(shot.study for shots in found.shots.values() for shot in shots)
+    if resized:
+        found.notes.append("resized=true: boxes were rescaled to the images as they are")
+    else:
+        boxes_fit(shot.study for shots in found.shots.values() for shot in shots)
+    if chosen is None:
+        _say_grouped(found, protocol)
     judged = {shot.study.patient for shots in found.shots.values() for shot in shots}  # a prior must not have seen them
     found.train = [study for study in table.studies if study.split == "train" and study.patient not in judged]
     return found
+
+
+def _say_grouped(found: Gathered, protocol: Protocol) -> None:
+    """A note where a protocol makes more or fewer cases than there are phrases."""
+    shots = [shot for some in found.shots.values() for shot in some]
+    cases = sum(len(shot.cases) for shot in shots)
+    phrases = sum(len({(g.category, g.phrase.strip()) for g in shot.study.groundings if g.boxes and g.image == shot.image}) for shot in shots)
+    if cases != phrases:
+        found.notes.append(f"{phrases:,} phrases of these images make {cases:,} cases ({protocol.name}: a case is {GROUPS[protocol.group]})")
 
 
 def _is_there(shot: Shot) -> bool:
@@ -134,11 +162,15 @@ def _is_there(shot: Shot) -> bool:
     return path is None or path.exists()
 
 
+def short(name: str) -> str:
+    return name if len(name) <= 28 else f"{name[:12]}...{name[-13:]}"
+
+
 def _say_missing(missing: Sequence[str], there: int, strict: bool, notes: list[str]) -> None:
-    what = f"{len(missing)} of {len(missing) + there} images are missing, first: {', '.join(Path(m).name for m in missing[:FIRST])}"
+    what = f"{len(missing)} of {len(missing) + there} images are missing, first: {', '.join(short(Path(m).name) for m in missing[:FIRST])}"
     if not there:
-        where = missing[0] if len(missing[0]) < 150 else f"...{missing[0][-150:]}"
-        raise DataError(what[:150], f"looked for {where}: is data.root (or data.images) where the table's paths begin?", "D010")
+        where = missing[0] if len(missing[0]) < 90 else f"...{missing[0][-90:]}"
+        raise DataError(what, f"looked for {where}: is data.root (or data.images) where the table's paths begin?", "D010")
     if strict:
         raise DataError(what, "complete the download; with strict=false their phrases are counted as excluded", "D010")
     notes.append(what)

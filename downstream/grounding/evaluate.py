@@ -17,12 +17,13 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from downstream.grounding import references
-from downstream.grounding.cases import Gathered, Shot
+from downstream.grounding.cases import FIRST, Gathered, Shot, short
 from downstream.grounding.config import Grounding
 from downstream.grounding.maps import Phrases, check_kind, encode
 from downstream.grounding.protocols import Protocol
@@ -79,7 +80,7 @@ def run(
             outcome.notes.append(f"{model.name} gives no map {', '.join(lacking)}: it has no such row")
     oracles = _Oracles()
     with _Scorers(_workers(config.workers, shots, len(outcome.models) + 5), protocol, outcome) as scorers:
-        for batch in _batches(shots, config.batch_size, outcome.excluded, config.strict):
+        for batch in _batches(shots, config.batch_size, outcome, config.strict):
             jobs = [_Draft(split, shot, pixels.shape, shot.boxes(pixels.shape), blind.maps(shot, pixels.shape)) for split, shot, pixels in batch]
             for model, text, own in zip(models, texts, rows, strict=True):
                 start = time.perf_counter()
@@ -110,11 +111,10 @@ def _row(name: str, kind: str, kinds: Sequence[str]) -> str:
 # ----------------------------------------------------------------------------------------------------------- reading
 
 
-def _batches(
-    shots: Sequence[tuple[str, Shot]], size: int, excluded: Counter[str], strict: bool = False
-) -> Iterator[list[tuple[str, Shot, np.ndarray]]]:
+def _batches(shots: Sequence[tuple[str, Shot]], size: int, outcome: Outcome, strict: bool = False) -> Iterator[list[tuple[str, Shot, np.ndarray]]]:
     """(split, shot, pixels), read ahead by threads. An image that cannot be read is counted with its phrases; DataError where that is strict."""
     batch: list[tuple[str, Shot, np.ndarray]] = []
+    unreadable: list[str] = []
     with ThreadPoolExecutor(2) as pool:
         waiting: deque[tuple[str, Shot, Future]] = deque()
         todo = iter(shots)
@@ -130,12 +130,15 @@ def _batches(
             if isinstance(pixels, str) and strict:
                 raise DataError(f"{shot.study.id[:60]}: its image cannot be read: {pixels}", "with strict=false it is counted as excluded", "D011")
             if isinstance(pixels, str):
-                excluded[f"image cannot be read: {pixels}"] += len(shot.cases)
+                outcome.excluded[f"image cannot be read: {pixels}"] += len(shot.cases)
+                unreadable.append(short(Path(shot.study.images[shot.image].id).name))
                 continue
             batch.append((split, shot, pixels))
             if len(batch) == size:
                 yield batch
                 batch = []
+    if unreadable:
+        outcome.notes.append(f"{len(unreadable)} images cannot be read, first: {', '.join(unreadable[:FIRST])}")
     if batch:
         yield batch
 
@@ -235,7 +238,11 @@ class _Scorers:
         if self.pool is None:
             self._put(draft, score(draft.job(), self.protocol))
             return
-        self.sent.append((draft, self.pool.submit(score, draft.job(), self.protocol)))
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a process that is started now ignores Ctrl-C from its first line
+        try:
+            self.sent.append((draft, self.pool.submit(score, draft.job(), self.protocol)))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         while self.sent and (len(self.sent) > QUEUED * self.count or self.sent[0][1].done()):
             self._receive()
 

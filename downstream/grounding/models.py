@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from downstream.grounding.references import RESERVED
-from elvis import assembly, checkpoints
+from elvis import assembly, backbones, checkpoints
 from elvis import config as configs
 from elvis.data.images import Preprocess
 from elvis.errors import CheckpointError, ConfigError
@@ -61,6 +61,7 @@ class Ours:
     objectives: Mapping[str, nn.Module] = field(default_factory=dict)
     patients: np.ndarray | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
+    damaged: str = ""  # of a run directory: which checkpoint could not be taken, and which was
 
     @property
     def preprocess(self) -> Preprocess:
@@ -176,7 +177,7 @@ def _load(name: str, what: str, device: str) -> Any:
     whole = checkpoints.load_whole(path)
     whole.pretrained.model.to(device)
     objectives = {label: objective.to(device) for label, objective in whole.objectives.items()}
-    return Ours(name or path.resolve().name, whole.pretrained, objectives, whole.patients, whole.provenance)
+    return Ours(name or path.resolve().name, whole.pretrained, objectives, whole.patients, whole.provenance, whole.passed_over)
 
 
 @dataclass
@@ -202,6 +203,7 @@ class Pair:
     zoom: float = 1.0  # of fit: crop; hi-ml's BioViL: 512 / 480
     max_tokens: int = 256
     weights: str = ""  # a .safetensors of a whole model (elvis.model.VisionLanguageModel)
+    untrained: bool = False  # evaluate random weights on purpose
     imports: list[str] = field(default_factory=list)
 
 
@@ -214,6 +216,9 @@ def pair(path: Path, name: str = "", device: str = "cpu") -> Ours:
         )
     if given.model.projection != "none" and not given.weights:
         raise ConfigError(f"{path.name}: projections without weights would be random", "set model.projection: none, or weights: FILE.safetensors")
+    if backbones.resolve(given.image["name"])[0] in ("cnn", "vit") and not (given.image.get("pretrained") or given.weights or given.untrained):
+        what = f"{path.name}: image encoder '{given.image['name']}' has random weights: its maps would be noise"
+        raise ConfigError(what, "set image.pretrained: true, or weights: FILE.safetensors, or, if you mean it, untrained: true")
     data = {"name": "phantom", "size": given.size, "fit": given.fit, "max_tokens": given.max_tokens}
     whole = configs.build(
         {
@@ -259,7 +264,7 @@ def check_leaks(models: Sequence[Any], fingerprints: np.ndarray | None, force: b
             notes.append(f"{model.name}: not known whether it was trained on these patients")
         elif count and not force:
             what = f"{model.name} was trained on {count:,} of the {len(fingerprints):,} patients of this evaluation"
-            raise ConfigError(what, "pretrain without them (data.exclude=ms_cxr), or say force=true: the page then says so")
+            raise ConfigError(what, "pretrain without them (for MS-CXR: data.exclude=ms_cxr), or say force=true: the page then says so")
         elif count:
             notes.append(f"LEAK, forced: {model.name} was trained on {count:,} of the {len(fingerprints):,} patients it is judged on")
     return notes

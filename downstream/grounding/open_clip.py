@@ -78,7 +78,7 @@ class OpenClip:
             text = _parts(model_name)
             model = open_clip.create_model(model_name, device=device, require_pretrained=True, pretrained_text=False, weights_only=True, **options)
             tokenizer = open_clip.get_tokenizer(model_name, **({"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}))
-        return cls(model.requires_grad_(False), tokenizer, name=name or spec)
+        return cls(model.requires_grad_(False), tokenizer, name=name or _short(spec))
 
     @property
     def device(self) -> torch.device:
@@ -327,3 +327,10 @@ def _refusals(what: str, fix: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:180] or type(error).__name__
         raise ConfigError(f"open_clip cannot use {what}: {reason}", fix) from error
+
+
+def _short(spec: str) -> str:
+    """A row's name of a model: ViT-B-32:openai, RN50:weights, folder; never a path of this machine."""
+    first, colon, rest = spec.partition(":")
+    last = rest.rstrip("/").rsplit("/", 1)[-1]
+    return (last if first in ("local-dir", "hf-hub") else f"{first}:{last.rsplit('.', 1)[0] if '.' in last else last}") if colon else spec

@@ -91,7 +91,8 @@ def protocol(preset: str, changes: Mapping[str, Any]) -> Protocol:
         if (hint is not object and not fits(value, hint)) or (isinstance(value, int | float) and not isinstance(value, bool) and value < 0):
             raise ConfigError(f"protocol.{key} cannot be {value!r}", f"it is {getattr(chosen, key)!r} in the preset '{preset}'")
     values = {key: tuple(value) if key == "headline" else value for key, value in changes.items()}
-    changed = replace(chosen, **values, name=f"{preset}*") if changes else chosen
+    told = ", ".join(f"{key}={value} (was {getattr(chosen, key)})" for key, value in values.items())
+    changed = replace(chosen, **values, name=f"{preset}*", differs=f"{chosen.differs}; changed: {told}") if changes else chosen
     names = (*METRICS, "cnr_abs")
     if unknown := [name for name in changed.headline if str(name).removesuffix("_micro") not in names]:
         raise ConfigError(f"protocol.headline: no metric '{unknown[0]}'{nearest(str(unknown[0]), names)}", f"known: {', '.join(names)}, and *_micro")

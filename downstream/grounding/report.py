@@ -52,8 +52,13 @@ def number(metric: Metric | None) -> tuple[str, str]:
 
 def headline_tables(found: Sequence[Result], outcome: Outcome, protocol: Protocol, lost: Mapping[tuple[str, str, str], Metric]) -> list[Table]:
     """One a split, the headline splits first. A model's cell is red where the words alone are not beaten."""
-    order = sorted(outcome.cases, key=lambda split: ("comp", "test", "swap").index(split) if split in ("comp", "test", "swap") else 3)
-    return [_headline(split, [r for r in found if r.split == split], outcome, protocol, lost) for split in order]
+    return [_headline(split, [r for r in found if r.split == split], outcome, protocol, lost) for split in in_order(outcome)]
+
+
+def in_order(outcome: Outcome) -> list[str]:
+    """Splits, the headline ones first."""
+    first = ("comp", "test", "swap")
+    return sorted(outcome.cases, key=lambda split: first.index(split) if split in first else len(first))
 
 
 def _headline(split: str, rows: Sequence[Result], outcome: Outcome, protocol: Protocol, lost: Mapping[tuple[str, str, str], Metric]) -> Table:
@@ -61,7 +66,7 @@ def _headline(split: str, rows: Sequence[Result], outcome: Outcome, protocol: Pr
     red = {(i, j) for i, r in enumerate(rows) for j, name in enumerate(names) if (split, r.row, name) in lost}
     kept = outcome.kept(split)
     title = f"{split}: {len(kept):,} phrases, {len({c['patient'] for c in kept}):,} patients"
-    note = "red: the interval of its difference to the text-only prior, which never sees the image, reaches 0 or below" if red else ""
+    note = "red: not shown to beat the text-only prior, which never sees the image (the interval of the paired difference reaches 0)" if red else ""
     return Table(title, names, [(r.row, [number(r.metrics.get(n)) for n in names]) for r in rows], note, frozenset(red))
 
 

@@ -139,28 +139,25 @@ def judged(outcome: Outcome, split: str, protocol: Protocol) -> list[str]:
 def losses(
     outcome: Outcome, protocol: Protocol, found: Sequence[Result], gains: Mapping[str, Mapping[tuple[str, str], Mapping[str, Metric]]]
 ) -> dict[tuple[str, str, str], Metric]:
-    """(split, model, judged metric) -> its difference to the text prior, where the words alone are not beaten: its interval reaches 0.
-
-    Twins have the same words but for a place, and each image is asked both ways: the prior is at .5 there, so is chance.
+    """(split, model, metric of the first table) -> its difference to the text prior, where it is not shown to beat the words alone: its
+    interval reaches 0, or there is none. Both twins' words fit both images but for a place: the prior is at .5 there, and so is chance.
     """
     lost = {}
-    for result in found:
-        if result.row not in outcome.models:
-            continue
-        for name in judged(outcome, result.split, protocol):
-            if name in pairs_of.NAMES:
-                own = result.metrics.get(name)
-                difference = own and Metric(own.value - 0.5, *(None if edge is None else edge - 0.5 for edge in (own.low, own.high)))
-            else:
-                difference = gains.get(result.split, {}).get((result.row, PRIOR), {}).get(name)
-            if difference is not None and not beaten(difference):
-                lost[result.split, result.row, name] = difference
+    for result in (r for r in found if r.row in outcome.models):
+        own = gains.get(result.split, {}).get((result.row, PRIOR), {})
+        for name in headline(outcome, result.split, protocol):
+            if name in own and not beaten(own[name]):
+                lost[result.split, result.row, name] = own[name]
     return lost
 
 
-def alarms(lost: Mapping[tuple[str, str, str], Metric]) -> list[str]:
-    """A sentence for each."""
-    return [f"{split}: {row} does not beat the text-only prior in {name}: {signed(metric)}" for (split, row, name), metric in lost.items()]
+def alarms(outcome: Outcome, protocol: Protocol, lost: Mapping[tuple[str, str, str], Metric]) -> list[str]:
+    """A sentence for each model and split that is not shown to beat the words in what it is judged by."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for (split, row, name), metric in lost.items():
+        if name in judged(outcome, split, protocol):
+            found.setdefault((split, row), []).append(f"{name} {signed(metric)}")
+    return [f"{split}: {row} is not shown to beat the text-only prior: {', '.join(some)}" for (split, row), some in found.items()]
 
 
 def beaten(difference: Metric) -> bool:
@@ -168,7 +165,8 @@ def beaten(difference: Metric) -> bool:
 
 
 def signed(metric: Metric) -> str:
-    interval = f" [{metric.low:+.3f}, {metric.high:+.3f}]" if metric.low is not None and metric.high is not None else ""
+    known = metric.low is not None and metric.high is not None
+    interval = f" [{metric.low:+.3f}, {metric.high:+.3f}]" if known else " (too few patients for an interval)"
     return f"{metric.value:+.3f}{interval}"
 
 

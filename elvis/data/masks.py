@@ -228,7 +228,7 @@ def _nifti4d(mask: Mask) -> Bool:
 def _boxes(mask: Mask, height: int, width: int) -> Bool:
     out = np.zeros((height, width), bool)
     for box in mask.data:
-        _add_box(out, _finite(box, mask))
+        _add_box(out, _finite(box, mask).round(6))  # fractions of an image come back with the last digit changed
     return out
 
 

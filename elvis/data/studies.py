@@ -91,7 +91,11 @@ def checked(table: StudyTable, name: str = "", *, strict: bool = False, on_leak:
         raise DataError(f"{problem.what}{more}", problem.fix, problem.code)
     off = [f"{what} {found:,} instead of {owner:,}" for what, (found, owner) in table.counts.items() if found != owner]
     if off and strict:
-        raise DataError(f"{name}: counts differ from the owner's: {', '.join(off)}", "complete the download, or set data.strict=false", "D063")
+        raise DataError(
+            f"{name}: counts differ from the owner's: {', '.join(off)}",
+            "complete the download, or leave strict=true out (data.strict in a pretraining config)",
+            "D063",
+        )
     if off:
         table = replace(table, notes=(*table.notes, f"counts differ from the owner's: {', '.join(off)}"))
     unique(table.studies)
@@ -174,6 +178,17 @@ def in_frame(study: Study, grounding: Grounding) -> tuple[tuple[tuple[float, ...
         except BadImage:
             return None
     return placed(grounding, *shape).boxes, shape
+
+
+def rescaled(grounding: Grounding, height: int, width: int) -> Grounding:
+    """The grounding with its boxes in pixels of a smaller or larger copy of its image. DataError D032 for one of another shape."""
+    if grounding.size in (None, (1, 1), (height, width)):
+        return placed(grounding, height, width)
+    h, w = grounding.size
+    if abs(height / h * w - width) > 1 + width / w and abs(width / w * h - height) > 1 + height / h:
+        what = f"an image is {width} x {height}, its boxes were drawn in {w:g} x {h:g} (width x height): that is no copy of another size"
+        raise DataError(what, "padded, cropped or turned copies cannot be used: give the original images", "D032")
+    return placed(in_fractions(grounding), height, width)
 
 
 def in_fractions(grounding: Grounding) -> Grounding:

@@ -59,6 +59,9 @@ def find(root: Path, names: Sequence[str], card: Card, *, optional: bool = False
         for below in sorted(root.glob(pattern)):
             if below.is_dir() and _first(below, both) is not None:
                 raise DataError(f"{card.name}: no '{names[0]}' in {root}, it is found at {below}", f"set data.root={below}", "D002")
+    for above in list(root.parents)[:3]:
+        if _first(above, [name for name in both if "*" not in name]) is not None:
+            raise DataError(f"{card.name}: no '{names[0]}' in {root}, it is found at {above}", f"set data.root={above}", "D002")
     listed = " or ".join(f"'{name}'" for name in names)
     raise DataError(f"{card.name}: no {listed} (or .gz) under {root}", f"{card.root + '. ' if card.root else ''}{_get(card)}", "D001")
 

@@ -32,8 +32,8 @@ def interval(
     """`statistic` of the summed `parts` (cases, K) with its interval over `groups` (one label a case, the patient).
 
     `minus`: the parts of a second model on the SAME cases; the metric is then the paired difference, both sides under
-    the same draws. Draws in which the statistic is not defined (no case of any category) are left out; with fewer
-    than two groups there is no interval.
+    the same draws. Draws in which the statistic is not defined (of a macro mean: a category without a patient) are left out; with
+    fewer than two groups, or where a tenth of the draws is not left, there is no interval.
     """
     _, member = np.unique(np.asarray([str(g) for g in groups], dtype=np.str_), return_inverse=True)
     patients = int(member.max()) + 1 if len(member) else 0
@@ -43,7 +43,7 @@ def interval(
         return Metric(float(value))
     draws = _difference(sides, statistic, _multiplicities(patients, resamples, seed))
     draws = draws[np.isfinite(draws)]
-    if not len(draws):
+    if len(draws) < max(1, resamples // 10):
         return Metric(float(value))
     low, high = np.percentile(draws, (2.5, 97.5))
     return Metric(float(value), float(low), float(high))
@@ -100,15 +100,16 @@ def _mean_parts(values: np.ndarray, categories: Sequence[str] | None) -> tuple[n
     """Sum and count of each category: cases, 2 C; and the statistic that makes the macro mean of them."""
     names, category = np.unique(np.asarray(categories if categories is not None else [""] * len(values), dtype=np.str_), return_inverse=True)
     belongs = (category[:, None] == np.arange(len(names))) & ~np.isnan(values)[:, None]  # cases C
+    belongs = belongs[:, belongs.any(0)]
     parts = np.concatenate([np.where(belongs, values[:, None], 0.0), belongs], 1)
     return parts, lambda sums: _macro(*np.split(sums, 2, axis=-1))
 
 
 def _macro(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Mean over the categories that occur; NaN where none does."""
-    occurs = (counts > 0).sum(-1)
-    total = (sums / np.maximum(counts, 1)).sum(-1)
-    return np.where(occurs > 0, total / np.maximum(occurs, 1), np.nan)
+    """Mean over the categories; NaN where one of them is not there (a mean over the others would be another number), or there is none."""
+    if not counts.shape[-1]:
+        return np.full(counts.shape[:-1], np.nan)
+    return np.where((counts > 0).all(-1), (sums / np.maximum(counts, 1)).mean(-1), np.nan)
 
 
 @functools.lru_cache(maxsize=8)

@@ -73,6 +73,25 @@ def test_boxes_of_another_frame_name_the_study() -> None:
     assert error.value.code == "D032"
 
 
+def test_a_smaller_copy_is_taken_when_it_is_said_to_be_one_and_another_shape_never() -> None:
+    (shot,) = gather(table(study(3)), ["test"], Protocol(), resized=True).shots["test"]
+    whole, half = shot.boxes((60, 90)), shot.boxes((30, 45))
+    assert [2 * edge for (box,) in half for edge in box] == pytest.approx([edge for (box,) in whole for edge in box])
+    for shape in ((90, 60), (60, 60), (45, 90)):
+        with pytest.raises(DataError, match="no copy of another size") as error:
+            shot.boxes(shape)
+        assert error.value.code == "D032"
+
+
+def test_a_protocol_that_makes_other_cases_than_there_are_phrases_says_so() -> None:
+    def said(group: str) -> str:
+        return " ".join(gather(table(several()), ["test"], Protocol(group=group)).notes)  # type: ignore[arg-type]
+
+    assert "make" not in said("phrase")
+    assert "2 phrases of these images make 1 cases" in said("text")
+    assert "2 phrases of these images make 4 cases" in said("box")
+
+
 def test_missing_images_are_counted_listed_five_at_most_and_refused_when_strict_or_all(tmp_path: Path) -> None:
     layouts.write_image(tmp_path / "0.png", height=60, width=90)
     some = [replace(study(n), images=(ImageFile(str(tmp_path), f"{n}.png"),)) for n in range(9)]
@@ -104,7 +123,10 @@ def test_invalid_boxes_are_an_error_or_are_counted() -> None:
     problems.add("D004", "row 5", "a row that is wrong", "mend it")
     bad = table(study(0), problems=problems.listed())
     excluded: Counter[str] = Counter()
-    assert without_invalid(bad, "error", excluded) is bad
+    with pytest.raises(DataError, match="on_invalid=skip"):
+        without_invalid(bad, "error", excluded)
+    fine = table(study(0))
+    assert without_invalid(fine, "error", excluded) is fine
     kept = without_invalid(bad, "skip", excluded)
     assert [p.code for p in kept.problems] == ["D004"]
     assert sum(excluded.values()) == 2
@@ -132,6 +154,12 @@ def test_limit_counts_what_it_leaves_out() -> None:
 
 def chosen(path: Path, *studies):
     return gather(table(*studies), ["test"], Protocol(), chosen=selection(str(path)))
+
+
+def test_chosen_cases_of_which_none_is_there_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("zzz\n")
+    with pytest.raises(DataError, match="none of the 1 chosen cases"):
+        chosen(tmp_path / "ids.txt", study(0))
 
 
 def test_cases_are_chosen_by_ids_by_a_csv_or_by_a_file_of_medrpg(tmp_path: Path) -> None:
@@ -178,6 +206,7 @@ def test_presets_say_how_they_differ_and_can_be_changed() -> None:
     assert all(len(p.differs) > 40 and p.source and p.headline for p in PRESETS.values())
     changed = protocol("biovil", {"sigma": 2})
     assert (changed.name, changed.sigma, changed.upsample) == ("biovil*", 2, "nearest")
+    assert changed.differs.endswith("changed: sigma=2 (was 1.5)")
     for wrong in ({"sigma": -1}, {"group": "image"}, {"sgima": 1}, {"margin": 0.5}, {"raster": 2.5}, {"lower": 1}, {"headline": ["poniting"]}):
         with pytest.raises(ConfigError):
             protocol("default", wrong)

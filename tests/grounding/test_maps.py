@@ -173,6 +173,7 @@ def write_pair(tmp_path: Path, **changes: object) -> Path:
         "model": {"dim": 64},
         "size": 32,
         "max_tokens": 20,
+        "untrained": True,
         **changes,
     }
     path = tmp_path / "pair.yaml"
@@ -216,6 +217,7 @@ def test_a_pair_with_the_weights_of_a_model_is_that_model(tmp_path: Path) -> Non
         ({"sise": 32}, "unknown key 'sise'"),
         ({"weights": "nowhere.safetensors"}, "cannot read"),
         ({"zoom": 1.2}, "zoom"),
+        ({"untrained": False}, "its maps would be noise"),
     ],
 )
 def test_a_pair_that_does_not_fit_is_refused(tmp_path: Path, changes: dict, match: str) -> None:

@@ -17,7 +17,7 @@ from open_clip import factory
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from downstream.grounding.open_clip import OpenClip
+from downstream.grounding.open_clip import OpenClip, _short
 from elvis.errors import ConfigError, DataError
 from elvis.ops import cosine
 from tests.tiny_encoders import bert_config, write_bert
@@ -358,7 +358,7 @@ def test_a_folder_brings_its_config_weights_and_preprocessing(bin: bool, tmp_pat
     folder = write_folder(tmp_path / "model", model, CONFIG, bin=bin, mean=[0.1, 0.2, 0.3], std=[0.5, 0.5, 0.5], resize_mode="longest")
     adapter = OpenClip.load(f"local-dir:{folder}")
     direct = OpenClip(model, open_clip.SimpleTokenizer(context_length=12), name="")
-    assert adapter.name == f"local-dir:{folder}"
+    assert adapter.name == folder.name  # a row's name, never a path of this machine
     assert (adapter.preprocess.fit, adapter.preprocess.mean) == ("pad", (0.1, 0.2, 0.3))
     torch.testing.assert_close(adapter.phrases(PHRASES).pooled, direct.phrases(PHRASES).pooled)
     direct.preprocess = adapter.preprocess
@@ -493,3 +493,16 @@ def test_a_tower_that_does_not_pool_or_place_its_tokens_is_refused(vision: dict[
     with pytest.raises(ConfigError) as refusal:
         OpenClip(build(vision), tokenizer, name="")
     assert len(str(refusal.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("ViT-B-32:openai", "ViT-B-32:openai"),
+        ("RN50:/data/some where/rn50.v2.pt", "RN50:rn50.v2"),
+        ("local-dir:/data/model/", "model"),
+        ("hf-hub:microsoft/BiomedCLIP", "BiomedCLIP"),
+    ],
+)
+def test_a_row_is_named_without_a_path(spec: str, name: str) -> None:
+    assert _short(spec) == name

@@ -61,7 +61,7 @@ def manifest(
     """Studies of a table. Paths are relative to `root` and may not leave it.
 
     Without a split column, patients are split 80/10/10 by a hash of their id. Studies without a sentence are counted in
-    `left_out["no_text"]`; one of the test split that has boxes is kept all the same, without sentences: its phrases can be
+    `left_out["no_text"]`; one of val or test that has boxes is kept all the same, without sentences: its phrases can be
     asked for. Raises DataError.
     """
     top = folder(root, CARD)
@@ -90,7 +90,7 @@ def manifest(
         groundings, unmatched = _groundings(found, box_text, drafts, str(top), problems)
         notes.append(f"boxes: {os.path.relpath(found, top)}" + (f", {unmatched} of its images are not in the table" if unmatched else ""))
     studies = [draft.study(groundings.get(draft.id, ())) for draft in drafts]
-    kept = [study for study in studies if study.sentences or (study.groundings and study.split == "test")]
+    kept = [study for study in studies if study.sentences or (study.groundings and study.split in ("val", "test"))]
     empty = len(studies) - len(kept)
     if empty:
         problems.add("D020", path.name, f"{empty} studies without a sentence", "", count=empty)
@@ -154,6 +154,9 @@ def _find_table(root: Path, image: str | None) -> Path:
         return found[0]
     if not found:
         looked = f"looked for {', '.join(TABLES)} and a CSV with an image column"
+        near = [*sorted(p for p in root.iterdir() if p.is_dir()), root.parent]
+        if (place := next((p for p in near if any(os.path.isfile(p / name) for name in TABLES)), None)) is not None:
+            raise DataError(f"manifest: no table in {root}, one is found in {place}", f"set data.root={place}", "D002")
         raise DataError(f"manifest: no table in {root} ({looked})", "name it: data.table=...", "D001")
     listed = ", ".join(os.path.relpath(path, root) for path in found)
     raise DataError(f"manifest: several tables in {root}: {listed}", f"choose one: data.table={os.path.relpath(found[0], root)}")
