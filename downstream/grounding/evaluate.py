@@ -30,7 +30,7 @@ from downstream.grounding.protocols import Protocol
 from downstream.grounding.references import References
 from downstream.grounding.score import Job, Scores, score
 from elvis.data.images import BadImage, Frame, Preprocess, read
-from elvis.data.prepare import end_with_the_parent
+from elvis.data.prepare import cores, end_with_the_parent
 from elvis.errors import DataError, NumericsError
 
 LITTLE = 2e9  # pixels times rows: less is scored in this process, starting others would take longer
@@ -208,7 +208,7 @@ def _workers(wanted: int, shots: Sequence[tuple[str, Shot]], rows: int) -> int:
         return wanted
     sides = [getattr(shot.study.images[shot.image], "size", 1024) for _, shot in shots]
     pixels = sum(len(shot.phrases) * (side if isinstance(side, int) else 1024) ** 2 for (_, shot), side in zip(shots, sides, strict=True))
-    return min(MOST, len(os.sched_getaffinity(0))) if pixels * rows > LITTLE else 0
+    return min(MOST, cores()) if pixels * rows > LITTLE else 0
 
 
 class _Scorers:

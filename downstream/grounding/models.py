@@ -219,6 +219,10 @@ def pair(path: Path, name: str = "", device: str = "cpu") -> Ours:
     if backbones.resolve(given.image["name"])[0] in ("cnn", "vit") and not (given.image.get("pretrained") or given.weights or given.untrained):
         what = f"{path.name}: image encoder '{given.image['name']}' has random weights: its maps would be noise"
         raise ConfigError(what, "set image.pretrained: true, or weights: FILE.safetensors, or, if you mean it, untrained: true")
+    if not given.text.get("checkpoint"):
+        raise ConfigError(f"{path.name}: text encoder '{given.text['name']}' brings no tokenizer", "give text.checkpoint: a folder or hub id")
+    if given.zoom < 1 or (given.zoom > 1 and given.fit != "crop"):
+        raise ConfigError(f"{path.name}: zoom={given.zoom} with fit={given.fit}", "zoom is 1 or more, and of fit: crop")
     data = {"name": "phantom", "size": given.size, "fit": given.fit, "max_tokens": given.max_tokens}
     whole = configs.build(
         {
@@ -231,15 +235,11 @@ def pair(path: Path, name: str = "", device: str = "cpu") -> Ours:
         },
         where=path.name,
     )
-    tokenizer = assembly.create_tokenizer(whole, ["a"])
-    if not given.text.get("checkpoint"):
-        raise ConfigError(f"{path.name}: text encoder '{given.text['name']}' brings no tokenizer", "give text.checkpoint: a folder or hub id")
+    tokenizer = assembly.create_tokenizer(whole, ())
     model = assembly.create_model(whole, tokenizer)
     if given.weights:
         checkpoints.load_weights(model, Path(given.weights).expanduser())
     model.to(device)
-    if given.zoom < 1 or (given.zoom > 1 and given.fit != "crop"):
-        raise ConfigError(f"{path.name}: zoom={given.zoom} with fit={given.fit}", "zoom is 1 or more, and of fit: crop")
     preprocess = replace(assembly.create_preprocess(whole, model), zoom=given.zoom)
     pretrained = Pretrained(model.eval(), tokenizer, preprocess, max_tokens=given.max_tokens)
     return Ours(name or path.stem, pretrained)
