@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from elvis.data.phantoms import KINDS, PhantomImage
-from elvis.metrics.segmentation import dice_parts, pooled_dice
+from elvis.metrics.segmentation import dice_pooled, overlap, ratio
 from elvis.types import Study
 
 
@@ -71,14 +71,14 @@ def probe(train: Tensor, truth: Tensor, test: Tensor, expected: Tensor, *, steps
         rows = torch.randint(0, len(train), (min(32, len(train)),), generator=draw)
         logits, target = pixels(head(train[rows]), truth), truth[rows].float()
         guess = logits.sigmoid()
-        overlap, size = 2 * (guess * target).sum((0, 2, 3)), guess.sum((0, 2, 3)) + target.sum((0, 2, 3))
-        loss = 5 * F.binary_cross_entropy_with_logits(logits, target) + (1 - (overlap + 1) / (size + 1)).mean()
+        both, size = 2 * (guess * target).sum((0, 2, 3)), guess.sum((0, 2, 3)) + target.sum((0, 2, 3))
+        loss = 5 * F.binary_cross_entropy_with_logits(logits, target) + (1 - (both + 1) / (size + 1)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
         found = torch.cat([pixels(head(part), expected) > 0 for part in test.split(64)])
-    dice = pooled_dice(dice_parts(found, expected).sum(0))
+    dice = ratio(dice_pooled(overlap(found, expected)).sum(0))
     return float(dice[dice == dice].mean())
 
 

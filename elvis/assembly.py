@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from elvis import config as configs
@@ -102,6 +102,10 @@ def assemble(config: configs.Config, tokenizer: Any = None) -> Run:
     table = studies.load(data.name, strict=data.strict, on_leak=data.on_leak, resized=data.resized, **options)
     studies.boxes_fit(table.studies)
     notes = list(table.notes) + [f"{count} studies left out: {reason}" for reason, count in table.left_out.items() if count]
+    spoken = tuple(study for study in table.studies if study.sentences or study.split != "train")
+    if silent := len(table.studies) - len(spoken):
+        notes.append(f"{silent} training studies left out: they have no sentence")
+    table = replace(table, studies=spoken)
     train = studies.split(table.studies, "train")
     texts = [s.text for study in train for s in study.sentences]
     tokenizer = tokenizer or create_tokenizer(config, texts)

@@ -256,17 +256,28 @@ def _first_good(candidates: list[Path], run: Path) -> Path:
     raise CheckpointError(f"no good checkpoint under {run}", "start the run anew, or restore a copy")
 
 
-def load_backbone(path: Path | str) -> nn.Module:
-    """The image encoder of a checkpoint, in eval mode: `(image: B C *S) -> ImageFeatures`, `.pyramid(image)`, `.spec`."""
+def load_backbone(path: Path | str, *, projected: bool = False) -> nn.Module:
+    """The image encoder of a checkpoint, in eval mode: `(image: B C *S) -> ImageFeatures`, `.pyramid(image)`, `.spec`.
+
+    projected: its tokens after the projection into the shared space (no pyramid then). A checkpoint of a segmentation head has a backbone too.
+    """
     from safetensors import safe_open
 
-    from elvis.backbones import create_backbone
+    from elvis.model import Projected, build_image
 
     path = resolve(path)
     recipe = _recipe(path)
-    backbone = create_backbone(**recipe["image"])
+    if projected and not isinstance(recipe.get("model"), dict):
+        raise CheckpointError(f"{path} has no projection", "give a checkpoint of python -m elvis.pretrain, or leave projected out")
+    if projected:
+        options = {name: recipe["model"][name] for name in Projected.OPTIONS if name in recipe["model"]}
+        backbone = build_image({"image": recipe["image"], "projection": options})
+    else:
+        backbone = build_image(recipe["image"])
+    parts = tuple(f"{name}." for name, _ in backbone.named_children()) if projected else ("image.",)
     with safe_open(path / "model.safetensors", framework="pt") as tensors:
-        weights = {k.removeprefix("image."): tensors.get_tensor(k) for k in tensors.keys() if k.startswith("image.")}  # noqa: SIM118
+        found = {name: tensors.get_tensor(name) for name in tensors.keys() if name.startswith(parts)}  # noqa: SIM118
+    weights = found if projected else {name.removeprefix("image."): value for name, value in found.items()}
     _load(backbone, weights, path)
     return backbone.eval()
 

@@ -233,7 +233,7 @@ def build(raw: Mapping[str, Any], schema: type = Config, *, where: str = "config
     raw = _resolve(raw)
     wrong: list[str] = []
     values: dict[str, Any] = {}
-    known = {f.name: f for f in fields(schema)}
+    known = {f.name: f.type for f in fields(schema)}
     defaults = schema()
     for key, value in raw.items():
         if key not in known:
@@ -242,6 +242,8 @@ def build(raw: Mapping[str, Any], schema: type = Config, *, where: str = "config
         default = getattr(defaults, key)
         if dataclasses.is_dataclass(default):
             values[key] = _section(type(default), value, key, wrong)
+        elif known[key] in (Any, "Any"):  # the schema's own check looks at it
+            values[key] = value if value is not None else default
         elif isinstance(default, dict) and not (value is None or isinstance(value, Mapping)):
             wrong.append(f"'{key}' must be a mapping, not {value!r}")
         elif isinstance(default, list) and not (isinstance(value, list) and all(isinstance(v, str) for v in value)):
@@ -326,18 +328,33 @@ def check(config: Config) -> list[str]:
         section, _, name = key.partition(".")
         value = data if section == "data" else getattr(config, section)
         value = value.get(name, allowed[0]) if isinstance(value, Mapping) else getattr(value, name)
-        if value not in allowed:
+        if section != "train" and value not in allowed:
             wrong.append(f"{key}: no choice '{value}'{nearest(str(value), allowed)}")
     for key in (*POSITIVE, *NOT_NEGATIVE):
         section, _, name = key.partition(".")
-        value = getattr(data if section == "data" else getattr(config, section), name)
-        if value < 0 or (key in POSITIVE and value == 0):
-            wrong.append(f"{key} must {'be positive' if key in POSITIVE else 'not be negative'}, not {value}")
-    if len(config.train.betas) != 2 or not all(0 <= b < 1 for b in config.train.betas):
-        wrong.append(f"train.betas must be two numbers in [0, 1), not {config.train.betas}")
-    if config.train.devices != "auto" and not (config.train.devices.isdecimal() and int(config.train.devices)):
-        wrong.append(f"train.devices must be auto or how many, not '{config.train.devices}'")
+        if section != "train":
+            wrong += _signs(key, getattr(data if section == "data" else getattr(config, section), name))
+    return wrong + train_problems(config.train)
+
+
+def train_problems(train: Train) -> list[str]:
+    """What is wrong with the values of a `train:` section, of pretraining or a task."""
+    values = {f"train.{f.name}": getattr(train, f.name) for f in fields(Train)}
+    chosen = {key: allowed for key, allowed in CHOICES.items() if key in values}
+    wrong = [f"{k}: no choice '{values[k]}'{nearest(str(values[k]), allowed)}" for k, allowed in chosen.items() if values[k] not in allowed]
+    for key in (*POSITIVE, *NOT_NEGATIVE):
+        wrong += _signs(key, values[key]) if key in values else []
+    if len(train.betas) != 2 or not all(0 <= b < 1 for b in train.betas):
+        wrong.append(f"train.betas must be two numbers in [0, 1), not {train.betas}")
+    if train.devices != "auto" and not (train.devices.isdecimal() and int(train.devices)):
+        wrong.append(f"train.devices must be auto or how many, not '{train.devices}'")
     return wrong
+
+
+def _signs(key: str, value: float) -> list[str]:
+    if value < 0 or (key in POSITIVE and value == 0):
+        return [f"{key} must {'be positive' if key in POSITIVE else 'not be negative'}, not {value}"]
+    return []
 
 
 def _head_problems(given: Any) -> list[str]:

@@ -266,6 +266,50 @@ class VisionLanguageModel(nn.Module):
             self.log_scale.requires_grad_(False)
 
 
+class Projected(nn.Module):
+    """The image side of a model as a backbone: tokens B N dim AFTER the projection (what ELVIS keeps), without a pyramid.
+
+    Its parts have the names they have in the model, so that a checkpoint's weights fit. `recipe` = {"image": ..., "projection": options},
+    the options those of the model that it needs.
+    """
+
+    OPTIONS = ("dim", "hidden", "projection", "norm", "image_pool", "local_heads")
+
+    def __init__(
+        self, image: nn.Module, *, dim: int, hidden: int, norm: str, image_pool: str, local_heads: bool, projection: str = "mlp"
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.recipe = {
+            "image": image.recipe,
+            "projection": {
+                "dim": dim, "hidden": hidden, "projection": projection, "norm": norm, "image_pool": image_pool, "local_heads": local_heads
+            },
+        }  # fmt: skip
+        self.image = image
+        wide = image.spec.width
+        project = Same() if projection == "none" else Projection(wide, hidden, dim, norm)
+        self.image_local, self.image_global, self.image_pool = (project, None, None) if local_heads else (None, project, None)
+        if not local_heads:
+            self.image_pool = AttentionPool(wide) if image_pool == "attention" else MeanPool()
+        self.spec = replace(image.spec, width=dim, channels=(dim,), strides=image.spec.strides[-1:])
+
+    def forward(self, image: Tensor) -> ImageFeatures:
+        """image B C *S -> tokens B N dim on the backbone's grid; pooled = their mean."""
+        seen = self.image(image)
+        if self.image_local is not None:
+            tokens = self.image_local(seen.tokens, seen.mask)
+        else:
+            tokens = self.image_global(self.image_pool.values(seen.tokens), seen.mask)
+        return ImageFeatures(tokens.mean(1), tokens, seen.mask, seen.grid)
+
+
+def build_image(recipe: Mapping[str, Any]) -> nn.Module:
+    """A backbone of its recipe, or, of {"image": ..., "projection": ...}, a `Projected` one; randomly initialised."""
+    from elvis.backbones import create_backbone
+
+    return Projected(create_backbone(**recipe["image"]), **recipe["projection"]) if "projection" in recipe else create_backbone(**recipe)
+
+
 def _unfold(x: Tensor, view_mask: Tensor) -> Tensor:
     """Features of the real views, one row each, to B V ...; zeros where a study has no such view."""
     if view_mask.shape[1] == 1:

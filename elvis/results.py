@@ -9,6 +9,7 @@ but quotes no phrase, because a report must not leave its owner's machine inside
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,6 +63,21 @@ GREY = "#808080"  # legible on white and on black
 PANEL = 224  # height of an overlay's panels
 
 
+LEGEND = (
+    "lf = phrases of focal findings that name no place. mean_box (or centre_prior) and text_prior never look at the image; "
+    "oracle = the true mask on the model's token grid."
+)
+
+
+class Pictures(NamedTuple):
+    """A part of the page: pictures (uint8 h w 3, or figures of matplotlib), each with what stands below it."""
+
+    title: str
+    note: str
+    items: Sequence[tuple[str, Any]]
+    wide: bool = False  # one below the other, as large as the page
+
+
 class Overlay(NamedTuple):
     """A phrase on an image. `heat` H W float, NaN = unseen; boxes (x1, y1, x2, y2) in pixels of `image` (uint8 H W)."""
 
@@ -78,6 +94,9 @@ def write(
     *,
     curves: Path | Iterable[Mapping[str, Any]] | None = None,
     overlays: Iterable[Overlay | tuple[Any, ...]] = (),
+    pictures: Sequence[Pictures] = (),
+    legend: str = LEGEND,
+    alarms: Sequence[str] = (),
     notes: Sequence[str] = (),
     next_commands: Sequence[str] = (),
     config_yaml: str = "",
@@ -86,8 +105,9 @@ def write(
 ) -> Path:
     """Write everything a run has to show into `out`; returns the page.
 
-    curves: log.jsonl or its rows (a "step" and numbers); overlays: `Overlay`s or tuples in its order; public_text: whether
-    phrases may stand on the page (phantoms: yes; patients' reports: no).
+    curves: log.jsonl or its rows (a "step" and numbers); overlays: `Overlay`s or tuples in its order; legend: what the columns of the
+    tables mean; alarms: sentences in red near the top; public_text: whether phrases may stand on the page (phantoms: yes; patients'
+    reports: no).
     """
     out = Path(out)
     figures = out / "figures"
@@ -103,12 +123,16 @@ def write(
         path = figures / f"overlay_{i + 1:02d}.png"
         _image(draw_overlay(overlay)).save(path)
         shown.append({"title": overlay.title, "phrase": overlay.phrase if public_text else "", "source": _embed(path)})
+    parts = [part._asdict() | {"items": [(text, _drawn(item, figures, text)) for text, item in part.items]} for part in pictures]
     page = _template().render(
         title=title or out.resolve().name,
         blocks=[_for_page(b) for b in (*_headline(results), *_preservation(results))],
         details=[_for_page(b) for b in _details(results)],
         curves=_embed(figures / "curves.png") if lines is not None else "",
         overlays=shown,
+        pictures=parts,
+        legend=legend,
+        alarms=alarms,
         notes=[*notes, *_absences(results)],
         protocols=list(dict.fromkeys((r.row, r.protocol) for r in results)),
         commands=next_commands,
@@ -159,12 +183,17 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def _headline(results: Sequence[Result]) -> list[Block]:
-    names = [n for r in results for n in r.metrics if n not in PRESERVATION and n not in DETAILS]
+    names = [n for r in results for n in r.metrics if n not in PRESERVATION and not _is_detail(n)]
     return _by_split(results, sorted(dict.fromkeys(names), key=lambda n: HEADLINE.index(n) if n in HEADLINE else len(HEADLINE)), "")
 
 
 def _details(results: Sequence[Result]) -> list[Block]:
-    return _by_split(results, list(dict.fromkeys(n for r in results for n in r.metrics if n in DETAILS)), "details")
+    return _by_split(results, list(dict.fromkeys(n for r in results for n in r.metrics if _is_detail(n))), "details")
+
+
+def _is_detail(name: str) -> bool:
+    """Of those in DETAILS, or of one class: dice_pooled[lung]."""
+    return name in DETAILS or name.endswith("]")
 
 
 def _by_split(results: Sequence[Result], names: Sequence[str], what: str) -> list[Block]:
@@ -173,7 +202,8 @@ def _by_split(results: Sequence[Result], names: Sequence[str], what: str) -> lis
         here = [r for r in results if r.split == split]
         columns = tuple(n for n in names if any(n in r.metrics for r in here))
         rows = tuple((r.row, tuple(r.metrics.get(n) for n in columns)) for r in here if any(n in r.metrics for n in columns))
-        counts = next((f" ({r.config['phrases']} phrases, {r.config['patients']} patients)" for r in here if r.config.get("phrases")), "")
+        what_of = next(((r.config, word) for r in here for word in ("phrases", "images") if r.config.get(word)), None)
+        counts = f" ({what_of[0][what_of[1]]} {what_of[1]}, {what_of[0]['patients']} patients)" if what_of else ""
         if rows:
             blocks.append(Block(f"{split}{counts}{' ' * bool(what)}{what}", columns, rows))
     return blocks
@@ -204,7 +234,8 @@ def _aligned(block: Block) -> str:
 def _number(metric: Metric | None) -> str:
     if metric is None or not math.isfinite(metric.value):
         return "-"
-    return f"{metric.value:.3f}" if abs(metric.value) < 10 else f"{metric.value:.1f}"
+    digits = 3 if abs(metric.value) < 10 else 1
+    return f"{metric.value:.{digits}f}" + (f" ± {metric.sd:.{digits}f}" if metric.sd is not None else "")
 
 
 def _interval(metric: Metric | None) -> str:
@@ -333,6 +364,14 @@ def _image(pixels: np.ndarray) -> Any:
     from PIL import Image
 
     return Image.fromarray(pixels)
+
+
+def _drawn(item: Any, figures: Path, text: str) -> str:
+    """A picture or a figure, written among the figures and embedded."""
+    name = "".join(c if c.isalnum() else "_" for c in text)[:60]
+    path = next(p for n in itertools.count() if not (p := figures / f"{name}{n or ''}.png").exists() or n > 999)
+    _image(item).save(path) if isinstance(item, np.ndarray) else item.savefig(path, dpi=110, transparent=True)
+    return _embed(path)
 
 
 def _embed(path: Path) -> str:

@@ -96,14 +96,20 @@ def train_mode(module: nn.Module) -> None:
             child.eval()
 
 
-def optimizer_for(module: nn.Module, train: Train) -> torch.optim.AdamW:
-    """Fused AdamW; no weight decay on vectors and scalars (norms, biases, temperatures)."""
-    live = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in live if p.ndim > 1], "weight_decay": train.weight_decay},
-        {"params": [p for p in live if p.ndim <= 1], "weight_decay": 0.0},
+def optimizer_for(module: nn.Module, train: Train, scales: Mapping[str, float] | None = None) -> torch.optim.AdamW:
+    """Fused AdamW; no weight decay on vectors and scalars (norms, biases, temperatures).
+
+    scales: parameter name -> what its learning rate is multiplied by (layer-wise decay); others 1.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(((scales or {}).get(name, 1.0), parameter.ndim > 1), []).append(parameter)
+    options = [
+        {"params": found, "weight_decay": train.weight_decay if matrix else 0.0, "scale": scale}
+        for (scale, matrix), found in sorted(groups.items(), key=lambda group: group[0], reverse=True)
     ]
-    return torch.optim.AdamW(groups, lr=train.lr, betas=tuple(train.betas), fused=True)
+    return torch.optim.AdamW(options, lr=train.lr, betas=tuple(train.betas), fused=True)
 
 
 def learning_rate(step: int, train: Train) -> float:
@@ -194,18 +200,20 @@ def fit(
     log: RunLog,
     save: Callable[[int, dict[str, Any]], Path],
     state: Mapping[str, Any] | None = None,
-    validate: Callable[[int, dict[str, Any]], None] | None = None,
+    validate: Callable[[int, dict[str, Any]], bool | None] | None = None,
     on_batch: Callable[[Batch], None] | None = None,
+    scales: Mapping[str, float] | None = None,
     progress: bool = True,
 ) -> nn.Module:
     """Train `module` (forward(batch) -> {"label/term": (sum, count)}) for `train.steps` steps and return it.
 
     `batches(n)` iterates the micro-batches from the n-th on; `weights` maps labels to loss weights; `save(step, state)`
-    writes a checkpoint; `state` resumes one. Raises NumericsError on a non-finite loss or gradient, before the update.
+    writes a checkpoint; `state` resumes one; `validate(step, state)` may answer True: enough, save and end; `scales`: see
+    `optimizer_for`. Raises NumericsError on a non-finite loss or gradient, before the update.
     """
     from tqdm import tqdm
 
-    optimizer = optimizer_for(module, train)
+    optimizer = optimizer_for(module, train, scales)
     wrapped, optimizer = fabric.setup(module, optimizer)
     start = 0
     if state is not None:
@@ -232,7 +240,7 @@ def fit(
                 for batch in micro:
                     on_batch(batch)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, train)
+                group["lr"] = learning_rate(step, train) * group.get("scale", 1.0)
             optimizer.zero_grad(set_to_none=True)
             terms = _backward(fabric, wrapped, micro, weights, autocast)
             norm = torch.nn.utils.clip_grad_norm_(module.parameters(), train.clip or math.inf)
@@ -251,7 +259,7 @@ def fit(
                 bar.set_postfix_str(f"loss {total:.3f} " + " ".join(f"{_short(t)} {v:.3f}" for t, v in values.items()) + f" {rate:.0f} studies/s")
             bar.update(1)
             if validate is not None and train.evaluate_every and ((step + 1) % train.evaluate_every == 0 or last):
-                validate(step + 1, snapshot(step + 1))
+                last |= bool(validate(step + 1, snapshot(step + 1)))
                 train_mode(wrapped)
                 clock, done = time.perf_counter(), step + 1
             received = max_over_ranks(signals.received or 0, fabric.device)
@@ -261,6 +269,8 @@ def fit(
                 if fabric.is_global_zero:
                     print(f"\nsaved {saved}; go on with --resume", file=sys.stderr)
                 raise Interrupted(128 + received)
+            if last:
+                break
     log.table()
     return module
 
@@ -310,7 +320,7 @@ def _weight(weights: Mapping[str, float], term: str) -> float:
 
 def _short(term: str) -> str:
     label, _, part = term.partition("/")
-    return "".join(w[0] for w in label.split("_")) + "/" + part
+    return "".join(w[0] for w in label.split("_")) + "/" + part if part else label
 
 
 def _refuse_nonfinite(terms: Mapping[str, Tensor], norm: Tensor, step: int, module: nn.Module) -> None:

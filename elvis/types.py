@@ -102,7 +102,7 @@ class Study:
 # ---------------------------------------------------------------------------------------------- what a step sees
 
 
-class _Tensors:
+class Tensors:
     """`.to()` for a frozen dataclass of tensors, nested."""
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Self:
@@ -120,7 +120,7 @@ def _map(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
 
     if isinstance(value, torch.Tensor):
         return fn(value)
-    if isinstance(value, _Tensors):
+    if isinstance(value, Tensors):
         return value.map(fn)
     if isinstance(value, Mapping):
         return {k: _map(v, fn) for k, v in value.items()}
@@ -128,7 +128,7 @@ def _map(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
 
 
 @dataclass(frozen=True)
-class TextUnits(_Tensors):
+class TextUnits(Tensors):
     """Which tokens of the report belong to which unit. Multi-label: a sentence may serve two structures."""
 
     tokens: Tensor  # B U L bool, membership
@@ -137,7 +137,7 @@ class TextUnits(_Tensors):
 
 
 @dataclass(frozen=True)
-class Batch(_Tensors):
+class Batch(Tensors):
     images: Tensor  # B V C *S float; from the loader B V 1 *S uint8 (elvis.data.inputs makes the one of the other)
     view_mask: Tensor  # B V bool
     text_ids: Tensor  # B L int64, the WHOLE report, so that sentences see their context
@@ -155,7 +155,7 @@ class Batch(_Tensors):
 
 
 @dataclass(frozen=True)
-class Features(_Tensors):
+class Features(Tensors):
     pooled: Tensor  # B D
     tokens: Tensor  # B N D
     mask: Tensor  # B N bool, True = real
@@ -175,7 +175,7 @@ class ImageFeatures(Features):
 
 
 @dataclass(frozen=True)
-class UnitFeatures(_Tensors):
+class UnitFeatures(Tensors):
     vectors: Tensor  # B U D
     mask: Tensor  # B U bool
     group: Tensor  # B U int64
@@ -188,7 +188,7 @@ class TextFeatures(Features):
 
 
 @dataclass(frozen=True)
-class Regions(_Tensors):
+class Regions(Tensors):
     """What a region query saw."""
 
     vectors: Tensor  # B Q D
@@ -198,13 +198,13 @@ class Regions(_Tensors):
 
 
 @dataclass(frozen=True)
-class Codes(_Tensors):
+class Codes(Tensors):
     vectors: Tensor  # K M
     index: Tensor  # B U int64, the nearest code of each unit
 
 
 @dataclass(frozen=True)
-class Pair(_Tensors):
+class Pair(Tensors):
     """Image and text of a batch, after the projections (not normalised) and before them (`*_raw`: what ELVIS compares)."""
 
     image: ImageFeatures
@@ -240,6 +240,7 @@ class Metric:
     value: float
     low: float | None = None  # 95 % interval
     high: float | None = None
+    sd: float | None = None  # over seeds, where several were run (then `value` is their mean)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ ALLOWED = {
     "elvis.model": {"elvis.types", "elvis.ops", "elvis.registry", "elvis.errors", "elvis.pooling", "elvis.backbones"},
     "elvis.pretrained": {"elvis.types", "elvis.ops", "elvis.errors", "elvis.model", "elvis.data"},
     "elvis.checkpoints": {"elvis.types", "elvis.errors", "elvis.registry", "elvis.backbones", "elvis.model", "elvis.pretrained", "elvis.data"},
+    "elvis.interop": {"elvis.types", "elvis.errors", "elvis.registry", "elvis.backbones", "elvis.checkpoints"},
     "elvis.results": {"elvis.types", "elvis.errors"},
     "elvis.evaluation": {"elvis.types", "elvis.ops", "elvis.errors", "elvis.metrics", "elvis.pretrained", "elvis.data"},
     "elvis.training": {"elvis.types", "elvis.ops", "elvis.errors", "elvis.config", "elvis.distributed"},

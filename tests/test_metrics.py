@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from elvis.metrics import bootstrap, grounding, representation, retrieval, segmentation
+from elvis.metrics import bootstrap, grounding, representation, retrieval
 from elvis.metrics.priors import CELLS, LocationPrior, coverage, gaussian, kind, locate
 
 # ---------------------------------------------------------------------------------------------------------- grounding
@@ -219,23 +219,6 @@ def test_effective_rank_counts_directions_in_use() -> None:
     assert rank(axes[[0, 4]]) == pytest.approx(1)
     assert rank(torch.ones(5, 3)) == 1
     assert math.isnan(rank(torch.ones(1, 3)))
-
-
-# ------------------------------------------------------------------------------------------------------- segmentation
-
-
-def test_dice_pools_pixels_over_images_per_class() -> None:
-    truth = torch.zeros(2, 3, 2, 4, dtype=torch.bool)
-    predicted = truth.clone()
-    truth[0, 0, 0], predicted[0, 0, 0, :2] = True, True  # class 0: 2 of 4 found, and one wrong pixel in the other image
-    predicted[1, 0, 0, 0] = True
-    truth[1, 1] = predicted[1, 1] = True  # class 1: perfect
-    parts = segmentation.dice_parts(predicted, truth)
-    dice = segmentation.pooled_dice(parts.sum(0))
-    assert dice[:2].tolist() == [2 * 2 / (3 + 4), 1.0]
-    assert np.isnan(dice[2])
-    metric = bootstrap.interval(parts[:, 0], ["a", "b"], segmentation.pooled_dice)
-    assert metric.value == pytest.approx(4 / 7)
 
 
 # ---------------------------------------------------------------------------------------------------------- bootstrap

@@ -16,15 +16,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from elvis.data import phantoms, reports
+from elvis.data import masks, phantoms, reports
 from elvis.data.__main__ import main
 from elvis.data.phantoms import FOCAL, KINDS, LATERAL, SIDES, SPLITS, ZONES, PhantomImage, Truth, cells, held_out, make_knobs, render, shapes
 from elvis.data.phantoms.grammar import NOUNS
 from elvis.data.phantoms.scene import draw
+from elvis.data.phantoms.study import ANATOMY, PhantomMask
 from elvis.data.studies import load
 from elvis.errors import ConfigError, DataError, run_cli
 from elvis.registry import DATASETS
-from elvis.types import ImageSource
+from elvis.types import ImageSource, Mask
 
 FULL = {"findings_max": 8, "normal": 0.0, "same_kind": 1.0}  # every kind, in almost every image
 
@@ -442,6 +443,60 @@ def test_a_wrong_option_is_one_short_message(options: dict[str, object], message
     with pytest.raises(ConfigError, match=re.escape(message)) as error:
         DATASETS.create("phantom", **{**dict.fromkeys(SPLITS, 2), **options})
     assert len(str(error.value)) < 400
+
+
+def masked(**options: object) -> tuple:
+    return DATASETS.create("phantom", **{**dict.fromkeys(SPLITS, 4), "size": 80, "masks": True, **options}).studies
+
+
+def test_masks_are_the_truth_of_every_kind_and_of_the_anatomy_bit_for_bit() -> None:
+    unspoken = 0
+    for study in masked():
+        truth = study.images[0].truth()
+        there = [kind for kind in KINDS if study.labels[kind]]
+        assert [mask.name for mask in study.masks] == [*there, *ANATOMY]
+        for mask in study.masks:
+            found = masks.decode(mask, 80, 80)
+            expected = truth.kind_mask(mask.name) if mask.name in there else truth.labels() == 1 + ANATOMY.index(mask.name)
+            assert found.any()
+            assert np.array_equal(found, expected)
+            assert mask.data.read().dtype == np.uint8
+        unspoken += bool(set(there) - {grounding.category for grounding in study.groundings})
+    assert unspoken  # a finding that no sentence names has its mask all the same
+
+
+def test_masks_are_there_when_asked_for_in_every_split_and_nothing_is_drawn_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not any(study.masks for study in masked(masks=False))
+    for name in ("regions", "labels"):
+        monkeypatch.setattr(shapes, name, lambda *_: pytest.fail("drawn while the studies were listed"))
+    found = masked(truth=[])
+    assert Counter(study.split for study in found if study.masks) == dict.fromkeys(SPLITS, 4)
+    assert [replace(study, masks=()) for study in found] == list(masked(masks=False, truth=[]))
+
+
+def test_a_mask_travels_and_is_refused_for_an_image_of_another_size() -> None:
+    mask = masked()[0].masks[-1]
+    assert mask == Mask("heart", "png", PhantomMask(phantom("train", 0, size=80), "heart"))
+    assert hash(mask.data) == hash(pickle.loads(pickle.dumps(mask.data)))
+    assert pickle.loads(pickle.dumps(mask)) == mask
+    assert len(pickle.dumps(mask)) < 2000
+    assert mask.data.id == mask.data.path == "phantom-0-train-000000, heart"
+    with pytest.raises(DataError, match="mask 'heart' is 80 x 80, its image 96 x 80") as error:
+        masks.decode(mask, 80, 96)
+    assert error.value.code == "D041"
+
+
+def test_masks_survive_being_prepared_and_made_smaller(tmp_path: Path) -> None:
+    words = ["masks=true", "data.size=96", "seed=3", *(f"{split}=2" for split in SPLITS)]
+    for size in (96, 64):
+        assert main(["prepare", "phantom", *words, f"size={size}", "workers=1", f"out={tmp_path / str(size)}"]) == 0
+        back = load("prepared", root=str(tmp_path / str(size))).studies
+        for old, new in zip(masked(size=96, seed=3, **dict.fromkeys(SPLITS, 2)), back, strict=True):
+            assert [(mask.name, mask.size, mask.kind) for mask in new.masks] == [(mask.name, (96, 96), "rle_chexmask") for mask in old.masks]
+            assert new.images[0].read().shape == (size, size)
+            for before, after in zip(old.masks, new.masks, strict=True):
+                smaller = Image.fromarray(before.data.read()).resize((size, size), Image.Resampling.NEAREST)
+                assert np.array_equal(masks.resized(after, (size, size)), np.asarray(smaller) > 0)
 
 
 def test_an_export_is_read_back_by_the_manifest_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

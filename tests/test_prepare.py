@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from elvis.data import cache, prepare, shards
+from elvis.data import cache, masks, prepare, shards
 from elvis.data.images import BadImage, Preprocess, read
 from elvis.data.phantoms import files
+from elvis.data.phantoms.layouts import export
 from elvis.data.shards import Make, ShardImage
 from elvis.data.studies import load
 from elvis.errors import DataError
@@ -242,6 +244,26 @@ def test_a_volume_keeps_its_slices_and_its_millimetres(tmp_path: Path) -> None:
     (study,) = load("prepared", root=str(tmp_path / "out")).studies
     assert read(study.images[0]).shape == (6, 10, 15)
     assert study.spacing == pytest.approx((5.0, 2.0, 4.0))
+
+
+@pytest.mark.parametrize("name", ["rsna", "siim", "chexlocalize", "covid_rural", "montgomery"])
+def test_a_mask_is_that_of_the_raw_image_made_smaller_as_the_pixels_were(name: str, tmp_path: Path) -> None:
+    """RSNA's masks are boxes without a size of their own: at the size of the stored pixels they would lie elsewhere."""
+    export(name, tmp_path / "raw")
+    table = load(name, root=str(tmp_path / "raw"), need_text=False)
+    prepare.prepare(table, tmp_path / "out", Make(48), name=name, progress=False)
+    back, seen = load("prepared", root=str(tmp_path / "out"), need_text=False).studies, 0
+    assert len(back) == len(table.studies)
+    for old, new in zip(table.studies, back, strict=True):
+        assert len(old.masks) == len(new.masks)
+        large, small = read(old.images[0]).shape, read(new.images[0]).shape
+        assert small == (40, 48) != large == (80, 96)
+        whole = masks.union(old.masks, *large)
+        found = np.logical_or.reduce([masks.resized(mask, small) for mask in new.masks]) if new.masks else np.zeros(small, bool)
+        assert np.array_equal(found, np.asarray(Image.fromarray(whole).resize(small[::-1], Image.Resampling.NEAREST)))
+        assert {mask.size for mask in new.masks} <= {large}
+        seen += bool(found.any())
+    assert seen > 2
 
 
 def test_a_row_keeps_all_of_a_study(tmp_path: Path) -> None:

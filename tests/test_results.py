@@ -44,7 +44,7 @@ def test_results_come_back_from_disk(two: list[Result], tmp_path: Path) -> None:
     assert [r.metrics for r in back] == [r.metrics for r in two]
     assert [(r.row, r.split, r.protocol, r.config, r.provenance) for r in back] == [(r.row, r.split, r.protocol, r.config, r.provenance) for r in two]
     assert back[0].per_case == ({"study": "s1", "tags": ["a", "focal"], "cnr": 1.5, "wid": None, "sentence": None},)
-    assert json.loads((tmp_path / "results.json").read_text())[0]["metrics"]["pointing"] == {"value": 0.5, "low": 0.4, "high": 0.6}
+    assert json.loads((tmp_path / "results.json").read_text())[0]["metrics"]["pointing"] == {"value": 0.5, "low": 0.4, "high": 0.6, "sd": None}
 
 
 def test_a_number_that_is_not_finite_is_null_on_disk(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def timm_spec(model: str, *, in_chans: int, input_size: int | Sequence[int] | No
     mean, std = (tuple(v) if len(v) == in_chans else (sum(v) / len(v),) * in_chans for v in (cfg.mean, cfg.std))
     default = (n - n % strides[-1] for n in cfg.input_size[1:])
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size or default)
-    _check_divisible(f"input_size of '{model}' is", size, strides[-1])
+    check_divisible(f"input_size of '{model}' is", size, strides[-1])
     return BackboneSpec(model, 2, in_chans, channels[-1], tuple(channels), tuple(strides), mean, std, size)
 
 
@@ -157,10 +157,10 @@ def check_image(image: Tensor, spec: BackboneSpec, fixed: bool = False) -> None:
         raise ConfigError(
             f"backbone '{spec.name}' got {_size(given)}, its positions are made for {_size(spec.input_size)} alone", f"set input_size={list(given)}"
         )
-    _check_divisible(f"backbone '{spec.name}' got images of", given, spec.strides[-1])
+    check_divisible(f"backbone '{spec.name}' got images of", given, spec.strides[-1])
 
 
-def _check_divisible(what: str, given: tuple[int, ...], stride: int) -> None:
+def check_divisible(what: str, given: tuple[int, ...], stride: int) -> None:
     if any(n % stride or n < stride for n in given):
         low, high = (tuple(max(stride, rounded(n / stride) * stride) for n in given) for rounded in (math.floor, math.ceil))
         sizes = " or ".join(dict.fromkeys((_size(low), _size(high))))

@@ -23,6 +23,8 @@ from elvis.types import ImageFeatures
 
 @BACKBONES.register("vit")
 class Vit(nn.Module):
+    plain = True  # one map: a decoder that wants several levels makes its own pyramid of it (elvis.interop.smp)
+
     def __init__(
         self,
         *,

@@ -4,6 +4,7 @@ There is no horizontal flip, and none may be added: reports name sides ("small l
 its own report teaches that left is right. Turns, shifts and crops are kept small enough that the words stay true.
 
     augment(image, seed) -> image           here, on a CPU, by albumentations
+    augment(image, seed, masks) -> image, masks    the same moves for masks (nearest pixel), nothing else
     augment.numbers(seed, size) -> K        the numbers the call above draws, for elvis.data.inputs to do the same on a batch, on its device
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,11 +42,15 @@ class Augment:
         self.brightness, self.contrast, self.gamma, self.blur, self.noise = brightness, contrast, gamma, blur, noise
         self._pipelines: dict[tuple[int, ...], Any] = {}  # by image size, which the crop must know
 
-    def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
+    def __call__(self, image: np.ndarray, seed: int, masks: Sequence[np.ndarray] | None = None) -> Any:
+        """With masks (uint8 H W each): (image, masks)."""
         pipeline = self.pipeline(image.shape)
         # one pair of generators for all steps: with set_random_seed every step would draw the SAME numbers
         pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        return pipeline(image=image)["image"]
+        if masks is None:
+            return pipeline(image=image)["image"]
+        both = pipeline(image=image, masks=list(masks))
+        return both["image"], list(both["masks"])
 
     def pipeline(self, size: tuple[int, ...]) -> Any:
         """The albumentations of images of this size, made once."""

@@ -46,15 +46,49 @@ class Item:
     bad: tuple[tuple[str, str], ...] = ()
 
 
-class StudyDataset(Dataset):
+class Substituting(Dataset):
+    """`dataset[epoch, index]`: the `item` of a study, or of another one, chosen by hash, where its image cannot be read."""
+
+    tries = 8  # studies asked in the place of a bad one
+
+    def __init__(self, studies: Sequence[Study], seed: int) -> None:
+        self.studies, self.seed = studies, seed
+        self.by_hash = sorted(range(len(studies)), key=lambda index: stable_hash(studies[index].id))
+
+    def item(self, index: int, epoch: int = 0, bad: tuple[tuple[str, str], ...] = ()) -> Any:
+        """One study as a pure function of (seed, epoch, id). Raises BadImage. `bad` is handed on, for `Batch.extra["bad"]`."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def __getitem__(self, at: tuple[int, int]) -> Any:
+        """The item for (epoch, index); a DataError (for `loader` to raise) when neither it nor its substitutes can be read."""
+        epoch, index = at
+        start = draw(self.seed, epoch, self.studies[index].id, "instead")
+        ring = (self.by_hash[(start + step) % len(self.studies)] for step in range(len(self.studies)))
+        bad: list[tuple[str, str]] = []
+        for candidate in (index, *islice((other for other in ring if other != index), self.tries)):
+            study = self.studies[candidate]
+            try:
+                return self.item(candidate, epoch, tuple(bad))
+            except BadImage as error:
+                bad.append((study.id, error.reason))
+            except DataError as error:
+                return error
+            except Exception as error:
+                raise RuntimeError(f"study {study.id}: {type(error).__name__}: {error}") from error
+        listed = ", ".join(f"{id} ({reason})" for id, reason in bad[:3])
+        return DataError(f"{len(bad)} studies in a row cannot be read: {listed}", "is data.root complete? Look at the files named here")
+
+
+class StudyDataset(Substituting):
     """Studies as `Item`s. `dataset[epoch, index]` substitutes what cannot be read; `dataset.item(index)` raises BadImage.
 
     views: "first" image | "frontal", the first AP or PA, else the first | "random" one per epoch | "all" up to `max_views`.
     augment: after resizing, here ("cpu") or, with the same numbers, by `ToInput` ("device"); None = none. All reports are encoded at
     once. cache: keep resized images (size * size bytes each) in the memory of every worker process.
     """
-
-    tries = 8  # studies asked in the place of a bad one
 
     def __init__(
         self,
@@ -72,32 +106,12 @@ class StudyDataset(Dataset):
         seed: int = 0,
         cache: bool = False,
     ) -> None:
-        self.studies, self.preprocess, self.pad_id = studies, preprocess, tokenizer.pad_id
-        self.views, self.max_views, self.augment, self.augment_on, self.seed = views, max_views, augment, augment_on, seed
+        super().__init__(studies, seed)
+        self.preprocess, self.collate = preprocess, _Collate(tokenizer.pad_id)
+        self.views, self.max_views, self.augment, self.augment_on = views, max_views, augment, augment_on
         texts = ([sentence.text for sentence in study.sentences] for study in studies)
         self.reports = Reports(texts, tokenizer, units=units, max_tokens=max_tokens, max_units=max_units)
-        self.by_hash = sorted(range(len(studies)), key=lambda index: stable_hash(studies[index].id))
         self.cached: dict[tuple[int, int], np.ndarray] | None = {} if cache else None
-
-    def __len__(self) -> int:
-        return len(self.studies)
-
-    def __getitem__(self, at: tuple[int, int]) -> Item | DataError:
-        """The item for (epoch, index); a DataError (for `loader` to raise) when neither it nor its substitutes can be read."""
-        epoch, index = at
-        start = draw(self.seed, epoch, self.studies[index].id, "instead")
-        ring = (self.by_hash[(start + step) % len(self.studies)] for step in range(len(self.studies)))
-        bad: list[tuple[str, str]] = []
-        for candidate in (index, *islice((other for other in ring if other != index), self.tries)):
-            study = self.studies[candidate]
-            try:
-                return self.item(candidate, epoch, tuple(bad))
-            except BadImage as error:
-                bad.append((study.id, error.reason))
-            except Exception as error:
-                raise RuntimeError(f"study {study.id}: {type(error).__name__}: {error}") from error
-        listed = ", ".join(f"{id} ({reason})" for id, reason in bad[:3])
-        return DataError(f"{len(bad)} studies in a row cannot be read: {listed}", "is data.root complete? Look at the files named here")
 
     def item(self, index: int, epoch: int = 0, bad: tuple[tuple[str, str], ...] = ()) -> Item:
         """One study as a pure function of (seed, epoch, id). Raises BadImage."""
@@ -181,16 +195,17 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def loader(dataset: StudyDataset, sampler: StepSampler, *, workers: int = 0, pin: bool = False) -> DataLoader:
+def loader(dataset: Any, sampler: StepSampler, *, workers: int = 0, pin: bool = False) -> DataLoader:
     """Batches in the sampler's order, `workers` processes reading ahead. Neither draws from nor changes torch's global generator.
 
-    One pass covers all epochs, so the workers live as long as the run. Every failure names its study.
+    dataset.collate makes a batch of items (picklable; what it makes has `pin_memory`). One pass covers all epochs, so the workers live
+    as long as the run. Every failure names its study.
     """
     return _Loader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=_Collate(dataset.pad_id),
+        collate_fn=dataset.collate,
         pin_memory=pin,
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=_leave_signals_to_the_trainer,

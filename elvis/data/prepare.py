@@ -278,7 +278,7 @@ def _spacing(told: tuple[float, ...], entry: Mapping[str, Any]) -> tuple[float, 
 
 
 def _masks(given: Iterable[Mask], study: Study, stored: Sequence[Stored], moved: Mapping[int, int], problems: Problems) -> Iterator[Mask]:
-    """The masks that fit their images, with the size they were drawn in, which the stored pixels no longer tell."""
+    """The masks that fit their images, with the size they were drawn in, which the stored pixels no longer tell; a computed one as run lengths."""
     for mask in given:
         if mask.image not in moved:
             continue
@@ -288,7 +288,9 @@ def _masks(given: Iterable[Mask], study: Study, stored: Sequence[Stored], moved:
             if mask.kind in masks.VOLUMES:
                 check_aligned(image, mask.data)  # type: ignore[arg-type]
             else:
-                masks.decode(mask, height, width)
+                where = masks.decode(mask, height, width)
+                if hasattr(mask.data, "read") and shards.path_of(mask.data) is None:  # no file that could be named
+                    mask = replace(mask, kind="rle_chexmask", data=masks.encode_chexmask(where), value=None)
         except DataError as error:
             problems.add(error.code, f"{name_of(image)}, mask '{mask.name}'", error.what, error.fix)
             continue

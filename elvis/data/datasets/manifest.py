@@ -1,7 +1,8 @@
-"""Your own data: a CSV or JSONL table of images and texts under a root, and boxes in COCO-like JSON.
+"""Your own data: a CSV or JSONL table of images and texts under a root, boxes in COCO-like JSON, and masks as files.
 
     manifest(root="/data/mine")                                    finds the table and the columns by their usual names
     manifest(root=..., table="pairs/pairs.csv", text="findings")   or is told
+    manifest(root=..., masks="masks/masks.csv", masks_where={"set": "lungs"})    image, mask, class: a row a mask; or columns of the table
 
 One row is one image (or a list of them) with its text. Rows of one study id with the same text become one study of several
 images; where the texts differ (a course of days under one id) each text stays a study of its own, and they share a `group`,
@@ -25,9 +26,9 @@ from elvis.data.studies import StudyTable, patient_split
 from elvis.data.tables import Card, Entry, coco, folder, inside, numbers, pixels, read_table, referred, typed
 from elvis.data.tables import names as named
 from elvis.data.volumes import VolumeFile
-from elvis.errors import DataError, nearest
+from elvis.errors import ConfigError, DataError, nearest
 from elvis.registry import DATASETS
-from elvis.types import Grounding, Sentence, Study
+from elvis.types import Grounding, Mask, Sentence, Study
 
 COLUMNS = {  # what a column is for -> its usual names, the better one first
     "id": ("study_id", "id", "study", "uid"),
@@ -36,7 +37,10 @@ COLUMNS = {  # what a column is for -> its usual names, the better one first
     "patient": ("patient_id", "patient", "subject_id", "subject"),
     "split": ("split",),
     "view": ("view", "views", "view_position", "viewposition", "projection"),
+    "mask": ("mask", "mask_path", "masks", "segmentation"),
+    "class": ("class", "classes", "label", "structure", "name"),
 }
+OWN_MASKS = {"mask": ("mask", "mask_path"), "class": ("class", "classes")}  # in the table of images, where a label or a name is another thing
 TABLES = ("manifest.jsonl", "manifest.csv", "pairs/pairs.csv")
 VOLUMES = (".nii", ".nii.gz", ".npz")
 BOXES = ("boxes.json", "boxes/findings_boxes.json")
@@ -57,27 +61,30 @@ def manifest(
     id: str | None = None,
     boxes: str | None = None,  # COCO-like JSON, relative to root; None = boxes.json or boxes/findings_boxes.json if there
     box_text: str = "label_text",  # which value of an annotation is its phrase; its category's name where it has none
+    masks: str | None = None,  # a CSV or JSONL of masks, relative to root, a row a mask; None = the table's own columns mask and class, if there
+    masks_where: Mapping[str, str] | None = None,  # only the rows of `masks` with this value in this column: {set: lungs}
 ) -> StudyTable:
     """Studies of a table. Paths are relative to `root` and may not leave it.
 
     Without a split column, patients are split 80/10/10 by a hash of their id. Studies without a sentence are counted in
-    `left_out["no_text"]`; one of val or test that has boxes is kept all the same, without sentences: its phrases can be
-    asked for. Raises DataError.
+    `left_out["no_text"]`; one that has masks is kept all the same (and then the table needs no column of text), and one of
+    val or test that has boxes: its phrases can be asked for. Raises DataError.
     """
+    if masks_where and masks is None:
+        raise ConfigError("data.masks_where chooses rows of a table of masks, and none is named", "name it: data.masks=..., relative to data.root")
     top = folder(root, CARD)
     problems = Problems("manifest")
-    path = top / table if table else _find_table(top, image)
+    path = top / table if table else _find_table(top, image, masks)
     notes = [f"table: {os.path.relpath(path, top)}"]
-    rows = list(read_table(path))
-    if not rows:
-        raise DataError(f"{path} has no rows", "give a table with a header and one row per image", "D004")
-    have = dict.fromkeys(name for row in rows for name in row)
+    rows, have = _table(path, "image")
     given = {"id": id, "image": image, "patient": patient, "split": split, "view": view}
     names = {use: _column(path, use, name, have) for use, name in given.items()}
     if names["image"] is None:
         fix = f"name it: data.image=..., or call it {COLUMNS['image'][0]}"
         raise DataError(f"{path}: no column of images (have {named(have)})", fix, "D003")
-    columns = _Columns(text=_text_columns(path, text, have), **names)
+    own = {use: _first_of(usual, have) for use, usual in OWN_MASKS.items()} if masks is None else {"mask": None, "class": None}
+    masked = masks is not None or own["mask"] is not None
+    columns = _Columns(text=_text_columns(path, text, have, needed=not masked), **names)
     notes += [f"{use}: {note}" for use, note in _DEFAULTS.items() if names[use] is None]
 
     drafts, several = _merge(rows, columns, top, path)
@@ -89,11 +96,17 @@ def manifest(
     if found is not None:
         groundings, unmatched = _groundings(found, box_text, drafts, str(top), problems)
         notes.append(f"boxes: {os.path.relpath(found, top)}" + (f", {unmatched} of its images are not in the table" if unmatched else ""))
-    studies = [draft.study(groundings.get(draft.id, ())) for draft in drafts]
-    kept = [study for study in studies if study.sentences or (study.groundings and study.split in ("val", "test"))]
+    drawn: dict[str, list[Mask]] = {}
+    if masked:
+        where = top / masks if masks is not None else path
+        listed = _listed_masks(where, masks_where or {}, str(top)) if masks is not None else _own_masks(rows, columns.image, own, str(top), path)
+        drawn, unmatched = _masks(listed, drafts, problems)
+        notes.append(f"masks: {os.path.relpath(where, top)}" + (f", {unmatched} are of images that are not in the table" if unmatched else ""))
+    studies = [draft.study(groundings.get(draft.id, ()), drawn.get(draft.id, ())) for draft in drafts]
+    kept = [study for study in studies if study.sentences or study.masks or (study.groundings and study.split in ("val", "test"))]
     empty = len(studies) - len(kept)
     if empty:
-        problems.add("D020", path.name, f"{empty} studies without a sentence", "", count=empty)
+        problems.add("D020", path.name, f"{empty} studies without a sentence{' or a mask' if masked else ''}", "", count=empty)
     return StudyTable(tuple(kept), {"no_text": empty} if empty else {}, tuple(notes), problems.listed(), card=CARD)
 
 
@@ -126,7 +139,7 @@ class _Draft:
     images: list[ImageFile | VolumeFile] = field(default_factory=list)
     views: list[str] = field(default_factory=list)
 
-    def study(self, groundings: Iterable[Grounding]) -> Study:
+    def study(self, groundings: Iterable[Grounding], masks: Iterable[Mask]) -> Study:
         found = sentences(self.sections)
         groundings = tuple(g if g.sentence in range(len(found)) else replace(g, sentence=_same_text(g.phrase, found)) for g in groundings)
         return Study(
@@ -138,17 +151,26 @@ class _Draft:
             sections=self.sections,
             sentences=found,
             groundings=groundings,
+            masks=tuple(masks),
             text_source=self.source,
             group=self.group,
         )
 
 
-def _find_table(root: Path, image: str | None) -> Path:
-    """The only table under root: one of the usual names, or any CSV at its top with a column of images."""
+def _table(path: Path, row: str) -> tuple[list[dict[str, Any]], dict[str, None]]:
+    """The rows of a table and its columns. DataError D004 without a row; `row`: what one of them is."""
+    rows = list(read_table(path))
+    if not rows:
+        raise DataError(f"{path} has no rows", f"give a table with a header and one row per {row}", "D004")
+    return rows, dict.fromkeys(name for row in rows for name in row)
+
+
+def _find_table(root: Path, image: str | None, masks: str | None) -> Path:
+    """The only table under root: one of the usual names, or any CSV at its top with a column of images; that of the masks is none."""
     found = [root / name for name in TABLES if os.path.isfile(root / name)]
     usual = {image.lower()} if image else set(COLUMNS["image"])
     for path in sorted(root.glob("*.csv")):
-        if path not in found and usual & {name.lower() for row in _first(path) for name in row}:
+        if path not in found and path != root / (masks or "") and usual & {name.lower() for row in _first(path) for name in row}:
             found.append(path)
     if len(found) == 1:
         return found[0]
@@ -172,15 +194,21 @@ def _first(path: Path) -> list[dict[str, Any]]:
 
 def _column(path: Path, use: str, name: str | None, have: Mapping[str, Any]) -> str | None:
     """The column for a use: the one named (DataError if it is not there), or the first with a usual name, or None."""
-    lower = {column.lower(): column for column in have}
     if name is None:
-        return next((lower[usual] for usual in COLUMNS[use] if usual in lower), None)
+        return _first_of(COLUMNS[use], have)
+    lower = {column.lower(): column for column in have}
     if name.lower() not in lower:
         raise DataError(f"{path.name}: no column '{name}'{nearest(name, have)}; it has {named(have)}", f"set data.{use}= to one of them", "D003")
     return lower[name.lower()]
 
 
-def _text_columns(path: Path, text: str | Sequence[str] | None, have: Mapping[str, Any]) -> tuple[str, ...]:
+def _first_of(usual: Iterable[str], have: Iterable[str]) -> str | None:
+    """The column with the first of the usual names, or None."""
+    lower = {column.lower(): column for column in have}
+    return next((lower[name] for name in usual if name in lower), None)
+
+
+def _text_columns(path: Path, text: str | Sequence[str] | None, have: Mapping[str, Any], needed: bool) -> tuple[str, ...]:
     if text is not None:
         wanted = [text] if isinstance(text, str) else list(text)
         return tuple(column for name in wanted if (column := _column(path, "text", name, have)))
@@ -189,6 +217,8 @@ def _text_columns(path: Path, text: str | Sequence[str] | None, have: Mapping[st
     usual = _column(path, "text", None, have)
     if sectioned or usual:
         return sectioned or (usual,)  # type: ignore[return-value]
+    if not needed:
+        return ()
     raise DataError(f"{path}: no column of text (have {named(have)})", f"name it: data.text=..., or call it {COLUMNS['text'][0]}", "D003")
 
 
@@ -215,8 +245,10 @@ def _merge(rows: Iterable[Mapping[str, Any]], columns: _Columns, root: Path, pat
             same.append(draft)
             known = draft
         known.sections, known.source = (known.sections, known.source) if known.sections else (draft.sections, draft.source)
-        known.images += images
-        known.views += _views(_listed(row.get(columns.view)) if columns.view else [], len(images))
+        for image, view in zip(images, _views(_listed(row.get(columns.view)) if columns.view else [], len(images)), strict=True):
+            if image not in known.images:  # a row a mask, or a sentence: the image is one
+                known.images.append(image)
+                known.views.append(view)
     return [draft for same in by_id.values() for draft in same], sum(len(same) > 1 for same in by_id.values())
 
 
@@ -279,6 +311,100 @@ def _some_exist(images: Sequence[ImageFile | VolumeFile], root: Path) -> None:
         raise DataError(what, "are its paths relative to data.root?", "D010")
 
 
+# ------------------------------------------------------------------------------------------------------- the masks
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A row of a table of masks."""
+
+    where: str
+    image: str  # relative to the root
+    shows: str
+    file: ImageFile | VolumeFile
+
+
+def _listed_masks(path: Path, only: Mapping[str, str], root: str) -> list[_Drawn]:
+    """The masks of a table, a row each, `only` those rows that have these values. DataError D001, D003, D004, D005."""
+    if not path.is_file():
+        raise DataError(f"no table {path}", "check data.masks, relative to data.root", "D001")
+    rows, have = _table(path, "mask")
+    image, mask, shows = (_first_of(COLUMNS[use], have) for use in ("image", "mask", "class"))
+    if image is None or mask is None:
+        use = "image" if image is None else "mask"
+        raise DataError(f"{path}: no column of {use}s (have {named(have)})", f"call it {' or '.join(COLUMNS[use][:2])}", "D003")
+    wanted = {_where_column(path, name, have): str(value).strip() for name, value in only.items()}
+    listed = []
+    for number, row in enumerate(rows, 1):
+        if all(_value(row, name) == value for name, value in wanted.items()):
+            where = f"{path}, row {number}"
+            shown = "mask" if shows is None else _cell(row, shows, where)
+            listed.append(_Drawn(where, _under(root, _cell(row, image, where), where), shown, _file(root, _cell(row, mask, where), where)))
+    if not listed:
+        asked = " and ".join(f"{name}={value[:40]}" for name, value in wanted.items())
+        raise DataError(f"{path}: none of its {len(rows)} rows has {asked}", "set data.masks_where to a value that is there", "D004")
+    return listed
+
+
+def _where_column(path: Path, name: str, have: Iterable[str]) -> str:
+    """A column that data.masks_where names. DataError D003."""
+    if (found := _first_of((name.lower(),), have)) is None:
+        fix = "name one of them in data.masks_where"
+        raise DataError(f"{path}: no column '{name}'{nearest(name, have)}; it has {named(have)}", fix, "D003")
+    return found
+
+
+def _own_masks(rows: Iterable[Mapping[str, Any]], image: str, own: Mapping[str, str | None], root: str, path: Path) -> list[_Drawn]:
+    """The masks that stand beside their images: any number for one image, one for each of several; an empty cell is none. DataError D004, D005."""
+    listed = []
+    for number, row in enumerate(rows, 1):
+        if not (files := _listed(row.get(own["mask"]))):
+            continue
+        where, images, shows = f"{path}, row {number}", _listed(row.get(image)), _listed(row.get(own["class"])) if own["class"] else ["mask"]
+        images, shows = (values * len(files) if len(values) == 1 else values for values in (images, shows))
+        if not len(images) == len(files) == len(shows):
+            what = f"{where}: {len(files)} masks for {len(images)} images, {len(shows)} classes"
+            raise DataError(what, "one image may have any number of masks, several have one each; and name one class, or one for each mask", "D004")
+        listed += [
+            _Drawn(where, _under(root, name, where), shown, _file(root, file, where)) for name, file, shown in zip(images, files, shows, strict=True)
+        ]
+    return listed
+
+
+def _cell(row: Mapping[str, Any], column: str, where: str) -> str:
+    """What a row of masks says in a column. DataError D004 for nothing."""
+    if not (value := _value(row, column)):
+        raise DataError(f"{where}: no {column}", f"fill column '{column}', or take the row out", "D004")
+    return value
+
+
+def _masks(listed: Iterable[_Drawn], drafts: Sequence[_Draft], problems: Problems) -> tuple[dict[str, list[Mask]], int]:
+    """Masks by study id, for every study that shows the image; and how many are of an image that none shows. A file that is not there is D010."""
+    shown = _shown(drafts)
+    found: dict[str, list[Mask]] = {}
+    unmatched = 0
+    for drawn in listed:
+        places = shown.get(drawn.image, ())
+        unmatched += not places
+        if places and not os.path.isfile(drawn.file.path):
+            problems.add("D010", drawn.where, f"no mask {drawn.file.name}", "is the download complete, and is the path relative to data.root?")
+            continue
+        kind = "nifti" if isinstance(drawn.file, VolumeFile) else "png"
+        for draft, index in places:
+            own, mask = found.setdefault(draft.id, []), Mask(drawn.shows, kind, drawn.file, image=index)
+            own += [mask] if mask not in own else []
+    return found, unmatched
+
+
+def _shown(drafts: Iterable[_Draft]) -> dict[str, list[tuple[_Draft, int]]]:
+    """Image -> the studies that show it, and its index there."""
+    shown: dict[str, list[tuple[_Draft, int]]] = {}
+    for draft in drafts:
+        for index, file in enumerate(draft.images):
+            shown.setdefault(file.name, []).append((draft, index))
+    return shown
+
+
 # ------------------------------------------------------------------------------------------------------- the boxes
 
 _Phrase = tuple[Any, str, str, int | None]  # image id, category, phrase, index of its sentence
@@ -294,10 +420,7 @@ def _groundings(path: Path, box_text: str, drafts: Sequence[_Draft], root: str, 
         what = f"{path}: no '{box_text}' in the annotations{nearest(box_text, annotations[0])}"
         raise DataError(what, "name the value that holds the phrase: data.box_text=", "D003")
 
-    shown: dict[str, list[tuple[_Draft, int]]] = {}
-    for draft in drafts:
-        for index, file in enumerate(draft.images):
-            shown.setdefault(file.name, []).append((draft, index))
+    shown = _shown(drafts)
     places = {id: _place(image, shown, root, f"{path.name}, image {named([str(id)])}") for id, image in images.items()}
 
     boxes: dict[_Phrase, list[Box]] = {}

@@ -30,6 +30,7 @@ def phantom(
     decor: int = 256,
     swap: int = 256,  # even: twins stand together
     truth: Sequence[str] = phantoms.SPLITS,  # splits whose studies get boxes; train's feed the priors of the evaluation
+    masks: bool = False,  # of every study: each kind of finding that is there, mentioned or not, and right lung, left lung, heart
 ) -> StudyTable:
     """Phantom studies of all splits, patients disjoint between them. About 0.5 ms a study; raises ConfigError."""
     counts = {"train": train, "val": val, "test": test, "comp": comp, "decor": decor, "swap": swap}
@@ -47,6 +48,6 @@ def phantom(
     made = [
         study
         for name, count in counts.items()
-        for study in phantoms.studies(seed=seed, split=name, count=count, size=size, level=level, knobs=knobs, truth=name in truth)
+        for study in phantoms.studies(seed=seed, split=name, count=count, size=size, level=level, knobs=knobs, truth=name in truth, masks=masks)
     ]
     return StudyTable(tuple(made), notes=(f"phantoms: computed radiographs of nobody, level {level}, seed {seed}",))

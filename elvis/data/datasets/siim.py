@@ -41,7 +41,8 @@ Row = tuple[int, str]  # its number in the table, the code
 def siim(*, root: str) -> StudyTable:
     """One study an image: its masks (one a row; their union is the pneumothorax) and the label Pneumothorax. There is no text.
 
-    extra["rows"]: the image's row numbers in the table (the header is row 1), for protocols that split or sample by row.
+    extra["rows"]: the image's row numbers in the table (the header is row 1), for protocols that split or sample by row;
+    extra["mask_rows"]: the row of each of its masks.
     left_out: no_image (an image of the table that is not in the folder), no_row (a file that the table does not name).
     Patients are not known: each image is its own (D064). Raises DataError D001, D002, D003.
     """
@@ -84,9 +85,9 @@ def _paths(base: Path, below: str, problems: Problems) -> dict[str, str]:
     return paths
 
 
-def _masks(image: str, its: Sequence[Row], table: str, problems: Problems) -> tuple[Mask, ...]:
-    """A mask for each row that has one. Whether it fits into the image is seen when it is decoded."""
-    masks = []
+def _masks(image: str, its: Sequence[Row], table: str, problems: Problems) -> dict[int, Mask]:
+    """Row number -> its mask, for each row that has one. Whether it fits into the image is seen when it is decoded."""
+    masks = {}
     for number, code in its:
         try:
             counts = siim_counts(code)
@@ -94,11 +95,11 @@ def _masks(image: str, its: Sequence[Row], table: str, problems: Problems) -> tu
             problems.add("D040", f"{table}, row {number} ({image})", error.what, error.fix)
             continue
         if counts.size:
-            masks.append(Mask("pneumothorax", "rle_siim", code))
-    return tuple(masks)
+            masks[number] = Mask("pneumothorax", "rle_siim", code)
+    return masks
 
 
-def _study(file: ImageFile, image: str, its: Sequence[Row], masks: tuple[Mask, ...]) -> Study:
+def _study(file: ImageFile, image: str, its: Sequence[Row], masks: dict[int, Mask]) -> Study:
     label = int(any(code != EMPTY for _, code in its))
     return Study(
         id=image,
@@ -106,7 +107,7 @@ def _study(file: ImageFile, image: str, its: Sequence[Row], masks: tuple[Mask, .
         split=patient_split(image),
         images=(file,),
         views=("UNKNOWN",),
-        masks=masks,
+        masks=tuple(masks.values()),
         labels={"Pneumothorax": label},
-        extra={"rows": [number for number, _ in its]},
+        extra={"rows": [number for number, _ in its], "mask_rows": list(masks)},
     )

@@ -13,7 +13,9 @@ from elvis.data import reports
 from elvis.data.phantoms import grammar, render, scene, shapes
 from elvis.data.phantoms.knobs import Knobs, make_knobs
 from elvis.data.phantoms.scene import KINDS, Finding, Scene
-from elvis.types import Grounding, Study
+from elvis.types import Grounding, Mask, Study
+
+ANATOMY = ("right lung", "left lung", "heart")  # 1, 2, 3 of a label map
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,29 @@ class Truth:
         return shapes.labels(self.scene, self.size)
 
 
+@dataclass(frozen=True)
+class PhantomMask:
+    """What the masks of a phantom are read from: nothing is drawn before `read`. Small, picklable, hashable."""
+
+    image: PhantomImage
+    shows: str  # a kind of finding (all findings of it, mentioned or not), or one of ANATOMY
+
+    @property
+    def id(self) -> str:
+        return f"{self.image.id}, {self.shows}"
+
+    @property
+    def path(self) -> str:
+        """What a message calls it; it is no file."""
+        return self.id
+
+    def read(self) -> np.ndarray:
+        """uint8 H W, 0 and 1."""
+        truth = self.image.truth()
+        where = truth.labels() == 1 + ANATOMY.index(self.shows) if self.shows in ANATOMY else truth.kind_mask(self.shows)
+        return where.view(np.uint8)
+
+
 def studies(
     *,
     seed: int,
@@ -93,17 +118,19 @@ def studies(
     level: int = 2,
     knobs: Mapping[str, Any] | None = None,
     truth: bool = True,
+    masks: bool = False,
 ) -> list[Study]:
     """The first `count` studies of a split; `knobs` on top of the level; without `truth` no groundings (twice as fast).
 
+    `masks`: one for each kind of finding in the image, mentioned or not, and for each of ANATOMY, as `PhantomMask`s.
     `labels`: 1 where a kind is in the image, mentioned or not. Swap split: `extra` = {"twin": id of the other one,
     "altered": index of the sentence that differs}. Each study is its own group.
     """
     chosen = make_knobs(level, knobs)
-    return [_study(PhantomImage(seed, split, index, size, chosen), truth) for index in range(count)]
+    return [_study(PhantomImage(seed, split, index, size, chosen), truth, masks) for index in range(count)]
 
 
-def _study(image: PhantomImage, truth: bool) -> Study:
+def _study(image: PhantomImage, truth: bool, masks: bool) -> Study:
     what = image.scene()
     report = grammar.write(what)
     sections = reports.parse(report.raw).sections
@@ -122,6 +149,7 @@ def _study(image: PhantomImage, truth: bool) -> Study:
         sections=sections,
         sentences=sentences,
         groundings=_groundings(Truth(what, image.size), report) if truth else (),
+        masks=tuple(Mask(name, "png", PhantomMask(image, name)) for name in (*KINDS, *ANATOMY) if name in kinds or name in ANATOMY) if masks else (),
         labels={kind: int(kind in kinds) for kind in KINDS},
         extra=extra,
     )

@@ -1,0 +1,155 @@
+"""A trained head in use, and on disk: it reloads alone, strictly, with its preprocessing and its thresholds.
+
+head = load("runs/segmentation-lungs/resnet50/1.0/seed-0")        a run or checkpoint directory
+head.predict([image]) -> [{"lung": bool H W}]                     image: uint8 H W, a path, or an ImageSource; any size
+elvis.load_backbone(DIR)                                          the fine-tuned backbone of the same checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from downstream.segmentation import heads
+from downstream.segmentation.heads import Segmenter
+from elvis import checkpoints
+from elvis.data.images import Preprocess, read
+from elvis.errors import CheckpointError
+
+THRESHOLD = 0.5  # until validation has chosen
+
+
+@dataclass
+class Head:
+    """A segmenter with what it needs to be used. `thresholds`: one a class, chosen on validation."""
+
+    segmenter: Segmenter
+    preprocess: Preprocess
+    thresholds: tuple[float, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    patients: np.ndarray | None = None  # fingerprints of whom the head (and its backbone) was trained on
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.segmenter.classes
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.segmenter.parameters()).device
+
+    @torch.inference_mode()
+    def probabilities(self, images: Sequence[Any]) -> list[np.ndarray]:
+        """Of each image K H W float32 in its own pixels, NaN where the input does not show it (fit=crop)."""
+        pixels = [image if isinstance(image, np.ndarray) else read(Path(image) if isinstance(image, str) else image) for image in images]
+        small = torch.from_numpy(np.stack([self.preprocess.resize(image) for image in pixels])).to(self.device)
+        self.segmenter.eval()
+        found = self.segmenter(self.preprocess.tensor(small, self.segmenter.backbone.spec.in_channels)).float().sigmoid().cpu()
+        return [self.preprocess.frame(*image.shape).to_original(maps).numpy() for image, maps in zip(pixels, found, strict=True)]
+
+    def predict(self, images: Sequence[Any]) -> list[dict[str, np.ndarray]]:
+        """Of each image a mask per class: bool H W."""
+        return [
+            {name: plane >= np.float32(t) for name, plane, t in zip(self.classes, maps, self.thresholds, strict=True)}
+            for maps in self.probabilities(images)
+        ]
+
+
+def build(backbone: nn.Module, head: str, classes: Sequence[str], options: Mapping[str, Any], *, size: int, fit: str) -> Head:
+    """An untrained head on a backbone, with the preprocessing the backbone's spec asks for."""
+    spec = backbone.spec
+    segmenter = heads.create(backbone, head, classes, options)
+    return Head(segmenter, Preprocess((size, size), fit, spec.mean, spec.std), (THRESHOLD,) * len(classes))  # type: ignore[arg-type]
+
+
+def save(target: Path, head: Head, *, config_yaml: str, metrics: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> Path:
+    """A checkpoint directory (elvis.checkpoints) whose `image.*` weights are the backbone's, so that `elvis.load_backbone` reads it too."""
+    from safetensors.torch import save_file
+
+    def fill(stage: Path) -> None:
+        (stage / "config.yaml").write_text(config_yaml)
+        _json(stage / "model.json", {"format": checkpoints.FORMAT, **head.segmenter.recipe})
+        weights = {_outside(head.segmenter, k): v.detach().cpu().contiguous().clone() for k, v in head.segmenter.state_dict().items()}
+        save_file(weights, stage / "model.safetensors")
+        _json(stage / "preprocess.json", head.preprocess.to_json())
+        _json(stage / "segmentation.json", {"thresholds": dict(zip(head.classes, head.thresholds, strict=True))})
+        _json(stage / "metrics.json", dict(metrics))
+        _json(stage / "provenance.json", dict(head.provenance))
+        (stage / "MODEL_CARD.md").write_text(card(head, metrics))
+        if head.patients is not None:
+            np.save(stage / "patients.npy", head.patients, allow_pickle=False)
+        if state is not None:
+            (stage / "state").mkdir()
+            torch.save(dict(state), stage / "state" / "trainer.pt")
+
+    return checkpoints.write(target, fill)
+
+
+def load(path: Path | str) -> Head:
+    """The head of a run or checkpoint directory, verified, in eval mode. Raises CheckpointError."""
+    folder = checkpoints.resolve(path)
+    try:
+        recipe = json.loads((folder / "model.json").read_text())
+        about = json.loads((folder / "segmentation.json").read_text())["thresholds"]
+        preprocess = Preprocess.from_json(json.loads((folder / "preprocess.json").read_text()))
+        provenance = json.loads((folder / "provenance.json").read_text())
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(
+            f"{folder} holds no segmentation head", "give the folder of a run of `python -m downstream.segmentation train`"
+        ) from None
+    segmenter = heads.rebuild(recipe)
+    weights(segmenter, folder)
+    patients = folder / "patients.npy"
+    known = np.load(patients, allow_pickle=False) if patients.is_file() else None
+    return Head(segmenter.eval(), preprocess, tuple(about[name] for name in segmenter.classes), provenance, known)
+
+
+def weights(segmenter: Segmenter, folder: Path) -> None:
+    """Weights of a checkpoint into a segmenter, strictly."""
+    from safetensors.torch import load_file
+
+    inside = {_outside(segmenter, name): name for name in segmenter.state_dict()}
+    found = {inside.get(name, name): value for name, value in load_file(folder / "model.safetensors").items()}
+    missing, unexpected = segmenter.load_state_dict(found, strict=False)
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{folder}: weights do not fit the head: {len(missing)} missing {missing[:2]}, {len(unexpected)} unexpected {unexpected[:2]}",
+            "the checkpoint was written by another version, or model.json was edited",
+        )
+
+
+def chosen(head: Head, thresholds: Sequence[float]) -> Head:
+    return replace(head, thresholds=tuple(thresholds))
+
+
+def _outside(segmenter: Segmenter, name: str) -> str:
+    """The name of a weight on disk: the backbone's begin with `image.`."""
+    prefix = next(f"{n}." for n, module in segmenter.named_modules() if module is segmenter.backbone)
+    return "image." + name.removeprefix(prefix) if name.startswith(prefix) else name
+
+
+def card(head: Head, metrics: Mapping[str, Any]) -> str:
+    """MODEL_CARD.md: what it is, how to load it, what was measured, what it is not."""
+    rows = "".join(f"| {k} | {v:.4g} |\n" for k, v in metrics.items() if isinstance(v, int | float))
+    measured = f"| metric | value |\n|---|---|\n{rows}" if rows else "Nothing was measured yet.\n"
+    origin = head.provenance
+    return (
+        f"# elvis segmentation head\n\n{head.segmenter.head_name} on {head.segmenter.backbone.spec.name}, {head.segmenter.backbone.spec.in_channels} "
+        f"channel(s), classes: {', '.join(head.classes)}; input {head.preprocess.size[0]} px ({head.preprocess.fit}).\n\n"
+        "```python\nfrom downstream.segmentation import load\nmasks = load(DIR).predict([image])[0]          # {class: bool H W}\n"
+        "import elvis\nbackbone = elvis.load_backbone(DIR)\n```\n\n"
+        f"## Measured\n\n{measured}\n## Origin\n\ncommit {origin.get('commit')}, data {origin.get('data', 'unknown')}, "
+        f"split {origin.get('split', '?')}, {origin.get('labels', '?')} labelled images, "
+        f"protocol {origin.get('protocol', '?')}, seed {origin.get('seed', '?')}.\n\n"
+        "## Limits\n\nResearch only; not a medical device. It was trained on the data named above and nothing is known of others.\n"
+    )
+
+
+def _json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True))

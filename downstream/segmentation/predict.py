@@ -1,0 +1,71 @@
+"""A folder of images to masks: OUT/masks/<class>/<name>.png (0 and 255, at the image's own size) and OUT/overlays/<name>.png."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from downstream.segmentation.model import Head
+from downstream.segmentation.report import COLOURS, outlined
+from elvis.data.images import BadImage, ImageFile, read
+from elvis.errors import DataError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom", ".bmp", ".tif", ".tiff", "")  # the content decides; these are looked at
+
+
+def predict(head: Head, images: Path, out: Path, *, side: int = 512, progress: object = None) -> tuple[int, list[tuple[str, str]]]:
+    """(how many were written, [(file, reason) of those that cannot be read]). DataError when there is no image."""
+    files = list(_files(images))
+    if not files:
+        raise DataError(f"no image under {images}", "give a folder of JPEG, PNG or DICOM files", "D010")
+    names = _names([name for name, _ in files])
+    colours = [tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in COLOURS]
+    written, bad = 0, []
+    for name, file in files:
+        try:
+            pixels = read(file)
+        except BadImage as error:
+            bad.append((name, error.reason))
+            continue
+        masks = head.predict([pixels])[0]
+        for label, mask in masks.items():
+            _save(out / "masks" / label.replace(os.sep, "_") / f"{names[name]}.png", mask.astype(np.uint8) * 255)
+        drawn = [(mask, colours[k % len(colours)]) for k, mask in enumerate(masks.values())]
+        _save(out / "overlays" / f"{names[name]}.png", outlined(pixels, drawn, side))
+        written += 1
+        if callable(progress):
+            progress()
+    if bad:
+        (out).mkdir(parents=True, exist_ok=True)
+        (out / "bad_images.jsonl").write_text("".join(json.dumps({"file": n, "reason": r}) + "\n" for n, r in bad), encoding="utf-8")
+    return written, bad
+
+
+def _files(root: Path) -> Iterator[tuple[str, ImageFile]]:
+    """(path relative to the root, file), sorted; one that a symbolic link takes out of the root is refused when it is read."""
+    if root.is_file():
+        yield root.name, ImageFile(str(root.parent), root.name)
+        return
+    if not root.is_dir():
+        raise DataError(f"no folder {root}", "give a folder of images, or one image", "D001")
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if path.is_file() and path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in name.split("/")):
+            yield name, ImageFile(str(root), name)
+
+
+def _names(files: list[str]) -> dict[str, str]:
+    """What becomes of a file's name: without its suffix; with it where two would be the same."""
+    stems = [name.rpartition(".")[0] if "." in name.rpartition("/")[2] else name for name in files]
+    return {name: name if stems.count(stem) > 1 else stem for name, stem in zip(files, stems, strict=True)}
+
+
+def _save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    Image.fromarray(pixels).save(path)

@@ -1,0 +1,424 @@
+"""The runs of one command: backbones x label fractions x seeds, each in a folder of its own, and the rows they make together.
+
+    OUT/<backbone>/<fraction>/seed-<n>/     checkpoints/ log.jsonl metrics.csv labels.txt scored.npz per_case.csv results.json
+
+A run that has its results.json is done; a killed command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from downstream.segmentation import cases, splits
+from downstream.segmentation.cases import Case
+from downstream.segmentation.config import Segmentation
+from elvis import checkpoints
+from elvis import config as configs
+from elvis.data import studies
+from elvis.errors import ConfigError, DataError
+from elvis.metrics import bootstrap
+from elvis.metrics import segmentation as metrics
+from elvis.types import Metric, Result
+
+TASK = "segmentation"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A row of the comparison: a name, and where its weights come from (a checkpoint, perhaps one per seed, or none)."""
+
+    name: str
+    source: str  # a registered or timm name, or a folder; {seed} in it is the run's seed
+
+    def create(self, config: Segmentation, seed: int) -> Any:
+        """The backbone, on the CPU; of a name with weights drawn from the seed. Raises ConfigError, CheckpointError."""
+        import torch
+
+        import elvis
+
+        source = self.source.replace("{seed}", str(seed))
+        if _is_folder(source):
+            return checkpoints.load_backbone(source, projected=config.tokens == "projected")
+        if config.tokens == "projected":
+            raise ConfigError(f"tokens=projected needs a checkpoint, '{source}' is a name", "give --backbone DIR, or tokens=raw")
+        torch.manual_seed(seed)
+        own = {k: v for k, v in config.backbone.items() if k != "name"} if source == config.backbone["name"] else {}
+        return elvis.create_backbone(source, **{"in_chans": 1, **own})
+
+    def patients(self, seed: int) -> np.ndarray | None:
+        """Fingerprints of whom the backbone was pretrained on; None where nothing is known."""
+        source = self.source.replace("{seed}", str(seed))
+        path = checkpoints.resolve(source) / "patients.npy" if _is_folder(source) else None
+        return np.load(path, allow_pickle=False) if path is not None and path.is_file() else None
+
+    def origin(self, seed: int) -> str:
+        source = self.source.replace("{seed}", str(seed))
+        if not _is_folder(source):
+            return f"{source}, random weights"
+        folder = checkpoints.resolve(source)
+        about = json.loads((folder / "provenance.json").read_text())
+        digest = json.loads((folder / checkpoints.MANIFEST).read_text())["sha256"]["model.safetensors"][:12]
+        return ", ".join(f"{k} {about[k]}" for k in ("commit", "data", "step") if about.get(k) is not None) + f", weights {digest}"
+
+
+def _is_folder(source: str) -> bool:
+    return Path(source).expanduser().is_dir()
+
+
+def backbones(given: Sequence[str] | None, config: Segmentation) -> list[Backbone]:
+    """From `[NAME=]SOURCE` words; none = the config's. Raises ConfigError for a source that is neither a folder nor a backbone's name."""
+    from elvis.backbones import resolve
+
+    found = []
+    for word in given or [config.backbone["name"]]:
+        name, equals, source = word.partition("=")
+        name, source = (name, source) if equals else ("", word)
+        first = source.replace("{seed}", "0")
+        if not _is_folder(first):
+            if "/" in source or source.startswith("."):
+                raise ConfigError(f"no folder {first}", "give a run or checkpoint directory, or a name of elvis.list_backbones()")
+            resolve(source)
+        name = name or re.sub(r"[-_]?\{seed\}", "", Path(source).name) or "backbone"
+        if not re.fullmatch(r"[\w.+ -]+", name) or name.startswith("."):
+            raise ConfigError(f"'{name}' cannot name a backbone", "letters, digits, and . + - _ only: --backbone NAME=DIR")
+        found.append(Backbone(name, source))
+    if twice := [name for name, count in Counter(b.name for b in found).items() if count > 1]:
+        raise ConfigError(f"two backbones are called '{twice[0]}'", "name them apart: --backbone a=DIR --backbone b=DIR2")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------- data
+
+
+@dataclass
+class Table:
+    """The cases of a command, split by its protocol, with what its reader should know. `lists`: split -> "n ids, hash"."""
+
+    gathered: cases.Gathered
+    split_note: str
+    lists: dict[str, str]
+    notes: list[str]
+    alarms: list[str]
+    card: Any
+    prints: np.ndarray | None  # of the judged patients
+    owner: Any = None
+
+    def of(self, split: str) -> list[Case]:
+        return self.gathered.cases.get(split, [])
+
+    def labelled(self, fraction: float, config: Segmentation) -> list[Case]:
+        """The training images of a fraction (or count): nested, the same for every seed of the weights."""
+        train = self.of("train")
+        if config.negatives == "equal":
+            train = splits.balanced(train, lambda case: case.positive, config.labels_seed)
+        how = {"count": int(fraction)} if fraction > 1 else {"fraction": float(fraction)}
+        chosen = set(splits.subset([case.id for case in train], seed=config.labels_seed, **how))
+        return [case for case in train if case.id in chosen]
+
+
+def load_table(config: Segmentation, *, judge_only: bool = False) -> Table:
+    """Studies, split, cases; everything of the data that can be refused is refused here. Raises ConfigError, DataError."""
+    from elvis.registry import DATASETS
+
+    name, options = config.data["name"], {k: v for k, v in config.data.items() if k != "name"}
+    if wrong := DATASETS.check(name, options):
+        raise ConfigError("; ".join(wrong), f"options of '{name}': {', '.join(DATASETS.options(name))}" if name in DATASETS else "")
+    table = studies.checked(studies.index(name, **options), name, strict=config.strict, on_leak=config.on_leak)
+    assigned = splits.assign(table, config.split, name)
+    gathered = cases.gather(assigned.studies, config.classes, config.unmasked, shrunk=name == "prepared")
+    wanted = [*([] if judge_only else ["train"]), *config.splits]
+    if empty := [s for s in wanted if not gathered.cases.get(s)]:
+        there = ", ".join(f"{s} ({len(c)})" for s, c in gathered.cases.items()) or "none"
+        raise DataError(f"no image in split '{empty[0]}'", f"splits by split={config.split}: {there}")
+    lists = {s: f"{len(c)} images, list {splits.digest([case.id for case in c])}" for s, c in gathered.cases.items()}
+    if config.limit:
+        for split in [*config.splits, "val"]:
+            gathered.cases[split] = gathered.cases.get(split, [])[: config.limit]
+    left = [f"{count} studies left out by the reader: {reason}" for reason, count in table.left_out.items() if count]
+    warnings = [f"{p.code}: {p.what}" + (f" ({p.count} in all)" if p.count > 1 else "") for p in table.problems]
+    unused = [f"{count} images not used: {reason}" for reason, count in gathered.excluded.items()]
+    judged = dataclasses.replace(table, studies=tuple(case.study for s in config.splits for case in gathered.cases[s]))
+    return Table(
+        gathered, config.split, lists, [*table.notes, *assigned.notes, *left, *warnings, *unused, *gathered.notes],
+        [f"MARKED: {assigned.marked}"] if assigned.marked else [], table.card, studies.fingerprints(judged, None, name), table,
+    )  # fmt: skip
+
+
+def leaks(trained_on: np.ndarray | None, table: Table, who: str, force: bool) -> list[str]:
+    """Whether patients who are judged were trained on: ConfigError, or with `force` a loud note."""
+    if trained_on is None or table.prints is None:
+        return []
+    count = len(np.intersect1d(trained_on, table.prints))
+    if not count:
+        return []
+    what = f"{who} was trained on {count} of the patients it is to be judged on"
+    if not force:
+        raise ConfigError(what, "judge it on others (split=, splits=), or say force=true: the page then says so")
+    return [f"LEAK: {what}"]
+
+
+# ------------------------------------------------------------------------------------------------------------- runs
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One run."""
+
+    backbone: Backbone
+    fraction: float
+    seed: int
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.backbone.name / f"{self.fraction:g}" / f"seed-{self.seed}"
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / "results.json").is_file()
+
+
+def units(given: Sequence[Backbone], config: Segmentation, out: Path) -> list[Unit]:
+    return [Unit(b, f, s, out) for s, f, b in itertools.product(range(config.seeds), config.fractions, given)]
+
+
+def in_parallel(words: Sequence[str], jobs: int) -> None:
+    """`train WORDS` in `jobs` processes, which share the cores and the runs; the first failure ends all. Raises SystemExit with its code."""
+    command = [sys.executable, "-m", "downstream.segmentation", "train", *words, "--resume", "--quiet"]
+    threads = {name: str(max(1, (os.cpu_count() or 1) // jobs)) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # through `finally`
+    running = [subprocess.Popen([*command, "--part", f"{i}/{jobs}"], env={**os.environ, **threads}) for i in range(jobs)]
+    try:
+        while any(process.poll() is None for process in running):
+            if failed := next((p for p in running if p.returncode), None):
+                raise SystemExit(failed.returncode)
+            time.sleep(0.2)
+        if failed := next((p for p in running if p.returncode), None):
+            raise SystemExit(failed.returncode)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+        signal.signal(signal.SIGTERM, before)
+
+
+def train_unit(unit: Unit, config: Segmentation, table: Table, fabric: Any, *, progress: bool = True) -> None:
+    """Train, choose thresholds on val, judge; writes the unit's folder. What was begun is gone on with."""
+    import torch
+
+    from downstream.segmentation import model, score, train
+
+    labelled = table.labelled(unit.fraction, config)
+    backbone = unit.backbone.create(config, unit.seed)
+    torch.manual_seed(unit.seed)  # so that the head begins the same whatever the backbone drew
+    head = model.build(backbone, config.head, list(config.classes), config.head_options, size=config.size, fit=config.fit)
+    shareable = configs.shareable(dataclasses.asdict(config))
+    facts = checkpoints.provenance(shareable, data=config.data["name"], split=config.split, labels=len(labelled), seed=unit.seed, **_protocol(config))
+    own = studies.fingerprints(dataclasses.replace(table.owner, studies=tuple(c.study for c in labelled)), None, config.data["name"])
+    pretrained = unit.backbone.patients(unit.seed)
+    head.provenance = {
+        **facts,
+        "backbone": unit.backbone.origin(unit.seed),
+        "lists": table.lists,
+        "labelled": splits.digest([c.id for c in labelled]),
+    }
+    head.patients = None if own is None else own if pretrained is None else np.union1d(own, pretrained)
+    unit.folder.mkdir(parents=True, exist_ok=True)
+    if fabric.is_global_zero:
+        _private(unit.folder / "labels.txt", "".join(f"{case.id}\n" for case in labelled))
+    data = train.Data(labelled, table.of("val"))
+    head = train.run(head, data, config, unit.folder, fabric, seed=unit.seed, config_yaml=configs.to_yaml(shareable), progress=progress)
+    if fabric.is_global_zero:
+        if data.val:
+            head = model.chosen(head, score.choose(head, data.val, config.threshold_by))
+        best = unit.folder / "checkpoints" / "best"
+        judge_unit(unit, head, config, table)
+        measured = {k: m["value"] for k, m in json.loads((unit.folder / "results.json").read_text())[0]["metrics"].items()}
+        model.save(best, head, config_yaml=configs.to_yaml(shareable), metrics=measured)
+    fabric.barrier()
+
+
+def judge_unit(unit: Unit, head: Any, config: Segmentation, table: Table) -> None:
+    """Score the judged splits with a head; writes scored.npz, per_case.csv and, last, results.json."""
+    from downstream.segmentation import score
+    from elvis import results
+
+    found, lines, arrays = [], [], {}
+    for split in config.splits:
+        scored = score.judge(head, table.of(split))
+        if not scored.cases:
+            raise DataError(f"not one image of split '{split}' can be read (first: {scored.bad[0][1]})", "is data.root complete?", "D010")
+        if len(scored.bad) > config.max_bad_fraction * len(table.of(split)):
+            what = f"{len(scored.bad)} of {len(table.of(split))} images of '{split}' cannot be read ({scored.bad[0][0][:40]}: {scored.bad[0][1]})"
+            raise DataError(what, "is the download complete? Raise max_bad_fraction to judge without them")
+        arrays |= {f"{split}/parts": np.stack(scored.parts), f"{split}/hd95": np.stack(scored.hd95), f"{split}/known": scored.known}
+        arrays |= {f"{split}/patients": np.array(scored.patients), f"{split}/ids": np.array([c.id for c in scored.cases])}
+        lines += score.per_case(scored, head.classes)
+        metric = summary([arrays], split, head.classes, config.resamples)
+        about = {
+            "images": len(scored.cases),
+            "patients": len(set(scored.patients)),
+            "thresholds": dict(zip(head.classes, head.thresholds, strict=True)),
+        }
+        about |= {"bad": dict(score.counted(scored)), "seed": unit.seed, "fraction": unit.fraction, "labels": head.provenance.get("labels")}
+        found.append(Result(TASK, config.data["name"], protocol(config), split, unit.backbone.name, metric, (), about, dict(head.provenance)))
+    _save_private(unit.folder / "scored.npz", arrays)
+    with _open_private(unit.folder / "per_case.csv") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines if config.data["name"] == "phantom" else ({**line, "patient": ""} for line in lines))
+    (unit.folder / "results.json").write_text(results.to_json(found))
+
+
+def rows(done: Sequence[Unit], config: Segmentation) -> list[Result]:
+    """A result for each backbone, fraction and split: means over seeds, their sd, 95 % intervals by patient (of the mean over seeds)."""
+    from elvis import results
+
+    found = []
+    for (name, fraction), group in _grouped(done):
+        files = [np.load(unit.folder / "scored.npz", allow_pickle=False) for unit in group]
+        firsts = [results.read(unit.folder / "results.json") for unit in group]
+        for place, split in enumerate(config.splits):
+            metric = summary(files, split, list(config.classes), config.resamples)
+            first = firsts[0][place]
+            about = {**first.config, "seeds": [u.seed for u in group], "thresholds": [f[place].config["thresholds"] for f in firsts]}
+            found.append(
+                Result(
+                    TASK,
+                    first.dataset,
+                    first.protocol,
+                    split,
+                    f"{name}, {_amount(fraction, first.config['labels'])}",
+                    metric,
+                    (),
+                    {**about, "backbone": name},
+                    first.provenance,
+                )
+            )
+    return found
+
+
+COMPARED = ("dice_pooled", "dice_image_empty1", "dice_positive_only", "iou_pooled")
+
+
+def differences(done: Sequence[Unit], config: Segmentation) -> list[Result]:
+    """Every backbone minus the first one at the same amount of labels: paired by image, means over seeds and classes, 95 % interval by patient."""
+    groups = dict(_grouped(done))
+    lead = done[0].backbone.name
+    found = []
+    for (name, fraction), group in groups.items():
+        if name == lead or (lead, fraction) not in groups:
+            continue
+        sides = [[np.load(u.folder / "scored.npz", allow_pickle=False) for u in some] for some in (group, groups[lead, fraction])]
+        about = json.loads((group[0].folder / "results.json").read_text())[0]
+        for split in config.splits:
+            metric = {m: _difference([_sums(files, split, m) for files in sides], sides[0][0][f"{split}/patients"], config) for m in COMPARED}
+            row = f"{name}, {_amount(fraction, about['config']['labels'])}"
+            found.append(Result(TASK, config.data["name"], protocol(config), f"{split}, minus {lead}", row, metric, (), {"fraction": fraction}, {}))
+    return found
+
+
+def _sums(files: Sequence[Mapping[str, np.ndarray]], split: str, metric: str) -> np.ndarray:
+    """N, seeds, classes, 2: what each image adds to numerator and denominator."""
+    return np.stack([metrics.case_sums(f[f"{split}/parts"], None, f[f"{split}/known"])[metric] for f in files], 1)
+
+
+def _difference(sides: Sequence[np.ndarray], patients: np.ndarray, config: Segmentation) -> Metric:
+    """Of two N S K 2; a class that is not defined on a side is left out of both."""
+    defined = np.logical_and(*(side[..., 1].sum(0).all(0) for side in sides))
+    if not defined.any():
+        return Metric(float("nan"))
+    flat = [side[:, :, defined].reshape(len(side), -1) for side in sides]
+    statistic = lambda sums: metrics.ratio(sums.reshape(*sums.shape[:-1], -1, 2)).mean(-1)  # noqa: E731
+    return bootstrap.interval(flat[0], patients.tolist(), statistic, minus=flat[1], resamples=config.resamples)
+
+
+def _grouped(done: Sequence[Unit]) -> list[tuple[tuple[str, float], list[Unit]]]:
+    groups: dict[tuple[str, float], list[Unit]] = {}
+    for unit in done:
+        groups.setdefault((unit.backbone.name, unit.fraction), []).append(unit)
+    return sorted(groups.items(), key=lambda group: group[0][1])
+
+
+def _amount(fraction: float, labels: int | None) -> str:
+    if labels is None:  # a head that was trained elsewhere
+        return "trained elsewhere"
+    return f"{labels} labels" if fraction > 1 else f"{100 * fraction:g} % ({labels})"
+
+
+def summary(files: Sequence[Mapping[str, np.ndarray]], split: str, classes: Sequence[str], resamples: int) -> dict[str, Metric]:
+    """Of one or several seeds on the same images: {name: Metric}, means over seeds and classes; "name[class]" where there are several."""
+    first = files[0]
+    if any(list(f[f"{split}/ids"]) != list(first[f"{split}/ids"]) for f in files):
+        raise DataError(f"the seeds were judged on different images of '{split}'", "delete the older runs, or choose another --out")
+    parts, distances, known = (np.stack([f[f"{split}/{what}"] for f in files], 1) for what in ("parts", "hd95", "known"))  # N S K ...
+    patients = first[f"{split}/patients"].tolist()
+
+    def over(chosen: list[int]) -> dict[str, Metric]:
+        picked = [array[:, :, chosen].reshape(len(patients), -1, *array.shape[3:]) for array in (parts, distances, known)]
+        together = metrics.summarise(picked[0], picked[1], patients, known=picked[2], resamples=resamples)
+        values: dict[str, list[float]] = {}
+        for seed in range(len(files)):
+            for name, sums in metrics.case_sums(parts[:, seed, chosen], distances[:, seed, chosen], known[:, seed, chosen]).items():
+                values.setdefault(name, []).append(float(_mean(metrics.ratio(sums.sum(0)))))
+        sd = {n: float(np.std(v, ddof=1)) if len(v) > 1 and np.isfinite(v).all() else None for n, v in values.items()}
+        return {name: dataclasses.replace(metric, sd=sd[name]) for name, metric in together.items() if "[" not in name}
+
+    found = over(list(range(len(classes))))
+    if len(classes) > 1:
+        for k, name in enumerate(classes):
+            found |= {f"{metric}[{name}]": value for metric, value in over([k]).items()}
+    return found
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def protocol(config: Segmentation) -> str:
+    words = [config.head, config.protocol, *(["projected tokens"] if config.tokens == "projected" else []), f"split {_word(config.split)}"]
+    return ", ".join([*words, f"{config.size} px"])
+
+
+def _word(split: str) -> str:
+    return Path(split).name if "/" in split else split
+
+
+def _protocol(config: Segmentation) -> dict[str, Any]:
+    return {"protocol": config.protocol, "head": config.head, "tokens": config.tokens}
+
+
+def _private(path: Path, text: str) -> None:
+    with _open_private(path) as file:
+        file.write(text)
+
+
+def _open_private(path: Path) -> Any:
+    """Ids of studies may be those of patients: for the owner alone."""
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    return path.open("w", newline="", encoding="utf-8")
+
+
+def _save_private(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)

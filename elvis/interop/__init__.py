@@ -1,0 +1,1 @@
+"""Our backbones inside other libraries; one file a library, which nothing imports but its user."""
