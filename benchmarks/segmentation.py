@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     for part in parts:
         picture = folders[part.name] / "figures" / "label_efficiency.png"
-        shown = target.with_name(f"{target.name}_{part.name}.png")
+        shown = target.with_name(f"{target.name}.png" if len(parts) == 1 else f"{target.name}_{part.name}.png")
         shown.write_bytes(picture.read_bytes())
         text += [f"## {part.title}", tables(results.read(folders[part.name] / "results.json")), f"![Dice against the number of labels]({shown.name})"]
     target.with_suffix(".md").write_text("\n\n".join(text) + "\n")

@@ -292,6 +292,15 @@ class Projected(nn.Module):
         if not local_heads:
             self.image_pool = AttentionPool(wide) if image_pool == "attention" else MeanPool()
         self.spec = replace(image.spec, width=dim, channels=(dim,), strides=image.spec.strides[-1:])
+        self.requires_grad_()
+
+    def requires_grad_(self, requires_grad: bool = True) -> Projected:
+        """All but what a pool asks with: no token passes it, and it must not wait for a gradient."""
+        super().requires_grad_(requires_grad)
+        if isinstance(self.image_pool, AttentionPool):
+            self.image_pool.query.requires_grad_(False)
+            self.image_pool.key.requires_grad_(False)
+        return self
 
     def forward(self, image: Tensor) -> ImageFeatures:
         """image B C *S -> tokens B N dim on the backbone's grid; pooled = their mean."""

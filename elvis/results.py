@@ -9,9 +9,10 @@ but quotes no phrase, because a report must not leave its owner's machine inside
 from __future__ import annotations
 
 import base64
-import itertools
+import io
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ DETAILS = frozenset(  # in results.json and in the page's last table
         "absent_auroc",
         "absent_auroc_global",
     ]
-    + ["image_corr_pooled", "report_corr_study"]
+    + ["image_corr_pooled", "report_corr_study", "iou_positive_only", "precision", "recall"]
     + [f"r@{k}_{way}" for k in (1, 5) for way in ("image_to_text", "text_to_image")]
 )
 GREY = "#808080"  # legible on white and on black
@@ -102,18 +103,19 @@ def write(
     config_yaml: str = "",
     title: str = "",
     public_text: bool = False,
+    private: bool = False,
 ) -> Path:
     """Write everything a run has to show into `out`; returns the page.
 
     curves: log.jsonl or its rows (a "step" and numbers); overlays: `Overlay`s or tuples in its order; legend: what the columns of the
     tables mean; alarms: sentences in red near the top; public_text: whether phrases may stand on the page (phantoms: yes; patients'
-    reports: no).
+    reports: no); private: the page and its pictures are for their owner alone.
     """
     out = Path(out)
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(to_json(results))
-    (out / "table.md").write_text(markdown(results))
+    write_file(out / "results.json", to_json(results).encode())
+    write_file(out / "table.md", markdown(results).encode())
     rows = _rows(curves)
     lines = draw_curves(rows) if len(rows) > 1 else None
     if lines is not None:
@@ -123,7 +125,12 @@ def write(
         path = figures / f"overlay_{i + 1:02d}.png"
         _image(draw_overlay(overlay)).save(path)
         shown.append({"title": overlay.title, "phrase": overlay.phrase if public_text else "", "source": _embed(path)})
-    parts = [part._asdict() | {"items": [(text, _drawn(item, figures, text)) for text, item in part.items]} for part in pictures]
+    parts = []
+    for part in pictures:
+        name = "".join(c if c.isalnum() else "_" for c in part.title.lower())
+        paths = [figures / f"{name}{f'_{i + 1:02d}' * (len(part.items) > 1)}.png" for i in range(len(part.items))]
+        drawn = [(text, _drawn(item, path, private)) for (text, item), path in zip(part.items, paths, strict=True)]
+        parts.append(part._asdict() | {"items": drawn})
     page = _template().render(
         title=title or out.resolve().name,
         blocks=[_for_page(b) for b in (*_headline(results), *_preservation(results))],
@@ -139,8 +146,21 @@ def write(
         config=config_yaml,
         provenance=_plain(results[0].provenance) if results else {},
     )
-    (out / "index.html").write_text(page, encoding="utf-8")
+    write_file(out / "index.html", page.encode("utf-8", "backslashreplace"), private=private)
     return out / "index.html"
+
+
+def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
+    """A file, whole or not at all (renamed into place). private: mode 0600 before there is anything to read, whatever stood there before."""
+    stage = path.with_name(f".{path.name}.{os.getpid()}")
+    stage.unlink(missing_ok=True)
+    try:
+        with os.fdopen(os.open(stage, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666), "wb") as file:
+            file.write(content)
+        os.replace(stage, path)
+    except BaseException:
+        stage.unlink(missing_ok=True)
+        raise
 
 
 def to_json(results: Sequence[Result]) -> str:
@@ -366,11 +386,11 @@ def _image(pixels: np.ndarray) -> Any:
     return Image.fromarray(pixels)
 
 
-def _drawn(item: Any, figures: Path, text: str) -> str:
-    """A picture or a figure, written among the figures and embedded."""
-    name = "".join(c if c.isalnum() else "_" for c in text)[:60]
-    path = next(p for n in itertools.count() if not (p := figures / f"{name}{n or ''}.png").exists() or n > 999)
-    _image(item).save(path) if isinstance(item, np.ndarray) else item.savefig(path, dpi=110, transparent=True)
+def _drawn(item: Any, path: Path, private: bool) -> str:
+    """A picture or a figure, written and embedded."""
+    file = io.BytesIO()
+    _image(item).save(file, "PNG") if isinstance(item, np.ndarray) else item.savefig(file, dpi=110, transparent=True)
+    write_file(path, file.getvalue(), private=private)
     return _embed(path)
 
 

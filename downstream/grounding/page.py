@@ -16,8 +16,6 @@ import hashlib
 import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,8 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+
+from elvis.results import write_file
 
 LONG_SIDE = 512  # pixels of an embedded image; its boxes and maps keep the original's coordinates
 QUALITY = 85  # of its JPEG
@@ -108,7 +108,7 @@ def write(
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    (_write_private if patients else _write)(path, page.encode("utf-8", "backslashreplace"))
+    write_file(path, page.encode("utf-8", "backslashreplace"), private=patients)
     return path
 
 
@@ -250,19 +250,3 @@ def _template() -> Any:
     from jinja2 import Environment, StrictUndefined
 
     return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(_part("page.html.jinja"))
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    """Mode 0600 before there is anything to read, whatever stood there before."""
-    handle, stage = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # made with 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(stage, path)
-    except BaseException:
-        Path(stage).unlink(missing_ok=True)
-        raise

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ def train(args: argparse.Namespace, chosen: Any) -> int:
 
     given = runs.backbones(args.backbone, chosen)
     out = _out(args)
-    if not args.dry_run and not args.part:
+    if not args.dry_run and not args.part and os.environ.get("LOCAL_RANK", "0") == "0":  # other ranks are started again with the same line
         _enter(out, chosen, args.resume)
     table = runs.load_table(chosen)
     todo = runs.units(given, chosen, out)
@@ -122,8 +123,8 @@ def evaluate(args: argparse.Namespace, chosen: Any) -> int:
     for unit in todo:
         head = model.load(unit.folder)
         _same_classes(head, chosen, unit.folder)
-        alarms += runs.leaks(head.patients, table, unit.backbone.name, chosen.force)
-        runs.judge_unit(unit, head, chosen, table)
+        alarms += runs.leaks(head.patients, table, unit.backbone.name, chosen.force or bool(table.alarms))  # a marked protocol says so itself
+        runs.finish(unit, runs.judge_unit(unit, head, chosen, table, progress=not args.quiet))
     _finish(out, todo, chosen, table, alarms)
     return 0
 
@@ -147,9 +148,9 @@ def _evaluate_models(args: argparse.Namespace, chosen: Any) -> int:
         _same_classes(head, chosen, backbone.source)
         alarms += runs.leaks(head.patients, table, backbone.name, chosen.force)
     for backbone, head in zip(named, heads, strict=True):
-        unit = runs.Unit(backbone, 1.0, 0, out)
+        unit = runs.Unit(backbone, max(1, head.provenance.get("labels") or 1), 0, out)  # a row says by how many labels it was trained
         unit.folder.mkdir(parents=True, exist_ok=True)
-        runs.judge_unit(unit, head, chosen, table)
+        runs.finish(unit, runs.judge_unit(unit, head, chosen, table, progress=not args.quiet))
         units.append(unit)
     _finish(out, units, dataclasses.replace(chosen, page=dataclasses.replace(chosen.page, cases=0)), table, alarms)
     return 0
@@ -256,9 +257,9 @@ def _finish(out: Path, todo: Sequence[Any], chosen: Any, table: Any, alarms: Seq
     page = report.write(out, found, todo, chosen, table, alarms=alarms, config_yaml=values)
     print("\n" + results.table(found))
     print("\n".join([*(f"RED: {a}" for a in [*table.alarms, *alarms]), *(f"{n}: {origin}" for n, origin in report.provenance(todo).items())]))
-    python = "python"
     print(f"{_thresholds_of(found)}\ntables: {out / 'table.md'}\neach case: {out / 'per_case.csv'}\npage: {page}")
-    print(f"\nnext:\n  {python} -m downstream.segmentation predict --model {todo[-1].folder} --images FOLDER --out DIR")
+    if (todo[-1].folder / "checkpoints").is_dir():
+        print(f"\nnext:\n  python -m downstream.segmentation predict --model {todo[-1].folder} --images FOLDER --out DIR")
 
 
 def _thresholds(head: Any) -> str:
@@ -266,7 +267,7 @@ def _thresholds(head: Any) -> str:
 
 
 def _thresholds_of(found: Sequence[Any]) -> str:
-    sets = itertools.islice(((r.row, r.config["thresholds"]) for r in found), 4)
+    sets = itertools.islice(((r.row, r.config["thresholds"]) for r in found if "thresholds" in r.config), 4)
     return "thresholds chosen on val: " + "; ".join(
         f"{row}: {', '.join(' '.join(f'{t:g}' for t in one.values()) for one in many)}" for row, many in sets
     )

@@ -22,12 +22,6 @@ class Page:
     size: int = 320  # pixels of their long side
 
 
-def _train() -> Train:
-    return Train(
-        steps=1000, batch_size=16, lr=1e-3, weight_decay=0.01, betas=[0.9, 0.999], warmup=0.05, checkpoint_every=100, keep=1, evaluate_every=100
-    )
-
-
 @dataclass
 class Segmentation:
     """`data`: {name: a dataset, its options}. `classes`: what is segmented -> the names of the masks (or boxes) it is the union of."""
@@ -53,7 +47,7 @@ class Segmentation:
     patience: int = 0  # validations without a better one before it ends; 0 = all steps
     threshold_by: str = "dice_pooled"  # which Dice the threshold maximises, on val
     seeds: int = 1  # how many: weights of the head (and of a backbone without any), order, augmentation
-    train: Train = field(default_factory=_train)
+    train: Train = field(default_factory=Train)
     cache: bool = False  # keep resized images and masks in memory
     workers: int = 0
     max_bad_fraction: float = 0.01

@@ -123,6 +123,8 @@ class Dpt(nn.Module):
             widths, strides = list(spec.channels[-4:]), list(spec.strides[-4:])
             widths, strides = ([v for v, s in zip(of, strides, strict=True) if s >= 4] for of in (widths, list(strides)))
             self.blocks, self.divisor = [], spec.strides[-1]
+            if not widths:
+                raise ConfigError(f"the head 'dpt' needs a map at stride 4 or more, '{spec.name}' has {list(spec.strides)}", "set head=linear")
         self.maps = len(widths)
         self.backbone = backbone
         self.decoder = DPTDecoder(widths, strides, False, "ignore", tuple(channels[: self.maps]), fusion_channels)
@@ -151,13 +153,20 @@ def _of_smp(name: str) -> Callable[..., nn.Module]:
             raise ConfigError(
                 f"the head '{name}' needs maps at three strides, '{backbone.spec.name}' has {deep}", "set head=linear, or another backbone"
             )
+        wanted = [2**slot for slot in range(max(1, deep - 3), deep + 1)]
+        if name == "fpn" and not getattr(backbone, "plain", False) and not {*wanted} <= {*backbone.spec.strides}:  # it reads the last four
+            raise ConfigError(
+                f"the head 'fpn' needs maps at the strides {wanted}, '{backbone.spec.name}' has {list(backbone.spec.strides)}",
+                "choose another head, or a backbone with such maps (a ResNet; any, when it is not cut)",
+            )
         own = {"unet": {"decoder_channels": CHANNELS[-deep:]}, "fpn": {"upsampling": 2 ** (deep - 3)}}.get(name, {})
         with encoder_of(backbone) as encoder:
             net = SMP[name](
                 encoder, encoder_weights=None, encoder_depth=deep, in_channels=backbone.spec.in_channels, classes=classes, **{**own, **options}
             )
         if name == "deeplabv3plus" and net.encoder.plain:  # it reads the first and the last map: the others must not wait for a gradient
-            net.encoder.pyramid.levels[1:3] = nn.ModuleList([nn.Identity(), nn.Identity()])
+            for level in (1, 2):
+                net.encoder.pyramid.levels[level] = nn.Identity()
         return net
 
     return build

@@ -27,7 +27,7 @@ LEGEND = (
     "(RadZero, MedKLIP): three different numbers of one model. hausdorff95 in pixels of the original images, over those that have both masks; "
     "hausdorff95_missing: the share of images with a truth and no prediction. Thresholds were chosen on val."
 )
-TRUE, FOUND = (80, 255, 120), (255, 150, 40)  # green, orange: told apart by the colour-blind too, by their lightness
+TRUE, FOUND = (70, 190, 255), (255, 210, 0)  # blue and yellow: the colour-blind tell them apart
 COLOURS = ("#3b82c4", "#d1662d", "#2f9e6e", "#9b5fc0", "#b8901f", "#c2517a", "#5b7083", "#7a5b3a")
 
 
@@ -43,16 +43,18 @@ def write(
     if config.page.cases and done:
         parts.append(_overlays(done, config, table))
     notes = [*table.notes, *(f"{split}: {text} (split={table.split_note})" for split, text in table.lists.items())]
-    page = results.write(
-        out, found, pictures=parts, legend=LEGEND, alarms=[*table.alarms, *alarms], notes=notes, config_yaml=config_yaml,
-        title=f"Segmentation on {table.card.title if table.card else config.data['name']}",
+    return results.write(
+        out,
+        found,
+        pictures=parts,
+        legend=LEGEND,
+        private=config.data["name"] != "phantom",
+        alarms=[*table.alarms, *alarms],
+        notes=notes,
+        config_yaml=config_yaml,
+        title=f"Segmentation of {_listed(list(config.classes))}: {table.card.title if table.card else config.data['name']}",
         curves=done[-1].folder / "log.jsonl" if len(done) == 1 else None,
-    )  # fmt: skip
-    if config.data["name"] != "phantom":
-        page.chmod(0o600)  # it shows patients
-        for path in (out / "figures").iterdir():
-            path.chmod(0o600)
-    return page
+    )
 
 
 def efficiency(found: Sequence[Result], config: Segmentation) -> Figure | None:
@@ -69,7 +71,7 @@ def efficiency(found: Sequence[Result], config: Segmentation) -> Figure | None:
         axes = figure.add_subplot(1, len(names), place + 1)
         for line, backbone in enumerate(dict.fromkeys(r.config["backbone"] for r in mine)):
             points = sorted((r.config["labels"], r.metrics[name]) for r in mine if r.config["backbone"] == backbone)
-            x = np.array([labels for labels, _ in points]) * 1.03 ** (line - 1.5)  # side by side, so that the bars can be told apart
+            x = np.array([labels for labels, _ in points]) * 1.07 ** (line - 1.5)  # side by side, so that the bars can be told apart
             y = np.array([m.value for _, m in points])
             ends = [[m.value if getattr(m, side) is None else getattr(m, side) for _, m in points] for side in ("low", "high")]
             low, high = (np.array(end) for end in ends)
@@ -111,8 +113,13 @@ def _overlays(done: Sequence[Unit], config: Segmentation, table: Table) -> resul
                 picture = overlay(head, by_id[ids[place]], k, config.page.size)
                 if picture is not None:
                     items.append((f"{name}, {word}: Dice {dice[place]:.3f}, {ids[place][:40]}", picture))
-    note = f"{unit.backbone.name}, {unit.folder.parent.name} of the labels, seed {unit.seed}, {split}. Green: truth; orange: prediction."
+    labels = head.provenance.get("labels", "?")
+    note = f"{unit.backbone.name}, {labels} labelled images, seed {unit.seed}, {split}. Blue: truth; yellow: prediction."
     return results.Pictures("Best, median and worst cases", note, items)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _ends(dice: np.ndarray, count: int) -> list[tuple[str, list[int]]]:
@@ -149,15 +156,12 @@ def outlined(image: np.ndarray, masks: Sequence[tuple[np.ndarray, tuple[int, int
 
 def per_case(done: Sequence[Unit], out: Path) -> None:
     """The per_case.csv of all runs in one, with backbone, fraction and seed; for its owner alone."""
-    target = out / "per_case.csv"
-    target.touch(mode=0o600)
-    target.chmod(0o600)
-    with target.open("w", encoding="utf-8", newline="") as file:
-        for place, unit in enumerate(done):
-            head, *lines = (unit.folder / "per_case.csv").read_text(encoding="utf-8").splitlines()
-            if place == 0:
-                file.write(f"backbone,fraction,seed,{head}\n")
-            file.writelines(f"{unit.backbone.name},{unit.fraction:g},{unit.seed},{line}\n" for line in lines)
+    lines: list[str] = []
+    for unit in done:
+        head, *rows = (unit.folder / "per_case.csv").read_text(encoding="utf-8").splitlines()
+        lines += [] if lines else [f"backbone,fraction,seed,{head}"]
+        lines += [f"{unit.backbone.name},{unit.fraction:g},{unit.seed},{row}" for row in rows]
+    results.write_file(out / "per_case.csv", "\n".join([*lines, ""]).encode(), private=True)
 
 
 def provenance(done: Sequence[Unit]) -> Mapping[str, Any]:

@@ -7,8 +7,10 @@ A run that has its results.json is done; a killed command goes on where it was.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -18,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ import numpy as np
 from downstream.segmentation import cases, splits
 from downstream.segmentation.cases import Case
 from downstream.segmentation.config import Segmentation
-from elvis import checkpoints
+from elvis import checkpoints, results
 from elvis import config as configs
 from elvis.data import studies
 from elvis.errors import ConfigError, DataError
@@ -37,6 +39,7 @@ from elvis.metrics import segmentation as metrics
 from elvis.types import Metric, Result
 
 TASK = "segmentation"
+EVERYONES = ("in_chans", "pretrained")  # options of `backbone:` that any name gets; others belong to the name they stand beside
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class Backbone:
         if config.tokens == "projected":
             raise ConfigError(f"tokens=projected needs a checkpoint, '{source}' is a name", "give --backbone DIR, or tokens=raw")
         torch.manual_seed(seed)
-        own = {k: v for k, v in config.backbone.items() if k != "name"} if source == config.backbone["name"] else {}
+        same = source == config.backbone["name"]
+        own = {k: v for k, v in config.backbone.items() if k in EVERYONES or (same and k != "name")}
         return elvis.create_backbone(source, **{"in_chans": 1, **own})
 
     def patients(self, seed: int) -> np.ndarray | None:
@@ -140,22 +144,25 @@ def load_table(config: Segmentation, *, judge_only: bool = False) -> Table:
     if wrong := DATASETS.check(name, options):
         raise ConfigError("; ".join(wrong), f"options of '{name}': {', '.join(DATASETS.options(name))}" if name in DATASETS else "")
     table = studies.checked(studies.index(name, **options), name, strict=config.strict, on_leak=config.on_leak)
-    assigned = splits.assign(table, config.split, name)
-    gathered = cases.gather(assigned.studies, config.classes, config.unmasked, shrunk=name == "prepared")
+    prepared = name == "prepared"
+    assigned = splits.assign(table, config.split, table.card.name if prepared and table.card else name)
+    gathered = cases.gather(assigned.studies, config.classes, config.unmasked, shrunk=prepared)
     wanted = [*([] if judge_only else ["train"]), *config.splits]
     if empty := [s for s in wanted if not gathered.cases.get(s)]:
         there = ", ".join(f"{s} ({len(c)})" for s, c in gathered.cases.items()) or "none"
         raise DataError(f"no image in split '{empty[0]}'", f"splits by split={config.split}: {there}")
+    gathered.cases = {s: gathered.cases[s] for s in splits.SPLITS if s in gathered.cases}
     lists = {s: f"{len(c)} images, list {splits.digest([case.id for case in c])}" for s, c in gathered.cases.items()}
     if config.limit:
         for split in [*config.splits, "val"]:
             gathered.cases[split] = gathered.cases.get(split, [])[: config.limit]
     left = [f"{count} studies left out by the reader: {reason}" for reason, count in table.left_out.items() if count]
     warnings = [f"{p.code}: {p.what}" + (f" ({p.count} in all)" if p.count > 1 else "") for p in table.problems]
+    small = ["prepared images: judged at their stored size, not the original's"] * prepared
     unused = [f"{count} images not used: {reason}" for reason, count in gathered.excluded.items()]
     judged = dataclasses.replace(table, studies=tuple(case.study for s in config.splits for case in gathered.cases[s]))
     return Table(
-        gathered, config.split, lists, [*table.notes, *assigned.notes, *left, *warnings, *unused, *gathered.notes],
+        gathered, config.split, lists, [*table.notes, *assigned.notes, *left, *warnings, *unused, *small, *gathered.notes],
         [f"MARKED: {assigned.marked}"] if assigned.marked else [], table.card, studies.fingerprints(judged, None, name), table,
     )  # fmt: skip
 
@@ -242,27 +249,36 @@ def train_unit(unit: Unit, config: Segmentation, table: Table, fabric: Any, *, p
     head.patients = None if own is None else own if pretrained is None else np.union1d(own, pretrained)
     unit.folder.mkdir(parents=True, exist_ok=True)
     if fabric.is_global_zero:
-        _private(unit.folder / "labels.txt", "".join(f"{case.id}\n" for case in labelled))
+        results.write_file(unit.folder / "labels.txt", "".join(f"{case.id}\n" for case in labelled).encode(), private=True)
     data = train.Data(labelled, table.of("val"))
     head = train.run(head, data, config, unit.folder, fabric, seed=unit.seed, config_yaml=configs.to_yaml(shareable), progress=progress)
     if fabric.is_global_zero:
         if data.val:
-            head = model.chosen(head, score.choose(head, data.val, config.threshold_by))
-        best = unit.folder / "checkpoints" / "best"
-        judge_unit(unit, head, config, table)
-        measured = {k: m["value"] for k, m in json.loads((unit.folder / "results.json").read_text())[0]["metrics"].items()}
-        model.save(best, head, config_yaml=configs.to_yaml(shareable), metrics=measured)
+            with _bar("thresholds", len(data.val), progress) as advance:
+                head = model.chosen(head, score.choose(head, data.val, config.threshold_by, advance))
+        found = judge_unit(unit, head, config, table, progress=progress)
+        measured = {name: metric.value for name, metric in found[0].metrics.items()}
+        model.save(unit.folder / "checkpoints" / "best", head, config_yaml=configs.to_yaml(shareable), metrics=measured)
+        finish(unit, found)
     fabric.barrier()
 
 
-def judge_unit(unit: Unit, head: Any, config: Segmentation, table: Table) -> None:
-    """Score the judged splits with a head; writes scored.npz, per_case.csv and, last, results.json."""
+@contextlib.contextmanager
+def _bar(what: str, images: int, progress: bool) -> Iterator[Callable[[int], Any]]:
+    from tqdm import tqdm
+
+    with tqdm(total=images, unit="image", desc=what, disable=not progress or None, leave=False) as bar:
+        yield bar.update
+
+
+def judge_unit(unit: Unit, head: Any, config: Segmentation, table: Table, *, progress: bool = True) -> list[Result]:
+    """Score the judged splits with a head; writes scored.npz and per_case.csv, for their owner alone."""
     from downstream.segmentation import score
-    from elvis import results
 
     found, lines, arrays = [], [], {}
     for split in config.splits:
-        scored = score.judge(head, table.of(split))
+        with _bar(split, len(table.of(split)), progress) as advance:
+            scored = score.judge(head, table.of(split), advance)
         if not scored.cases:
             raise DataError(f"not one image of split '{split}' can be read (first: {scored.bad[0][1]})", "is data.root complete?", "D010")
         if len(scored.bad) > config.max_bad_fraction * len(table.of(split)):
@@ -279,18 +295,23 @@ def judge_unit(unit: Unit, head: Any, config: Segmentation, table: Table) -> Non
         }
         about |= {"bad": dict(score.counted(scored)), "seed": unit.seed, "fraction": unit.fraction, "labels": head.provenance.get("labels")}
         found.append(Result(TASK, config.data["name"], protocol(config), split, unit.backbone.name, metric, (), about, dict(head.provenance)))
-    _save_private(unit.folder / "scored.npz", arrays)
-    with _open_private(unit.folder / "per_case.csv") as file:
-        writer = csv.DictWriter(file, list(lines[0]))
-        writer.writeheader()
-        writer.writerows(lines if config.data["name"] == "phantom" else ({**line, "patient": ""} for line in lines))
-    (unit.folder / "results.json").write_text(results.to_json(found))
+    file, text = io.BytesIO(), io.StringIO(newline="")
+    np.savez_compressed(file, **arrays)
+    writer = csv.DictWriter(text, list(lines[0]))
+    writer.writeheader()
+    writer.writerows(lines)
+    results.write_file(unit.folder / "scored.npz", file.getvalue(), private=True)
+    results.write_file(unit.folder / "per_case.csv", text.getvalue().encode(), private=True)
+    return found
+
+
+def finish(unit: Unit, found: Sequence[Result]) -> None:
+    """results.json, the last file of a run: with it, it is done."""
+    results.write_file(unit.folder / "results.json", results.to_json(found).encode())
 
 
 def rows(done: Sequence[Unit], config: Segmentation) -> list[Result]:
     """A result for each backbone, fraction and split: means over seeds, their sd, 95 % intervals by patient (of the mean over seeds)."""
-    from elvis import results
-
     found = []
     for (name, fraction), group in _grouped(done):
         files = [np.load(unit.folder / "scored.npz", allow_pickle=False) for unit in group]
@@ -312,27 +333,30 @@ def rows(done: Sequence[Unit], config: Segmentation) -> list[Result]:
                     first.provenance,
                 )
             )
-    return found
+    return _by_labels(found)
 
 
 COMPARED = ("dice_pooled", "dice_image_empty1", "dice_positive_only", "iou_pooled")
 
 
 def differences(done: Sequence[Unit], config: Segmentation) -> list[Result]:
-    """Every backbone minus the first one at the same amount of labels: paired by image, means over seeds and classes, 95 % interval by patient."""
-    groups = dict(_grouped(done))
+    """Every backbone minus the first one at the same amount of labels (or at its only one): paired by image, means over seeds and classes,
+    95 % interval by patient."""
     lead = done[0].backbone.name
+    first = {fraction: group for (name, fraction), group in _grouped(done) if name == lead}
     found = []
-    for (name, fraction), group in groups.items():
-        if name == lead or (lead, fraction) not in groups:
+    for (name, fraction), group in _grouped(done):
+        other = first.get(fraction) or (next(iter(first.values())) if len(first) == 1 else None)
+        if name == lead or other is None:
             continue
-        sides = [[np.load(u.folder / "scored.npz", allow_pickle=False) for u in some] for some in (group, groups[lead, fraction])]
+        sides = [[np.load(u.folder / "scored.npz", allow_pickle=False) for u in some] for some in (group, other)]
         about = json.loads((group[0].folder / "results.json").read_text())[0]
         for split in config.splits:
             metric = {m: _difference([_sums(files, split, m) for files in sides], sides[0][0][f"{split}/patients"], config) for m in COMPARED}
             row = f"{name}, {_amount(fraction, about['config']['labels'])}"
-            found.append(Result(TASK, config.data["name"], protocol(config), f"{split}, minus {lead}", row, metric, (), {"fraction": fraction}, {}))
-    return found
+            amounts = {"fraction": fraction, "labels": about["config"]["labels"]}
+            found.append(Result(TASK, config.data["name"], protocol(config), f"{split}, minus {lead}", row, metric, (), amounts, {}))
+    return _by_labels(found)
 
 
 def _sums(files: Sequence[Mapping[str, np.ndarray]], split: str, metric: str) -> np.ndarray:
@@ -354,7 +378,11 @@ def _grouped(done: Sequence[Unit]) -> list[tuple[tuple[str, float], list[Unit]]]
     groups: dict[tuple[str, float], list[Unit]] = {}
     for unit in done:
         groups.setdefault((unit.backbone.name, unit.fraction), []).append(unit)
-    return sorted(groups.items(), key=lambda group: group[0][1])
+    return list(groups.items())
+
+
+def _by_labels(found: Sequence[Result]) -> list[Result]:
+    return sorted(found, key=lambda r: r.config["labels"] or 0)
 
 
 def _amount(fraction: float, labels: int | None) -> str:
@@ -403,22 +431,3 @@ def _word(split: str) -> str:
 
 def _protocol(config: Segmentation) -> dict[str, Any]:
     return {"protocol": config.protocol, "head": config.head, "tokens": config.tokens}
-
-
-def _private(path: Path, text: str) -> None:
-    with _open_private(path) as file:
-        file.write(text)
-
-
-def _open_private(path: Path) -> Any:
-    """Ids of studies may be those of patients: for the owner alone."""
-    path.touch(mode=0o600)
-    path.chmod(0o600)
-    return path.open("w", newline="", encoding="utf-8")
-
-
-def _save_private(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    path.touch(mode=0o600)
-    path.chmod(0o600)
-    with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)

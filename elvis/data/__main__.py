@@ -202,12 +202,12 @@ def _read(words: Sequence[str]) -> tuple[str, Options]:
 
 
 def _value(text: str) -> Any:
-    """A number, true or false, null, a [list]; anything else is the word itself."""
+    """A number, true or false, null, a [list], a {mapping}; anything else is the word itself."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-    return value if isinstance(value, (bool, int, float, list, type(None))) else text
+    return value if isinstance(value, (bool, int, float, list, type(None))) or text.startswith("{") else text
 
 
 def _table(name: str, options: Options) -> StudyTable:

@@ -70,7 +70,8 @@ class Augment:
             zoom, shift = (1 - self.scale, 1 + self.scale), (-self.shift, self.shift)
             steps.append(A.Affine(scale=zoom, translate_percent=shift, rotate=(-self.rotate, self.rotate), keep_ratio=True, p=1.0))
         if self.crop_scale:
-            steps.append(A.RandomResizedCrop(size, scale=(self.crop_scale, 1.0), ratio=RATIO, p=1.0))
+            near = cv2.INTER_NEAREST_EXACT  # INTER_NEAREST lays masks half a pixel right of and below their image
+            steps.append(A.RandomResizedCrop(size, scale=(self.crop_scale, 1.0), ratio=RATIO, mask_interpolation=near, p=1.0))
         if self.brightness or self.contrast:
             steps.append(A.RandomBrightnessContrast(self.brightness, self.contrast, p=1.0))
         if self.gamma:

@@ -77,7 +77,9 @@ class Encoder(nn.Module, EncoderMixin):
         self.backbone = backbone
         self.places = {slot: i for i, slot in enumerate(slots) if slot <= depth}  # slot -> which map
         channels = [self.pyramid_width] * 4 if self.plain else backbone.spec.channels
-        self.pyramid = SimplePyramid(backbone.spec.width, backbone.spec.strides[-1], self.pyramid_width, output_stride) if self.plain else None
+        self.pyramid = None
+        if self.plain:
+            self.pyramid = SimplePyramid(backbone.spec.width, backbone.spec.strides[-1], self.pyramid_width, output_stride, len(self.places))
         self._depth, self._in_channels = depth, backbone.spec.in_channels
         self._out_channels = [self._in_channels, *(channels[self.places[s]] if s in self.places else 0 for s in range(1, depth + 1))]
         self._output_stride = output_stride
@@ -111,12 +113,12 @@ class SimplePyramid(nn.Module):
     """One map of a plain ViT -> four, at strides 4, 8, 16, 32 (Li et al. 2022, ViTDet: transposed convolutions up, max pooling down).
 
     A patch that is no power of two (14) is taken for the nearest one, and the maps are resized to where they must lie. No stride
-    is above `output_stride`.
+    is above `output_stride`; `count` below 4 leaves out the last ones.
     """
 
-    def __init__(self, width: int, patch: int, channels: int, output_stride: int = 32) -> None:
+    def __init__(self, width: int, patch: int, channels: int, output_stride: int = 32, count: int = 4) -> None:
         super().__init__()
-        self.strides = [min(stride, output_stride) for stride in (4, 8, 16, 32)]
+        self.strides = [min(stride, output_stride) for stride in (4, 8, 16, 32)[:count]]
         self.levels = nn.ModuleList(_level(width, round(math.log2(patch / stride)), channels) for stride in self.strides)
 
     def forward(self, last: Tensor, size: torch.Size) -> list[Tensor]:

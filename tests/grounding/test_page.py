@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,6 +27,7 @@ from downstream.grounding import page
 from downstream.grounding.page import Layer, Shown, Table, as_json, write
 from elvis.data.images import Frame, Preprocess
 from elvis.data.phantoms import PhantomImage, make_knobs
+from tests.browser import chromium
 
 HOSTILE = [
     "</script><script>window.ran = 1; alert(1)</script>",
@@ -141,7 +141,7 @@ def test_a_page_of_patients_is_its_owners_alone_from_the_first_byte(tmp_path: Pa
         seen.append((stat.S_IMODE(os.stat(stage).st_mode), Path(path).read_text()))
         replace(stage, path)
 
-    monkeypatch.setattr(page.os, "replace", spy)
+    monkeypatch.setattr(os, "replace", spy)
     umask = os.umask(0)
     try:
         text = written(tmp_path, patients=True).read_text()
@@ -258,21 +258,8 @@ class Page:
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium to look at the page in a browser")
-    binary, server = shutil.which("chromium"), shutil.which("chromedriver")
-    if binary is None or server is None:
-        pytest.skip("no chromium and chromedriver on PATH: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1300,900"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    from selenium.webdriver.chrome.service import Service
-
-    driver = webdriver.Chrome(options=options, service=Service(server))
-    driver.set_script_timeout(10)
-    yield driver
-    driver.quit()
+    with chromium() as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
