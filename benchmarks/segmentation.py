@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import arms
+from downstream.segmentation import config, runs
 from downstream.segmentation.__main__ import main as segment
 from elvis import checkpoints, results
 from elvis.errors import ConfigError, run_cli
@@ -57,7 +58,7 @@ PHANTOMS = (
     Part("after", "Frozen, linear, tokens after the projection", (*FROZEN, "tokens=projected"), scratch=False),
     Part(
         "unet", "U-Net, fine-tuned, 64 px, one seed",
-        ("--config", "phantom", "fraction=[0.01,0.1,1.0]", "data.size=64", "size=64", "train.steps=600", "train.lr=2.0e-3"), seeds=1,
+        ("--config", "phantom", "fraction=[0.01,0.1,1.0]", "data.size=64", "size=64", "train.steps=300", "train.lr=2.0e-3"), seeds=1,
     ),
 )  # fmt: skip
 SUITES = {"lungs": LUNGS, "phantoms": PHANTOMS}
@@ -72,7 +73,7 @@ radiographs (nested lists, the same for all rows), {seeds} seeds (of the head, t
 patients. 142 films of one collection, masks of V7 Labs: a check on real pixels, with wide intervals.""",
     "phantoms": """Eight findings, other patients than those of pretraining (phantom seed 1), 1, 10 and 100 % of 4,000 labelled images (nested
 lists), 400 test images at their own size, checkpoint and threshold of each class chosen on 200; macro over findings. Linear: a 1x1 convolution on
-standardised frozen tokens (12 x 12), 300 steps of 32, {seeds} seeds (of head and backbone). U-Net: everything fine-tuned at 64 px, 600 steps of 32,
+standardised frozen tokens (12 x 12), 300 steps of 32, {seeds} seeds (of head and backbone). U-Net: everything fine-tuned at 64 px, 300 steps of 32,
 one seed.""",
 }
 
@@ -92,8 +93,14 @@ def call(part: Part, args: argparse.Namespace) -> Path:
     return folder
 
 
+def of_elvis(part: Part, folder: Path, seeds: int, data: Sequence[str]) -> list[Result]:
+    """ELVIS minus phrase_image: what intra_modal adds; paired by image, as all differences."""
+    chosen = config.load(part.words[1], [*part.words[2:], *data, f"seeds={seeds}"])
+    return runs.differences(runs.units([runs.Backbone(arm, "") for arm in ("phrase_image", "intra_modal")], chosen, folder), chosen)
+
+
 def tables(found: Sequence[Result]) -> str:
-    """A table of the rows and one of the paired differences, in Markdown; intervals in brackets."""
+    """A table of the rows and tables of the paired differences, in Markdown; intervals in brackets."""
     parts = []
     for split in dict.fromkeys(r.split for r in found):
         rows = [r for r in found if r.split == split]
@@ -131,12 +138,12 @@ def summary(folders: Mapping[str, Path]) -> dict[str, Any]:
     }
 
 
-def commits(folders: Sequence[Path]) -> tuple[dict[str, Any], str]:
-    """The provenance that all runs share, and whether they were all made at one commit (ConfigError if not)."""
-    facts = [json.loads(path.read_text())[0]["provenance"] for folder in folders for path in sorted(folder.glob("*/*/seed-*/results.json"))]
+def origin(folder: Path) -> dict[str, Any]:
+    """The provenance that all runs of a part share. ConfigError when they are of several commits."""
+    facts = [json.loads(path.read_text())[0]["provenance"] for path in sorted(folder.glob("*/*/seed-*/results.json"))]
     if len({f["commit"] for f in facts}) > 1:
-        raise ConfigError(f"the runs are of several commits: {', '.join(sorted({f['commit'] for f in facts}))}", "choose another --out")
-    return facts[0], facts[0]["commit"]
+        raise ConfigError(f"the runs in {folder} are of several commits", "choose another --out, or delete the older runs")
+    return facts[0]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -157,13 +164,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     pretrained = arms.origin(Path(args.arms) / f"{a}-{s}" for a in ARMS for s in range(args.seeds))
     parts = SUITES[args.suite]
     folders = {part.name: call(part, args) for part in parts}
-    facts, commit = commits(list(folders.values()))
+    origins = {name: origin(folder) for name, folder in folders.items()}
+    facts = origins[parts[-1].name]
     minutes = sum(json.loads((folder / "minutes.json").read_text()) for folder in folders.values())
     command = f"python -m benchmarks.segmentation {args.suite}" + (f" --seeds {args.seeds}" if args.seeds != 3 else "")
     target = Path(args.results or HERE / "results" / f"segmentation_{args.suite}")
     text = [
         f"# {ABOUT[args.suite]}: what is pretraining worth?",
-        f"`{command}`; commit {commit}, {facts['machine']}, torch {facts['versions']['torch']}; backbones pretrained at {pretrained['commit']}. "
+        f"`{command}`; {facts['machine']}, torch {facts['versions']['torch']}; backbones pretrained at {pretrained['commit']}. "
         f"All runs together {minutes:.0f} min, {args.jobs} at a time.",
         HEADS[args.suite].format(seeds=args.seeds),
         "± = sd over seeds; brackets: 95 % interval by patient of the mean over seeds. Definitions: docs/segmentation.md.",
@@ -173,9 +181,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         picture = folders[part.name] / "figures" / "label_efficiency.png"
         shown = target.with_name(f"{target.name}.png" if len(parts) == 1 else f"{target.name}_{part.name}.png")
         shown.write_bytes(picture.read_bytes())
-        text += [f"## {part.title}", tables(results.read(folders[part.name] / "results.json")), f"![Dice against the number of labels]({shown.name})"]
+        more = of_elvis(part, folders[part.name], part.seeds or args.seeds, [f"data.root={args.real}"] if args.suite == "lungs" else [])
+        text += [
+            f"## {part.title}",
+            f"Commit {origins[part.name]['commit']}.",
+            tables([*results.read(folders[part.name] / "results.json"), *more]),
+            f"![Dice against the number of labels]({shown.name})",
+        ]
     target.with_suffix(".md").write_text("\n\n".join(text) + "\n")
-    found = {"command": command, "provenance": facts, "pretrained": pretrained, "judged": checkpoints.provenance({}), "parts": summary(folders)}
+    found = {"command": command, "provenance": origins, "pretrained": pretrained, "judged": checkpoints.provenance({}), "parts": summary(folders)}
     target.with_suffix(".json").write_text(json.dumps(found, separators=(",", ":")))
     print("\n\n".join(text))
     return 0

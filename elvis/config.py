@@ -201,12 +201,12 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings merge, anything else replaces. A changed `name` of image, text or data drops the options of the old one."""
+    """Mappings merge, anything else replaces. A changed `name` of image, text, data or backbone drops the options of the old one."""
     out = dict(below)
     for key, value in above.items():
         old = out.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
-            if key in ("image", "text", "data") and "name" in value and value["name"] != old.get("name"):
+            if key in ("image", "text", "data", "backbone") and "name" in value and value["name"] != old.get("name"):
                 old = {k: v for k, v in old.items() if key == "data" and k in COMMON}
             out[key] = merge(old, value)
         else:
@@ -278,12 +278,7 @@ def check(config: Config) -> list[str]:
     from elvis import backbones
     from elvis.registry import BACKBONES, DATASETS, OBJECTIVES, TEXT_ENCODERS
 
-    wrong: list[str] = []
-    for module in config.imports:
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # somebody else's file: it may fail in any way
-            wrong.append(f"imports: cannot import '{module}' ({type(error).__name__}: {error})")
+    wrong = imported(config.imports)
     data = _section(Data, {k: v for k, v in config.data.items() if k in COMMON}, "data", wrong)
     options = {k: v for k, v in config.data.items() if k not in COMMON}
     if data.name in DATASETS:
@@ -335,6 +330,17 @@ def check(config: Config) -> list[str]:
         if section != "train":
             wrong += _signs(key, getattr(data if section == "data" else getattr(config, section), name))
     return wrong + train_problems(config.train)
+
+
+def imported(modules: Sequence[str]) -> list[str]:
+    """What is wrong with the modules outside elvis that register something; the others are imported."""
+    wrong = []
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # somebody else's file: it may fail in any way
+            wrong.append(f"imports: cannot import '{module}' ({type(error).__name__}: {error})")
+    return wrong
 
 
 def train_problems(train: Train) -> list[str]:

@@ -16,6 +16,7 @@ import csv
 import hashlib
 import json
 import math
+import os
 import re
 import signal
 import sys
@@ -64,6 +65,9 @@ def make_fabric(train: Train) -> Fabric:
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     if devices == "auto":
         devices = torch.cuda.device_count() if accelerator in ("cuda", "gpu") else 1
+    most = torch.cuda.device_count() if accelerator in ("cuda", "gpu") else 4 * (os.cpu_count() or 1)  # each is a process of its own
+    if accelerator != "mps" and devices > most:
+        raise ConfigError(f"train.devices={devices}, this machine takes {most}", f"set train.devices to {most} or less, or auto")
     fabric = Fabric(accelerator=accelerator, devices=devices, strategy="ddp" if devices > 1 else "auto")  # type: ignore[arg-type]
     fabric.launch()
     return fabric

@@ -315,17 +315,19 @@ def test_a_map_of_the_pyramid_lies_where_its_tokens_are() -> None:
             assert float(columns[len(columns) // 2 :].sum()) < 0.1 * float(columns.sum())
 
 
-def test_the_map_at_the_patch_is_two_convolutions_with_norms() -> None:
-    pyramid = SimplePyramid(12, 16, 6)
-    last = torch.randn(2, 12, 4, 6)
-    one, norm, three, last_norm = pyramid.levels[2]  # stride 16 of a patch of 16: nothing to enlarge
+def test_the_maps_at_and_above_the_patch_are_two_convolutions_with_norms() -> None:
+    pyramid, last = SimplePyramid(12, 16, 6), torch.randn(2, 12, 4, 6)
 
     def normed(x: Tensor, layer: nn.LayerNorm) -> Tensor:
         mean, variance = x.mean(1, keepdim=True), x.var(1, keepdim=True, unbiased=False)
         return (x - mean) / (variance + layer.eps).sqrt() * layer.weight[:, None, None] + layer.bias[:, None, None]
 
-    expected = normed(F.conv2d(normed(torch.einsum("oi,bihw->bohw", one.weight[:, :, 0, 0], last), norm), three.weight, padding=1), last_norm)
-    torch.testing.assert_close(pyramid(last, torch.Size((64, 96)))[2], expected, rtol=1e-4, atol=1e-5)
+    maps = pyramid(last, torch.Size((64, 96)))
+    largest = last.unflatten(2, (2, 2)).unflatten(4, (3, 2)).amax((3, 5))  # of 2 x 2 tokens
+    for map, tokens, level in ((maps[2], last, pyramid.levels[2]), (maps[3], largest, pyramid.levels[3][1:])):
+        one, norm, three, last_norm = level
+        mixed = normed(torch.einsum("oi,bihw->bohw", one.weight[:, :, 0, 0], tokens), norm)
+        torch.testing.assert_close(map, normed(F.conv2d(mixed, three.weight, padding=1), last_norm), rtol=1e-4, atol=1e-5)
 
 
 def test_a_size_that_a_patch_of_14_does_not_divide_is_refused_with_the_nearest_that_do() -> None:

@@ -184,6 +184,7 @@ def test_resume_without_a_run_says_so(tmp_path: Path) -> None:
         (["image.arch=abc"], "arch"),
         (["train.betas=[1]"], "train.betas"),
         (["train.devices=abc"], "train.devices"),
+        (["train.devices=99999", "train.accelerator=cpu"], "train.devices=99999, this machine takes"),
         (["train.accelerator=tpu"], "train.accelerator"),
         (["train.clip=-1"], "train.clip"),
         (["model.scale=0"], "model.scale"),

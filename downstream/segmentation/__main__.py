@@ -68,18 +68,22 @@ def train(args: argparse.Namespace, chosen: Any) -> int:
 
     given = runs.backbones(args.backbone, chosen)
     out = _out(args)
-    if not args.dry_run and not args.part and os.environ.get("LOCAL_RANK", "0") == "0":  # other ranks are started again with the same line
-        _enter(out, chosen, args.resume)
     table = runs.load_table(chosen)
     todo = runs.units(given, chosen, out)
     alarms = []
     for backbone in given:
         for seed in range(chosen.seeds):
-            backbone.origin(seed)  # a folder that is missing or damaged is refused before anything is trained
+            backbone.origin(chosen, seed)  # a folder that is missing or damaged is refused before anything is trained
             alarms += runs.leaks(backbone.patients(seed), table, f"{backbone.name} (seed {seed})", chosen.force)
     labelled = {fraction: len(table.labelled(fraction, chosen)) for fraction in chosen.fractions}
+    for backbone in () if args.part else reversed(given):
+        head = _built(backbone, chosen)
     if args.dry_run:
-        return _dry_run(todo, chosen, table, labelled)
+        return _dry_run(head, todo, chosen, table, labelled)
+    if not args.part and os.environ.get("LOCAL_RANK", "0") == "0":  # other ranks are started again with the same line
+        _enter(out, chosen, args.resume)
+        for unit in todo:
+            runs.same_weights(unit, chosen)
     if args.jobs > 1:
         print(f"runs: {len(todo)} in {out}, {args.jobs} at a time", flush=True)
         runs.in_parallel(_words(args), args.jobs)
@@ -113,10 +117,11 @@ def evaluate(args: argparse.Namespace, chosen: Any) -> int:
         return _evaluate_models(args, chosen)
     out = _out(args)
     todo = runs.units(runs.backbones(args.backbone, chosen), chosen, out)
-    missing = [unit for unit in todo if not (unit.folder / "checkpoints").is_dir()]
+    missing = [unit for unit in todo if not unit.done]
     if missing:
         raise ConfigError(
-            f"{len(missing)} of {len(todo)} runs are not trained, first {missing[0].folder}", "run train with the same line, or give --model DIR"
+            f"{len(missing)} of {len(todo)} runs are not trained to their end, first {missing[0].folder}",
+            "run train with the same line, or give --model DIR",
         )
     table = runs.load_table(chosen, judge_only=True)
     alarms = []
@@ -133,13 +138,9 @@ def _evaluate_models(args: argparse.Namespace, chosen: Any) -> int:
     from downstream.segmentation import model, runs
 
     out = _out(args, "evaluated")
-    named = []
-    for word in args.model:
-        name, equals, folder = word.rpartition("=")
-        named.append(runs.Backbone(name if equals else Path(folder).resolve().name, folder))
-    if len({b.name for b in named}) < len(named):
-        raise ConfigError("two models have one name", "name them apart: --model a=DIR --model b=DIR2")
-    if (out / "checkpoints").exists() or (out / "model.json").exists():
+    named = [runs.Backbone(name or Path(folder).resolve().name, folder) for name, folder in map(runs.named, args.model)]
+    runs.apart(named, "model")
+    if any((out / name).exists() for name in ("checkpoints", "model.json", "config.yaml")):
         raise ConfigError(f"{out} is a run or a checkpoint: its own files would be overwritten", "choose another --out")
     heads = [model.load(b.source) for b in named]
     table = runs.load_table(chosen, judge_only=True)
@@ -168,7 +169,7 @@ def predict(args: argparse.Namespace, chosen: Any) -> int:
     if args.model and len(args.model) > 1:
         raise ConfigError(f"{len(args.model)} models", "predict takes one")
     if args.model:
-        folder = Path(args.model[0].rpartition("=")[2] if not Path(args.model[0]).is_dir() else args.model[0])
+        folder = Path(runs.named(args.model[0])[1])
         out = Path(args.out or "predictions")
     else:
         unit = runs.units(runs.backbones(args.backbone, chosen), chosen, _out(args))[0]
@@ -203,7 +204,7 @@ def _enter(out: Path, chosen: Any, resume: bool) -> None:
 
     free = {"fraction", "seeds", "page", "resamples", "workers", "cache", "max_bad_fraction", "backbone", "force"}
     path = out / "config.yaml"
-    if path.is_file():
+    if path.is_file() and any(out.glob("*/*/seed-*/checkpoints")):
         if not resume:
             raise ConfigError(f"{out} holds runs already", "add --resume to go on with them, or choose another --out")
         old = dataclasses.asdict(schemas.load(str(path)))
@@ -221,15 +222,19 @@ def _enter(out: Path, chosen: Any, resume: bool) -> None:
         raise ConfigError(f"cannot write to {out}: {error.strerror}", "choose another --out") from error
 
 
-def _dry_run(todo: Sequence[Any], chosen: Any, table: Any, labelled: dict[float, int]) -> int:
+def _built(backbone: Any, chosen: Any) -> Any:
+    """An untrained head that has seen an image: what does not fit together is refused before anything is written."""
     import torch
 
     from downstream.segmentation import model
 
-    unit = todo[0]
-    head = model.build(unit.backbone.create(chosen, 0), chosen.head, list(chosen.classes), chosen.head_options, size=chosen.size, fit=chosen.fit)
+    head = model.build(backbone.create(chosen, 0), chosen.head, list(chosen.classes), chosen.head_options, size=chosen.size, fit=chosen.fit)
     with torch.inference_mode():
         head.segmenter.eval()(torch.zeros(1, head.segmenter.backbone.spec.in_channels, chosen.size, chosen.size))
+    return head
+
+
+def _dry_run(head: Any, todo: Sequence[Any], chosen: Any, table: Any, labelled: dict[float, int]) -> int:
     print(configs.to_yaml(dataclasses.asdict(chosen)))
     print("\n".join([*(f"note: {note}" for note in table.notes), *(f"{split}: {text}" for split, text in table.lists.items())]))
     print(f"labelled images: {', '.join(f'{f:g} -> {n}' for f, n in labelled.items())}")

@@ -99,7 +99,8 @@ def truth(case: Case, shape: tuple[int, int]) -> np.ndarray:
             try:
                 plane |= _region(region, shape, case.shrunk)
             except DataError as error:
-                raise DataError(f"{case.id[:60]}{_row(case.study, region)}: {error.what}", error.fix, error.code) from None
+                fix = "give the original images" if error.code == "D032" else error.fix  # no option says here that they are resized
+                raise DataError(f"{case.id[:60]}{_row(case.study, region)}: {error.what}", fix, error.code) from None
     return out
 
 

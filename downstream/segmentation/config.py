@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,22 +66,30 @@ class Segmentation:
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Segmentation:
-    """A checked config; `protocol=linear` has the head `linear`. Raises one ConfigError that lists every mistake."""
-    found: Segmentation = configs.load(name, overrides, task="segmentation", schema=Segmentation)
+    """A checked config. Raises one ConfigError that lists every mistake.
+
+    `protocol=linear` has the head `linear`; `data={...}`, `classes={...}` and `backbone={...}` are what they say, whatever the file has.
+    """
+    words: list[str] = []
+    for word in overrides:
+        words += [f"{word.partition('=')[0]}=null"] * word.startswith(("data={", "classes={", "backbone={")) + [word]
+    found: Segmentation = configs.load(name, words, task="segmentation", schema=Segmentation)
     if found.protocol == "linear":
         found.head, found.head_options = "linear", found.head_options if found.head == "linear" else {}
-    wrong = _choices(found) + _numbers(found)
+    wrong = configs.imported(found.imports) + _choices(found) + _numbers(found)
     if not isinstance(found.data.get("name"), str):
         wrong.append("data.name must be the name of a dataset")
     found.classes = {k: [v] if isinstance(v, str) else v for k, v in found.classes.items() if v is not None}
     if not found.classes:
         wrong.append("classes is empty: say what is segmented, for example classes={lung: [left lung, right lung]}")
     wrong += [f"classes.{k} must be names of masks, not {v!r}" for k, v in found.classes.items() if not _words(v)]
+    wrong += [f"classes: a name must be a word, not {k!r}; write '{k}' in quotes" for k in found.classes if not isinstance(k, str)]
+    wrong += [f"{key} is an empty list" for key in ("fractions", "splits") if not getattr(found, key)]
+    wrong += [f"{key}: {word} is there twice" for key in ("fractions", "splits") for word in _twice(getattr(found, key))]
     for fraction in found.fractions:
         number = isinstance(fraction, int | float) and not isinstance(fraction, bool)
-        if not number or not fraction > 0 or (fraction > 1 and fraction != int(fraction)):
+        if not number or not 0 < fraction < math.inf or (fraction > 1 and fraction != int(fraction)):
             wrong.append(f"fraction must be a share such as 0.01, or a whole number of images, not {fraction!r}")
-    wrong += ["fraction is an empty list"] * (not found.fractions)
     if wrong:
         raise ConfigError(f"{name}: " + "; ".join(wrong), "mend the keys above; --print-config shows the whole config")
     found.fraction = [float(f) if f <= 1 else int(f) for f in found.fractions]
@@ -128,6 +137,10 @@ def _numbers(c: Segmentation) -> list[str]:
     if c.patience and not c.train.evaluate_every:
         wrong.append("patience counts validations, and train.evaluate_every is 0")
     return wrong + configs.train_problems(c.train)
+
+
+def _twice(values: Sequence[Any]) -> list[str]:
+    return [str(value) for place, value in enumerate(values) if value in values[:place]]
 
 
 def _words(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -14,13 +15,15 @@ from downstream.segmentation.model import Head
 from downstream.segmentation.report import COLOURS, outlined
 from elvis.data.images import BadImage, ImageFile, read
 from elvis.errors import DataError
+from elvis.results import write_file
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom", ".bmp", ".tif", ".tiff", "")  # the content decides; these are looked at
 
 
 def predict(head: Head, images: Path, out: Path, *, side: int = 512, progress: object = None) -> tuple[int, list[tuple[str, str]]]:
     """(how many were written, [(file, reason) of those that cannot be read]). DataError when there is no image."""
-    files = list(_files(images))
+    own = {(out / part).resolve() for part in ("masks", "overlays")}  # of an earlier call, where OUT lies in the folder itself
+    files = [(name, file) for name, file in _files(images) if not own & {*file.path.resolve().parents}]
     if not files:
         raise DataError(f"no image under {images}", "give a folder of JPEG, PNG or DICOM files", "D010")
     names = _names([name for name, _ in files])
@@ -40,9 +43,11 @@ def predict(head: Head, images: Path, out: Path, *, side: int = 512, progress: o
         written += 1
         if callable(progress):
             progress()
+    (out / "bad_images.jsonl").unlink(missing_ok=True)
     if bad:
-        (out).mkdir(parents=True, exist_ok=True)
-        (out / "bad_images.jsonl").write_text("".join(json.dumps({"file": n, "reason": r}) + "\n" for n, r in bad), encoding="utf-8")
+        out.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps({"file": name, "reason": reason}) + "\n" for name, reason in bad)
+        write_file(out / "bad_images.jsonl", "".join(lines).encode(), private=True)
     return written, bad
 
 
@@ -67,5 +72,6 @@ def _names(files: list[str]) -> dict[str, str]:
 
 def _save(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o600)
-    Image.fromarray(pixels).save(path)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    write_file(path, content.getvalue(), private=True)

@@ -71,10 +71,10 @@ class Backbone:
         path = checkpoints.resolve(source) / "patients.npy" if _is_folder(source) else None
         return np.load(path, allow_pickle=False) if path is not None and path.is_file() else None
 
-    def origin(self, seed: int) -> str:
+    def origin(self, config: Segmentation, seed: int) -> str:
         source = self.source.replace("{seed}", str(seed))
         if not _is_folder(source):
-            return f"{source}, random weights"
+            return f"{source}, {'timm' if config.backbone.get('pretrained') else 'random'} weights"
         folder = checkpoints.resolve(source)
         about = json.loads((folder / "provenance.json").read_text())
         digest = json.loads((folder / checkpoints.MANIFEST).read_text())["sha256"]["model.safetensors"][:12]
@@ -91,20 +91,30 @@ def backbones(given: Sequence[str] | None, config: Segmentation) -> list[Backbon
 
     found = []
     for word in given or [config.backbone["name"]]:
-        name, equals, source = word.partition("=")
-        name, source = (name, source) if equals else ("", word)
-        first = source.replace("{seed}", "0")
-        if not _is_folder(first):
-            if "/" in source or source.startswith("."):
-                raise ConfigError(f"no folder {first}", "give a run or checkpoint directory, or a name of elvis.list_backbones()")
-            resolve(source)
-        name = name or re.sub(r"[-_]?\{seed\}", "", Path(source).name) or "backbone"
-        if not re.fullmatch(r"[\w.+ -]+", name) or name.startswith("."):
-            raise ConfigError(f"'{name}' cannot name a backbone", "letters, digits, and . + - _ only: --backbone NAME=DIR")
-        found.append(Backbone(name, source))
-    if twice := [name for name, count in Counter(b.name for b in found).items() if count > 1]:
-        raise ConfigError(f"two backbones are called '{twice[0]}'", "name them apart: --backbone a=DIR --backbone b=DIR2")
+        name, source = named(word)
+        for each in dict.fromkeys(source.replace("{seed}", str(seed)) for seed in range(config.seeds)):
+            if not _is_folder(each):
+                if "/" in each or each.startswith("."):
+                    raise ConfigError(f"no folder {each}", "give a run or checkpoint directory, or a name of elvis.list_backbones()")
+                resolve(each)
+        found.append(Backbone(name or re.sub(r"[-_]?\{seed\}", "", Path(source).name) or "backbone", source))
+    apart(found, "backbone")
     return found
+
+
+def named(word: str) -> tuple[str, str]:
+    """NAME=SOURCE, or ("", SOURCE); a folder with a = in its path is a source."""
+    name, equals, source = word.partition("=")
+    return (name, source) if equals and not _is_folder(word.replace("{seed}", "0")) else ("", word)
+
+
+def apart(found: Sequence[Backbone], option: str) -> None:
+    """ConfigError for a name that cannot be that of a folder, or that two have."""
+    for name, count in Counter(b.name for b in found).items():
+        if not re.fullmatch(r"[\w.+ -]+", name) or name.startswith("."):
+            raise ConfigError(f"'{name}' cannot name a {option}", f"letters, digits, and . + - _ only: --{option} NAME=DIR")
+        if count > 1:
+            raise ConfigError(f"two {option}s are called '{name}'", f"name them apart: --{option} a=DIR --{option} b=DIR2")
 
 
 # ------------------------------------------------------------------------------------------------------------- data
@@ -138,11 +148,7 @@ class Table:
 
 def load_table(config: Segmentation, *, judge_only: bool = False) -> Table:
     """Studies, split, cases; everything of the data that can be refused is refused here. Raises ConfigError, DataError."""
-    from elvis.registry import DATASETS
-
     name, options = config.data["name"], {k: v for k, v in config.data.items() if k != "name"}
-    if wrong := DATASETS.check(name, options):
-        raise ConfigError("; ".join(wrong), f"options of '{name}': {', '.join(DATASETS.options(name))}" if name in DATASETS else "")
     table = studies.checked(studies.index(name, **options), name, strict=config.strict, on_leak=config.on_leak)
     prepared = name == "prepared"
     assigned = splits.assign(table, config.split, table.card.name if prepared and table.card else name)
@@ -161,10 +167,19 @@ def load_table(config: Segmentation, *, judge_only: bool = False) -> Table:
     small = ["prepared images: judged at their stored size, not the original's"] * prepared
     unused = [f"{count} images not used: {reason}" for reason, count in gathered.excluded.items()]
     judged = dataclasses.replace(table, studies=tuple(case.study for s in config.splits for case in gathered.cases[s]))
+    notes = [*table.notes, *assigned.notes, *left, *warnings, *unused, *small, *gathered.notes]
     return Table(
-        gathered, config.split, lists, [*table.notes, *assigned.notes, *left, *warnings, *unused, *small, *gathered.notes],
+        gathered, _word(config.split), lists, [_without_folders(note, config) for note in notes],
         [f"MARKED: {assigned.marked}"] if assigned.marked else [], table.card, studies.fingerprints(judged, None, name), table,
     )  # fmt: skip
+
+
+def _without_folders(note: str, config: Segmentation) -> str:
+    """A note as it may stand on a page that travels: without where the data lies on this machine."""
+    for path in (Path(v).expanduser() for v in (*config.data.values(), config.split) if isinstance(v, str) and "/" in v):
+        for there in (str(path.resolve()), str(path.absolute()), str(path)) if path.name else ():
+            note = note.replace(there, path.name)
+    return note
 
 
 def leaks(trained_on: np.ndarray | None, table: Table, who: str, force: bool) -> list[str]:
@@ -205,6 +220,20 @@ def units(given: Sequence[Backbone], config: Segmentation, out: Path) -> list[Un
     return [Unit(b, f, s, out) for s, f, b in itertools.product(range(config.seeds), config.fractions, given)]
 
 
+def same_weights(unit: Unit, config: Segmentation) -> None:
+    """ConfigError where a run was begun with other weights than its backbone has now."""
+    if unit.done:
+        began = json.loads((unit.folder / "results.json").read_text())[0]["provenance"]
+    elif (newest := checkpoints.newest(unit.folder)) is not None:
+        began = json.loads((newest / "provenance.json").read_text())
+    else:
+        return
+    now = unit.backbone.origin(config, unit.seed)
+    if began["backbone"] != now:
+        what = f"{unit.folder} began with {began['backbone']}; '{unit.backbone.name}' is now {now}"
+        raise ConfigError(what, "give it another name: --backbone NAME=DIR, or choose another --out")
+
+
 def in_parallel(words: Sequence[str], jobs: int) -> None:
     """`train WORDS` in `jobs` processes, which share the cores and the runs; the first failure ends all. Raises SystemExit with its code."""
     command = [sys.executable, "-m", "downstream.segmentation", "train", *words, "--resume", "--quiet"]
@@ -212,12 +241,10 @@ def in_parallel(words: Sequence[str], jobs: int) -> None:
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # through `finally`
     running = [subprocess.Popen([*command, "--part", f"{i}/{jobs}"], env={**os.environ, **threads}) for i in range(jobs)]
     try:
-        while any(process.poll() is None for process in running):
-            if failed := next((p for p in running if p.returncode), None):
-                raise SystemExit(failed.returncode)
+        while None in (codes := [process.poll() for process in running]) and not any(codes):
             time.sleep(0.2)
-        if failed := next((p for p in running if p.returncode), None):
-            raise SystemExit(failed.returncode)
+        if failed := next(filter(None, codes), 0):
+            raise SystemExit(failed)
     finally:
         for process in running:
             process.terminate()
@@ -237,12 +264,13 @@ def train_unit(unit: Unit, config: Segmentation, table: Table, fabric: Any, *, p
     torch.manual_seed(unit.seed)  # so that the head begins the same whatever the backbone drew
     head = model.build(backbone, config.head, list(config.classes), config.head_options, size=config.size, fit=config.fit)
     shareable = configs.shareable(dataclasses.asdict(config))
-    facts = checkpoints.provenance(shareable, data=config.data["name"], split=config.split, labels=len(labelled), seed=unit.seed, **_protocol(config))
+    about = {"data": config.data["name"], "split": _word(config.split), "labels": len(labelled), "seed": unit.seed}
+    facts = checkpoints.provenance(shareable, **about, **_protocol(config))
     own = studies.fingerprints(dataclasses.replace(table.owner, studies=tuple(c.study for c in labelled)), None, config.data["name"])
     pretrained = unit.backbone.patients(unit.seed)
     head.provenance = {
         **facts,
-        "backbone": unit.backbone.origin(unit.seed),
+        "backbone": unit.backbone.origin(config, unit.seed),
         "lists": table.lists,
         "labelled": splits.digest([c.id for c in labelled]),
     }
@@ -257,7 +285,7 @@ def train_unit(unit: Unit, config: Segmentation, table: Table, fabric: Any, *, p
             with _bar("thresholds", len(data.val), progress) as advance:
                 head = model.chosen(head, score.choose(head, data.val, config.threshold_by, advance))
         found = judge_unit(unit, head, config, table, progress=progress)
-        measured = {name: metric.value for name, metric in found[0].metrics.items()}
+        measured = {name: metric.value for name, metric in found[0].metrics.items() if np.isfinite(metric.value)}
         model.save(unit.folder / "checkpoints" / "best", head, config_yaml=configs.to_yaml(shareable), metrics=measured)
         finish(unit, found)
     fabric.barrier()
@@ -294,7 +322,7 @@ def judge_unit(unit: Unit, head: Any, config: Segmentation, table: Table, *, pro
             "thresholds": dict(zip(head.classes, head.thresholds, strict=True)),
         }
         about |= {"bad": dict(score.counted(scored)), "seed": unit.seed, "fraction": unit.fraction, "labels": head.provenance.get("labels")}
-        found.append(Result(TASK, config.data["name"], protocol(config), split, unit.backbone.name, metric, (), about, dict(head.provenance)))
+        found.append(Result(TASK, config.data["name"], protocol(config, head), split, unit.backbone.name, metric, (), about, dict(head.provenance)))
     file, text = io.BytesIO(), io.StringIO(newline="")
     np.savez_compressed(file, **arrays)
     writer = csv.DictWriter(text, list(lines[0]))
@@ -352,10 +380,11 @@ def differences(done: Sequence[Unit], config: Segmentation) -> list[Result]:
         sides = [[np.load(u.folder / "scored.npz", allow_pickle=False) for u in some] for some in (group, other)]
         about = json.loads((group[0].folder / "results.json").read_text())[0]
         for split in config.splits:
+            _same_images([*sides[0], *sides[1]], split)
             metric = {m: _difference([_sums(files, split, m) for files in sides], sides[0][0][f"{split}/patients"], config) for m in COMPARED}
             row = f"{name}, {_amount(fraction, about['config']['labels'])}"
             amounts = {"fraction": fraction, "labels": about["config"]["labels"]}
-            found.append(Result(TASK, config.data["name"], protocol(config), f"{split}, minus {lead}", row, metric, (), amounts, {}))
+            found.append(Result(TASK, config.data["name"], about["protocol"], f"{split}, minus {lead}", row, metric, (), amounts, {}))
     return _by_labels(found)
 
 
@@ -394,8 +423,7 @@ def _amount(fraction: float, labels: int | None) -> str:
 def summary(files: Sequence[Mapping[str, np.ndarray]], split: str, classes: Sequence[str], resamples: int) -> dict[str, Metric]:
     """Of one or several seeds on the same images: {name: Metric}, means over seeds and classes; "name[class]" where there are several."""
     first = files[0]
-    if any(list(f[f"{split}/ids"]) != list(first[f"{split}/ids"]) for f in files):
-        raise DataError(f"the seeds were judged on different images of '{split}'", "delete the older runs, or choose another --out")
+    _same_images(files, split)
     parts, distances, known = (np.stack([f[f"{split}/{what}"] for f in files], 1) for what in ("parts", "hd95", "known"))  # N S K ...
     patients = first[f"{split}/patients"].tolist()
 
@@ -416,13 +444,20 @@ def summary(files: Sequence[Mapping[str, np.ndarray]], split: str, classes: Sequ
     return found
 
 
+def _same_images(files: Sequence[Mapping[str, np.ndarray]], split: str) -> None:
+    if any(list(f[f"{split}/ids"]) != list(files[0][f"{split}/ids"]) for f in files):
+        raise DataError(f"the runs were judged on different images of '{split}'", "delete the older runs, or choose another --out")
+
+
 def _mean(values: np.ndarray) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
-def protocol(config: Segmentation) -> str:
-    words = [config.head, config.protocol, *(["projected tokens"] if config.tokens == "projected" else []), f"split {_word(config.split)}"]
-    return ", ".join([*words, f"{config.size} px"])
+def protocol(config: Segmentation, head: Any) -> str:
+    """How a head was made, as it says itself, and the split it is judged by."""
+    made = head.provenance
+    words = [head.segmenter.head_name, made.get("protocol", "protocol unknown"), *["projected tokens"] * (made.get("tokens") == "projected")]
+    return ", ".join([*words, f"split {_word(config.split)}", f"{head.preprocess.size[0]} px"])
 
 
 def _word(split: str) -> str:

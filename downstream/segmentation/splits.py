@@ -72,7 +72,7 @@ def assign(table: StudyTable, protocol: str, dataset: str) -> Assigned:
         what = f"split={Path(protocol).name}: {len(found)} patient(s) in more than one split: {_some(sorted(found))} (the first: {where})"
         raise DataError(what, "give all studies of a patient one split, or use split=patient", "D060")
     sizes = Counter(study.split for study in kept)
-    notes += [f"{dataset}, split {protocol}: {', '.join(f'{name} {sizes[name]:,}' for name in SPLITS)}"]
+    notes += [f"{dataset}, split {Path(protocol).name}: {', '.join(f'{name} {sizes[name]:,}' for name in SPLITS)}"]
     if left := Counter(study.split for study in studies if study.split not in SPLITS):
         notes.append(f"left out: {', '.join(f'{name} {count:,}' for name, count in sorted(left.items()))}")
     if empty := [name for name in SPLITS if not sizes[name]]:

@@ -2,8 +2,8 @@
 
     task(batch) -> {"dice": (sum, count), "bce": (sum, count)}      losses of segmentation-models-pytorch, in fp32
 
-`dice` is that of the (micro-)batch, a mean over the classes that occur in it, as SMP defines it; `bce` and `focal` are means over the
-pixels that are known. GLoRIA's and MGCA's loss is {log_dice: 1, focal: 10}.
+`dice` is that of the (micro-)batch, a mean over classes in which one that does not occur in it counts 0, as SMP defines it; `bce` and
+`focal` are means over the pixels that are known. GLoRIA's and MGCA's loss is {log_dice: 1, focal: 10}.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from elvis.errors import ConfigError
 from elvis.training import RunLog, fit
 
 IGNORED = -1  # what SMP's losses leave out
+POOLING = ("upernet", "deeplabv3plus")  # heads with a batch norm behind a pool over the whole image
 
 
 class Losses(nn.Module):
@@ -174,6 +175,10 @@ def _settings(config: Segmentation, seed: int, images: int, world: int) -> Any:
     size = min(config.train.batch_size, max(1, images // world))
     if size * world > images:
         raise ConfigError(f"{images} labelled image(s) for {world} devices", "use fewer devices, or more labels")
+    if size == 1 and config.head in POOLING:
+        raise ConfigError(
+            f"the head '{config.head}' norms over the batch what it pools of an image, and a batch is 1", "choose another head, or 2 images"
+        )
     if size < config.train.batch_size:
         print(f"batch_size {size}: there are {images} labelled images", file=sys.stderr)
     return dataclasses.replace(config.train, batch_size=size, seed=seed)
