@@ -1,7 +1,7 @@
 """Segmentation heads on any backbone: python -m downstream.segmentation train|evaluate|predict.
 
 from downstream.segmentation import load
-masks = load("runs/segmentation-lungs/resnet50/1.0/seed-0").predict([image])[0]       # {class: bool H W}
+masks = load("runs/segmentation-lungs/resnet50/1/seed-0").predict([image])[0]       # {class: bool H W}
 """
 
 from __future__ import annotations

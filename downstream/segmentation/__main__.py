@@ -123,10 +123,11 @@ def evaluate(args: argparse.Namespace, chosen: Any) -> int:
             f"{len(missing)} of {len(todo)} runs are not trained to their end, first {missing[0].folder}",
             "run train with the same line, or give --model DIR",
         )
+    _same_config(out, chosen)
     table = runs.load_table(chosen, judge_only=True)
     alarms = []
     for unit in todo:
-        head = model.load(unit.folder)
+        head = _device(model.load(unit.folder), chosen)
         _same_classes(head, chosen, unit.folder)
         alarms += runs.leaks(head.patients, table, unit.backbone.name, chosen.force or bool(table.alarms))  # a marked protocol says so itself
         runs.finish(unit, runs.judge_unit(unit, head, chosen, table, progress=not args.quiet))
@@ -142,7 +143,7 @@ def _evaluate_models(args: argparse.Namespace, chosen: Any) -> int:
     runs.apart(named, "model")
     if any((out / name).exists() for name in ("checkpoints", "model.json", "config.yaml")):
         raise ConfigError(f"{out} is a run or a checkpoint: its own files would be overwritten", "choose another --out")
-    heads = [model.load(b.source) for b in named]
+    heads = [_device(model.load(b.source), chosen) for b in named]
     table = runs.load_table(chosen, judge_only=True)
     alarms, units = [], []
     for backbone, head in zip(named, heads, strict=True):
@@ -174,9 +175,9 @@ def predict(args: argparse.Namespace, chosen: Any) -> int:
     else:
         unit = runs.units(runs.backbones(args.backbone, chosen), chosen, _out(args))[0]
         folder, out = unit.folder, unit.folder / "predictions"
-        if not (folder / "checkpoints").is_dir():
-            raise ConfigError(f"{folder} is not trained", "run train with the same line, or give --model DIR")
-    head = model.load(folder)
+        if not unit.done:
+            raise ConfigError(f"{folder} is not trained to its end", "run train with the same line, or give --model DIR")
+    head = _device(model.load(folder), chosen)
     with tqdm(unit="image", disable=args.quiet or None) as bar:
         count, bad = write(head, Path(args.images), out, progress=bar.update)
     print(f"{count} images: masks in {out / 'masks'}, overlays in {out / 'overlays'}; thresholds {_thresholds(head)}")
@@ -200,37 +201,52 @@ def _out(args: argparse.Namespace, suffix: str = "") -> Path:
 
 def _enter(out: Path, chosen: Any, resume: bool) -> None:
     """The folder with its config; one that holds runs is only entered with --resume, and with the same config (but for what adds runs)."""
-    from downstream.segmentation import config as schemas
+    from elvis import results
 
-    free = {"fraction", "seeds", "page", "resamples", "workers", "cache", "max_bad_fraction", "backbone", "force"}
     path = out / "config.yaml"
     if path.is_file() and any(out.glob("*/*/seed-*/checkpoints")):
         if not resume:
             raise ConfigError(f"{out} holds runs already", "add --resume to go on with them, or choose another --out")
-        old = dataclasses.asdict(schemas.load(str(path)))
-        new = dataclasses.asdict(chosen)
-        if changed := [key for key in new if key not in free and old[key] != new[key]]:
-            raise ConfigError(
-                f"--resume with another {', '.join(changed)} than the runs in {out} began with", "leave them as they were, or start anew"
-            )
+        _same_config(out, chosen)
     elif (out / "checkpoints").exists():
         raise ConfigError(f"{out} is a pretraining run or a checkpoint", "choose another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        path.write_text(configs.to_yaml(dataclasses.asdict(chosen)))
+        results.write_file(path, configs.to_yaml(dataclasses.asdict(chosen)).encode())
     except OSError as error:
         raise ConfigError(f"cannot write to {out}: {error.strerror}", "choose another --out") from error
+
+
+def _same_config(out: Path, chosen: Any) -> None:
+    """ConfigError where the runs of a folder have another config, but for what adds runs or changes no number."""
+    from downstream.segmentation import config as schemas
+
+    free = {"fraction", "seeds", "page", "resamples", "workers", "cache", "max_bad_fraction", "backbone", "force"}
+    old, new = dataclasses.asdict(schemas.load(str(out / "config.yaml"))), dataclasses.asdict(chosen)
+    if changed := [key for key in new if key not in free and old[key] != new[key]]:
+        raise ConfigError(f"another {', '.join(changed)} than the runs in {out} have", "leave them as they were, or choose another --out")
+
+
+def _device(head: Any, chosen: Any) -> Any:
+    """A loaded head on the GPU, where there is one and train.accelerator is not cpu."""
+    import torch
+
+    if chosen.train.accelerator in ("auto", "cuda") and torch.cuda.is_available():
+        head.segmenter.to("cuda")
+    return head
 
 
 def _built(backbone: Any, chosen: Any) -> Any:
     """An untrained head that has seen an image: what does not fit together is refused before anything is written."""
     import torch
 
-    from downstream.segmentation import model
+    from downstream.segmentation import model, train
 
     head = model.build(backbone.create(chosen, 0), chosen.head, list(chosen.classes), chosen.head_options, size=chosen.size, fit=chosen.fit)
     with torch.inference_mode():
         head.segmenter.eval()(torch.zeros(1, head.segmenter.backbone.spec.in_channels, chosen.size, chosen.size))
+    if chosen.protocol == "finetune":
+        train.layer_scales(head.segmenter, chosen.layer_decay)
     return head
 
 
@@ -273,9 +289,7 @@ def _thresholds(head: Any) -> str:
 
 def _thresholds_of(found: Sequence[Any]) -> str:
     sets = itertools.islice(((r.row, r.config["thresholds"]) for r in found if "thresholds" in r.config), 4)
-    return "thresholds chosen on val: " + "; ".join(
-        f"{row}: {', '.join(' '.join(f'{t:g}' for t in one.values()) for one in many)}" for row, many in sets
-    )
+    return "thresholds: " + "; ".join(f"{row}: {', '.join(' '.join(f'{t:g}' for t in one.values()) for one in many)}" for row, many in sets)
 
 
 if __name__ == "__main__":

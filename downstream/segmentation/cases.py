@@ -41,7 +41,7 @@ class Case:
 
     @property
     def id(self) -> str:
-        return self.study.id if self.image == 0 else f"{self.study.id}#{self.image}"
+        return self.study.id if self.image == 0 else f"{self.study.id}@{self.image}"
 
     @property
     def positive(self) -> bool:

@@ -76,6 +76,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Segmentation:
     found: Segmentation = configs.load(name, words, task="segmentation", schema=Segmentation)
     if found.protocol == "linear":
         found.head, found.head_options = "linear", found.head_options if found.head == "linear" else {}
+    found.backbone = {"name": "resnet50", **found.backbone}
     wrong = configs.imported(found.imports) + _choices(found) + _numbers(found)
     if not isinstance(found.data.get("name"), str):
         wrong.append("data.name must be the name of a dataset")
@@ -83,9 +84,10 @@ def load(name: str, overrides: Sequence[str] = ()) -> Segmentation:
     if not found.classes:
         wrong.append("classes is empty: say what is segmented, for example classes={lung: [left lung, right lung]}")
     wrong += [f"classes.{k} must be names of masks, not {v!r}" for k, v in found.classes.items() if not _words(v)]
+    wrong += [f"classes: '{k}' cannot name a folder" for k in found.classes if isinstance(k, str) and ("/" in k or k.startswith("."))]
     wrong += [f"classes: a name must be a word, not {k!r}; write '{k}' in quotes" for k in found.classes if not isinstance(k, str)]
-    wrong += [f"{key} is an empty list" for key in ("fractions", "splits") if not getattr(found, key)]
-    wrong += [f"{key}: {word} is there twice" for key in ("fractions", "splits") for word in _twice(getattr(found, key))]
+    for key, listed in {"fraction": found.fractions, "splits": found.splits}.items():
+        wrong += [f"{key} is an empty list"] * (not listed) + [f"{key}: {word} is there twice" for word in _twice(listed)]
     for fraction in found.fractions:
         number = isinstance(fraction, int | float) and not isinstance(fraction, bool)
         if not number or not 0 < fraction < math.inf or (fraction > 1 and fraction != int(fraction)):
@@ -134,6 +136,8 @@ def _numbers(c: Segmentation) -> list[str]:
     wrong += [f"{key} must not be negative, not {value}" for key, value in not_negative.items() if value < 0]
     if not 0 < c.layer_decay <= 1:
         wrong.append(f"layer_decay must be above 0 and at most 1, not {c.layer_decay}")
+    if c.train.seed:
+        wrong.append("train.seed is that of each run: say how many with seeds=")
     if c.patience and not c.train.evaluate_every:
         wrong.append("patience counts validations, and train.evaluate_every is 0")
     return wrong + configs.train_problems(c.train)

@@ -1,6 +1,6 @@
 """A trained head in use, and on disk: it reloads alone, strictly, with its preprocessing and its thresholds.
 
-head = load("runs/segmentation-lungs/resnet50/1.0/seed-0")        a run or checkpoint directory
+head = load("runs/segmentation-lungs/resnet50/1/seed-0")        a run or checkpoint directory
 head.predict([image]) -> [{"lung": bool H W}]                     image: uint8 H W, a path, or an ImageSource; any size
 elvis.load_backbone(DIR)                                          the fine-tuned backbone of the same checkpoint
 """
@@ -8,7 +8,7 @@ elvis.load_backbone(DIR)                                          the fine-tuned
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from downstream.segmentation import heads
 from downstream.segmentation.heads import Segmenter
 from elvis import checkpoints
 from elvis.data.images import Preprocess, read
-from elvis.errors import CheckpointError
+from elvis.errors import CheckpointError, DataError
 
 THRESHOLD = 0.5  # until validation has chosen
 
@@ -44,20 +44,28 @@ class Head:
     def device(self) -> torch.device:
         return next(self.segmenter.parameters()).device
 
-    @torch.inference_mode()
-    def probabilities(self, images: Sequence[Any]) -> list[np.ndarray]:
-        """Of each image K H W float32 in its own pixels, NaN where the input does not show it (fit=crop)."""
+    def each(self, images: Sequence[Any]) -> Iterator[np.ndarray]:
+        """Of each image in turn K H W float32 in its own pixels, NaN where the input does not show it (fit=crop). One is in memory at a time."""
         pixels = [image if isinstance(image, np.ndarray) else read(Path(image) if isinstance(image, str) else image) for image in images]
+        if wrong := next((p for p in pixels if p.ndim != 2 or p.dtype != np.uint8), None):
+            raise DataError(
+                f"an image is {wrong.dtype} {wrong.shape}, not uint8 H W", "give grey values 0 to 255, or a file: it is read as all others are"
+            )
         small = torch.from_numpy(np.stack([self.preprocess.resize(image) for image in pixels])).to(self.device)
         self.segmenter.eval()
-        found = self.segmenter(self.preprocess.tensor(small, self.segmenter.backbone.spec.in_channels)).float().sigmoid().cpu()
-        return [self.preprocess.frame(*image.shape).to_original(maps).numpy() for image, maps in zip(pixels, found, strict=True)]
+        with torch.inference_mode():
+            found = self.segmenter(self.preprocess.tensor(small, self.segmenter.backbone.spec.in_channels)).float().sigmoid().cpu()
+        for image, maps in zip(pixels, found, strict=True):
+            yield self.preprocess.frame(*image.shape).to_original(maps).numpy()
+
+    def probabilities(self, images: Sequence[Any]) -> list[np.ndarray]:
+        """`each` of them at once."""
+        return list(self.each(images))
 
     def predict(self, images: Sequence[Any]) -> list[dict[str, np.ndarray]]:
         """Of each image a mask per class: bool H W."""
         return [
-            {name: plane >= np.float32(t) for name, plane, t in zip(self.classes, maps, self.thresholds, strict=True)}
-            for maps in self.probabilities(images)
+            {name: plane >= np.float32(t) for name, plane, t in zip(self.classes, maps, self.thresholds, strict=True)} for maps in self.each(images)
         ]
 
 

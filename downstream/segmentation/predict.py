@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,11 +68,12 @@ def _files(root: Path) -> Iterator[tuple[str, ImageFile]]:
 def _names(files: list[str]) -> dict[str, str]:
     """What becomes of a file's name: without its suffix; with it where two would be the same."""
     stems = [name.rpartition(".")[0] if "." in name.rpartition("/")[2] else name for name in files]
-    return {name: name if stems.count(stem) > 1 else stem for name, stem in zip(files, stems, strict=True)}
+    taken = Counter([*stems, *(name for name, stem in zip(files, stems, strict=True) if name != stem)])
+    return {name: name if taken[stem] > 1 else stem for name, stem in zip(files, stems, strict=True)}
 
 
 def _save(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "PNG")
     write_file(path, content.getvalue(), private=True)

@@ -25,7 +25,7 @@ LEGEND = (
     "± = standard deviation over seeds; plain names are means over classes. dice_pooled: over all pixels of the set (LoVT); dice_image_empty1: mean "
     "over images, one with nothing there and nothing predicted counts 1 (GLoRIA, MGCA); dice_positive_only: mean over the images that have the class "
     "(RadZero, MedKLIP): three different numbers of one model. hausdorff95 in pixels of the original images, over those that have both masks; "
-    "hausdorff95_missing: the share of images with a truth and no prediction. Thresholds were chosen on val."
+    "hausdorff95_missing: the share of images with a truth and no prediction. Thresholds were chosen on val, where there is one."
 )
 TRUE, FOUND = (70, 190, 255), (255, 210, 0)  # blue and yellow: the colour-blind tell them apart
 COLOURS = ("#3b82c4", "#d1662d", "#2f9e6e", "#9b5fc0", "#b8901f", "#c2517a", "#5b7083", "#7a5b3a")
@@ -70,7 +70,7 @@ def efficiency(found: Sequence[Result], config: Segmentation) -> Figure | None:
     for place, name in enumerate(names):
         axes = figure.add_subplot(1, len(names), place + 1)
         for line, backbone in enumerate(dict.fromkeys(r.config["backbone"] for r in mine)):
-            points = sorted((r.config["labels"], r.metrics[name]) for r in mine if r.config["backbone"] == backbone)
+            points = sorted(((r.config["labels"], r.metrics[name]) for r in mine if r.config["backbone"] == backbone), key=lambda point: point[0])
             x = np.array([labels for labels, _ in points]) * 1.07 ** (line - 1.5)  # side by side, so that the bars can be told apart
             y = np.array([m.value for _, m in points])
             ends = [[m.value if getattr(m, side) is None else getattr(m, side) for _, m in points] for side in ("low", "high")]

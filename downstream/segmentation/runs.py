@@ -39,7 +39,7 @@ from elvis.metrics import segmentation as metrics
 from elvis.types import Metric, Result
 
 TASK = "segmentation"
-EVERYONES = ("in_chans", "pretrained")  # options of `backbone:` that any name gets; others belong to the name they stand beside
+EVERYONES = ("in_chans",)  # options of `backbone:` that any name gets; others belong to the name they stand beside
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,14 @@ class Backbone:
         if config.tokens == "projected":
             raise ConfigError(f"tokens=projected needs a checkpoint, '{source}' is a name", "give --backbone DIR, or tokens=raw")
         torch.manual_seed(seed)
-        same = source == config.backbone["name"]
-        own = {k: v for k, v in config.backbone.items() if k in EVERYONES or (same and k != "name")}
-        return elvis.create_backbone(source, **{"in_chans": 1, **own})
+        name, options = self._named(config)
+        return elvis.create_backbone(name, **options)
+
+    def _named(self, config: Segmentation) -> tuple[str, dict[str, Any]]:
+        """Of a name: it and the options of `create_backbone`; `NAME:pretrained` has timm's weights."""
+        name, _, word = self.source.partition(":")
+        own = {k: v for k, v in config.backbone.items() if k in EVERYONES or (k != "name" and name == config.backbone["name"])}
+        return name, {"in_chans": 1, **own, **({"pretrained": True} if word else {})}
 
     def patients(self, seed: int) -> np.ndarray | None:
         """Fingerprints of whom the backbone was pretrained on; None where nothing is known."""
@@ -74,7 +79,9 @@ class Backbone:
     def origin(self, config: Segmentation, seed: int) -> str:
         source = self.source.replace("{seed}", str(seed))
         if not _is_folder(source):
-            return f"{source}, {'timm' if config.backbone.get('pretrained') else 'random'} weights"
+            name, options = self._named(config)
+            own = " ".join(f"{k}={v}" for k, v in sorted(options.items()) if k != "pretrained")
+            return f"{name} ({own}), {'timm' if options.get('pretrained') else 'random'} weights"
         folder = checkpoints.resolve(source)
         about = json.loads((folder / "provenance.json").read_text())
         digest = json.loads((folder / checkpoints.MANIFEST).read_text())["sha256"]["model.safetensors"][:12]
@@ -96,8 +103,11 @@ def backbones(given: Sequence[str] | None, config: Segmentation) -> list[Backbon
             if not _is_folder(each):
                 if "/" in each or each.startswith("."):
                     raise ConfigError(f"no folder {each}", "give a run or checkpoint directory, or a name of elvis.list_backbones()")
-                resolve(each)
-        found.append(Backbone(name or re.sub(r"[-_]?\{seed\}", "", Path(source).name) or "backbone", source))
+                plain, colon, word = each.partition(":")
+                if colon and word != "pretrained":
+                    raise ConfigError(f"'{each}' is neither a folder nor a backbone", "write NAME, NAME:pretrained or a run directory")
+                resolve(plain)
+        found.append(Backbone(name or re.sub(r"[-_]?\{seed\}", "", Path(source).name).replace(":", "-") or "backbone", source))
     apart(found, "backbone")
     return found
 
@@ -140,6 +150,8 @@ class Table:
         """The training images of a fraction (or count): nested, the same for every seed of the weights."""
         train = self.of("train")
         if config.negatives == "equal":
+            if any(getattr(region, "kind", "") == "png" for case in train for regions in case.regions for region in regions):
+                raise ConfigError("negatives=equal: whether a mask file is empty is not known before it is read", "set negatives=all")
             train = splits.balanced(train, lambda case: case.positive, config.labels_seed)
         how = {"count": int(fraction)} if fraction > 1 else {"fraction": float(fraction)}
         chosen = set(splits.subset([case.id for case in train], seed=config.labels_seed, **how))
@@ -164,13 +176,14 @@ def load_table(config: Segmentation, *, judge_only: bool = False) -> Table:
             gathered.cases[split] = gathered.cases.get(split, [])[: config.limit]
     left = [f"{count} studies left out by the reader: {reason}" for reason, count in table.left_out.items() if count]
     warnings = [f"{p.code}: {p.what}" + (f" ({p.count} in all)" if p.count > 1 else "") for p in table.problems]
+    blind = ["no image in val: thresholds are .5, the last weights are kept"] * (not judge_only and not gathered.cases.get("val"))
     small = ["prepared images: judged at their stored size, not the original's"] * prepared
     unused = [f"{count} images not used: {reason}" for reason, count in gathered.excluded.items()]
     judged = dataclasses.replace(table, studies=tuple(case.study for s in config.splits for case in gathered.cases[s]))
     notes = [*table.notes, *assigned.notes, *left, *warnings, *unused, *small, *gathered.notes]
     return Table(
         gathered, _word(config.split), lists, [_without_folders(note, config) for note in notes],
-        [f"MARKED: {assigned.marked}"] if assigned.marked else [], table.card, studies.fingerprints(judged, None, name), table,
+        [*([f"MARKED: {assigned.marked}"] if assigned.marked else []), *blind], table.card, studies.fingerprints(judged, None, name), table,
     )  # fmt: skip
 
 
@@ -239,7 +252,9 @@ def in_parallel(words: Sequence[str], jobs: int) -> None:
     command = [sys.executable, "-m", "downstream.segmentation", "train", *words, "--resume", "--quiet"]
     threads = {name: str(max(1, (os.cpu_count() or 1) // jobs)) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # through `finally`
-    running = [subprocess.Popen([*command, "--part", f"{i}/{jobs}"], env={**os.environ, **threads}) for i in range(jobs)]
+    # a session of their own: Ctrl-C reaches them once, through `finally`, and they save
+    options: dict[str, Any] = {"env": {**os.environ, **threads}, "start_new_session": True}
+    running = [subprocess.Popen([*command, "--part", f"{i}/{jobs}"], **options) for i in range(jobs)]
     try:
         while None in (codes := [process.poll() for process in running]) and not any(codes):
             time.sleep(0.2)
@@ -253,8 +268,27 @@ def in_parallel(words: Sequence[str], jobs: int) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """ConfigError where another process works in this folder; the lock ends with the process, however it ends."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"another process trains in {folder}", "wait for it, or choose another --out") from None
+        yield
+
+
 def train_unit(unit: Unit, config: Segmentation, table: Table, fabric: Any, *, progress: bool = True) -> None:
-    """Train, choose thresholds on val, judge; writes the unit's folder. What was begun is gone on with."""
+    """Train, choose thresholds on val, judge; writes the unit's folder. What was begun is gone on with. Raises ConfigError in a folder in use."""
+    with _alone(unit.folder) if fabric.is_global_zero else contextlib.nullcontext():
+        _train_unit(unit, config, table, fabric, progress)
+
+
+def _train_unit(unit: Unit, config: Segmentation, table: Table, fabric: Any, progress: bool) -> None:
     import torch
 
     from downstream.segmentation import model, score, train
@@ -274,7 +308,7 @@ def train_unit(unit: Unit, config: Segmentation, table: Table, fabric: Any, *, p
         "lists": table.lists,
         "labelled": splits.digest([c.id for c in labelled]),
     }
-    head.patients = None if own is None else own if pretrained is None else np.union1d(own, pretrained)
+    head.patients = pretrained if own is None else own if pretrained is None else np.union1d(own, pretrained)
     unit.folder.mkdir(parents=True, exist_ok=True)
     if fabric.is_global_zero:
         results.write_file(unit.folder / "labels.txt", "".join(f"{case.id}\n" for case in labelled).encode(), private=True)
@@ -389,8 +423,9 @@ def differences(done: Sequence[Unit], config: Segmentation) -> list[Result]:
 
 
 def _sums(files: Sequence[Mapping[str, np.ndarray]], split: str, metric: str) -> np.ndarray:
-    """N, seeds, classes, 2: what each image adds to numerator and denominator."""
-    return np.stack([metrics.case_sums(f[f"{split}/parts"], None, f[f"{split}/known"])[metric] for f in files], 1)
+    """N, seeds, classes, 2: what each image adds to numerator and denominator; pooled numbers of the classes that some image has."""
+    sums = np.stack([metrics.case_sums(f[f"{split}/parts"], None, f[f"{split}/known"])[metric] for f in files], 1)
+    return sums[:, :, metrics.present(files[0][f"{split}/parts"], files[0][f"{split}/known"])] if metric in metrics.POOLED else sums
 
 
 def _difference(sides: Sequence[np.ndarray], patients: np.ndarray, config: Segmentation) -> Metric:
@@ -432,7 +467,9 @@ def summary(files: Sequence[Mapping[str, np.ndarray]], split: str, classes: Sequ
         together = metrics.summarise(picked[0], picked[1], patients, known=picked[2], resamples=resamples)
         values: dict[str, list[float]] = {}
         for seed in range(len(files)):
-            for name, sums in metrics.case_sums(parts[:, seed, chosen], distances[:, seed, chosen], known[:, seed, chosen]).items():
+            mine, says = parts[:, seed, chosen], known[:, seed, chosen]
+            for name, sums in metrics.case_sums(mine, distances[:, seed, chosen], says).items():
+                sums = sums[:, metrics.present(mine, says)] if name in metrics.POOLED else sums
                 values.setdefault(name, []).append(float(_mean(metrics.ratio(sums.sum(0)))))
         sd = {n: float(np.std(v, ddof=1)) if len(v) > 1 and np.isfinite(v).all() else None for n, v in values.items()}
         return {name: dataclasses.replace(metric, sd=sd[name]) for name, metric in together.items() if "[" not in name}

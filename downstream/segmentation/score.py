@@ -52,7 +52,7 @@ def stream(
             except BadImage as error:
                 bad.append((case.id, error.reason))
         if pixels:
-            for case, maps, image in zip(read_ones, head.probabilities(pixels), pixels, strict=True):
+            for case, maps, image in zip(read_ones, head.each(pixels), pixels, strict=True):
                 yield case, maps, truth(case, image.shape)
         progress(len(cases[start : start + BATCH]))
 

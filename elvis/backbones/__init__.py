@@ -9,6 +9,7 @@ A backbone is an nn.Module with keyword-only options (`in_chans` among them, eac
     .spec                    BackboneSpec: what a head may rely on
     forward(image B C *S)    -> ImageFeatures, tokens B N D on a grid, row-major
     pyramid(image B C *S)    -> list of maps B C_i *S_i, finest first; the tokens lie on the last one
+    .plain                   optional, True: one map only, and .net.blocks; heads make a pyramid of it (elvis.interop.smp)
     .recipe                  -> dict for `create_backbone(**recipe)`: the same module without weights and without network
 
 One file each in this folder (or anywhere, with `register_backbone`); tests/test_backbones.py holds every name to this.

@@ -2,7 +2,7 @@
 
     import elvis.interop.smp
     smp.Unet("elvis-resnet50", encoder_weights=None, in_channels=1)
-    elvis.interop.smp.register("mine", "runs/elvis_phantom")        # weights and all; its own number of channels
+    elvis.interop.smp.register("mine", "runs/elvis_phantom")        # weights and all; with its own number of channels
     smp.FPN("elvis-mine", encoder_weights=None, in_channels=1, encoder_depth=3, upsampling=1)
 
 An SMP encoder gives the image itself and maps at strides 2, 4, ..., 2^depth. Where a backbone has no map at stride 2 (ConvNeXt, Swin) a map of
@@ -33,7 +33,7 @@ PREFIX = "elvis-"
 
 
 def register(name: str, checkpoint: Path | str) -> str:
-    """Make the backbone of a checkpoint an encoder of SMP; returns the name SMP knows it by ("elvis-NAME"). Raises CheckpointError."""
+    """Make the backbone of a checkpoint an encoder of SMP; returns the name SMP knows it by ("elvis-NAME"). It is read when it is used."""
     encoders[PREFIX + name] = _entry(lambda: load_backbone(checkpoint), rebuild=False)
     return PREFIX + name
 

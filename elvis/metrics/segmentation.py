@@ -130,6 +130,15 @@ def case_sums(parts: np.ndarray, hd95: np.ndarray | None = None, known: np.ndarr
     return {name: np.where(known[..., None], terms, 0.0) for name, terms in sums.items()}
 
 
+POOLED = ("dice_pooled", "iou_pooled", "precision")  # 0 for a class that no image has as soon as one pixel of it is painted, else not defined
+
+
+def present(parts: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+    """Places of the classes that some image has (all of them if none has): whose pooled numbers enter a mean. It must not depend on the model."""
+    there = (_truth(np.nan_to_num(parts)) * (True if known is None else known) > 0).any(0)
+    return np.flatnonzero(there) if there.any() else np.arange(len(there))
+
+
 def summarise(
     parts: np.ndarray,
     hd95: np.ndarray | None,
@@ -155,13 +164,15 @@ def summarise(
             "give one patient an image and one name a class, each once"
         )
     known = np.ones((images, count), bool) if known is None else np.asarray(known)
+    there = present(parts, known)
     chosen = {"": np.arange(count)} | ({f"[{name}]": np.array([k]) for k, name in enumerate(names)} if count > 1 else {})
     out = {}
     for suffix, which in chosen.items():
         rows = np.flatnonzero(known[:, which].any(1))
         groups = [str(patients[row]) for row in rows]
         for name, terms in sums.items():
-            out[name + suffix] = _interval(terms[np.ix_(rows, which)], groups, resamples=resamples, seed=seed)
+            mine = which if suffix or name not in POOLED else there
+            out[name + suffix] = _interval(terms[np.ix_(rows, mine)], groups, resamples=resamples, seed=seed)
     return out
 
 
@@ -200,7 +211,7 @@ def best_threshold(parts: np.ndarray, thresholds: Sequence[float] = THRESHOLDS, 
     if parts.ndim != 3 or parts.shape[1:] != (len(thresholds), 3):
         raise ValueError(f"parts have the shape {parts.shape}; for {len(thresholds)} thresholds they are (images, {len(thresholds)}, 3)")
     values = ratio(DEFINITIONS[by](parts).sum(0))
-    if np.isnan(values).all():
+    if np.isnan(values).all() or (by == "dice_pooled" and not _truth(parts).any()):  # a class that no image has: false alarms choose nothing
         return 0.5, float("nan")
     tied = np.flatnonzero(values == np.nanmax(values))
     best = tied[(len(tied) - 1) // 2]

@@ -152,10 +152,10 @@ def test_each_image_of_a_study_is_a_case_with_its_own_masks() -> None:
     two = study("s", boxed("x", (0, 0, 1, 1), image=1), images=3, groundings=(Grounding("An x.", (BOX,), "x", image=2),))
     shape = (7, 11)
     found = gather([two], {"x": ["x"]}, "unknown")
-    assert [(case.id, case.image) for case in found.cases["train"]] == [("s#1", 1), ("s#2", 2)]
+    assert [(case.id, case.image) for case in found.cases["train"]] == [("s@1", 1), ("s@2", 2)]
     np.testing.assert_array_equal([truth(case, shape)[0] for case in found.cases["train"]], [box(shape, 0, 0, 1, 1), box(shape, 2, 1, 6, 3)])
     assert dict(found.excluded) == {"image without a mask": 1}
-    assert [case.id for case in gather([two], {"x": ["x"]}, "negative").cases["train"]] == ["s", "s#1", "s#2"]
+    assert [case.id for case in gather([two], {"x": ["x"]}, "negative").cases["train"]] == ["s", "s@1", "s@2"]
 
 
 def test_cases_are_in_the_split_of_their_study_in_the_order_of_the_table() -> None:

@@ -34,6 +34,7 @@ CARD = Card(
     access="open, NIH Box",
     licence="free use with attribution to the NIH Clinical Center",
     url="nihcc.app.box.com/v/ChestXray-NIHCC",
+    patients="nih",
     root="data.root holds Data_Entry_2017_v2020.csv, BBox_List_2017.csv and images_001 to images_012",
 )
 OWNER = {"images": 112_120, "patients": 30_805, "boxes": 984, "images with boxes": 880}

@@ -11,7 +11,7 @@ first eight digits of the NIH name) and comparable with those of `nih_boxes`. Co
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from elvis.data.boxes import Box, from_xywh
@@ -69,7 +69,7 @@ def rsna(*, root: str) -> StudyTable:
         notes=("split: 80/10/10 by a hash of the patient",),
         problems=problems.listed(),
         counts=published(found, OWNER),
-        card=CARD,
+        card=replace(CARD, patients="nih") if nih else CARD,
     )
 
 
