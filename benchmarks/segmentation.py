@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import arms
-from downstream.segmentation import config, runs
+from downstream.segmentation import compare, config, runs
 from downstream.segmentation.__main__ import main as segment
 from elvis import checkpoints, results
 from elvis.errors import ConfigError, run_cli
@@ -96,7 +96,7 @@ def call(part: Part, args: argparse.Namespace) -> Path:
 def of_elvis(part: Part, folder: Path, seeds: int, data: Sequence[str]) -> list[Result]:
     """ELVIS minus phrase_image: what intra_modal adds; paired by image, as all differences."""
     chosen = config.load(part.words[1], [*part.words[2:], *data, f"seeds={seeds}"])
-    return runs.differences(runs.units([runs.Backbone(arm, "") for arm in ("phrase_image", "intra_modal")], chosen, folder), chosen)
+    return compare.differences(runs.units([runs.Backbone(arm, "") for arm in ("phrase_image", "intra_modal")], chosen, folder), chosen)
 
 
 def tables(found: Sequence[Result]) -> str:

@@ -96,21 +96,20 @@ def save(
 
     objectives: label -> (recipe for `OBJECTIVES.create`, module) of those that show an attention; patients: `studies.fingerprints`.
     """
-    from safetensors.torch import save_file
 
     def fill(stage: Path) -> None:
         (stage / "config.yaml").write_text(config_yaml)
-        _json(stage / "model.json", {"format": FORMAT, **pretrained.model.recipe, "max_tokens": pretrained.max_tokens})
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in pretrained.model.state_dict().items()}, stage / "model.safetensors")
-        _json(stage / "preprocess.json", pretrained.preprocess.to_json())
+        write_json(stage / "model.json", {"format": FORMAT, **pretrained.model.recipe, "max_tokens": pretrained.max_tokens})
+        write_tensors(stage / "model.safetensors", pretrained.model.state_dict())
+        write_json(stage / "preprocess.json", pretrained.preprocess.to_json())
         pretrained.tokenizer.save(stage / "tokenizer")
         (stage / "MODEL_CARD.md").write_text(card(pretrained, metrics, provenance))
-        _json(stage / "metrics.json", metrics)
-        _json(stage / "provenance.json", provenance)
+        write_json(stage / "metrics.json", metrics)
+        write_json(stage / "provenance.json", provenance)
         if objectives:
-            _json(stage / "objectives.json", {label: dict(recipe) for label, (recipe, _) in objectives.items()})
+            write_json(stage / "objectives.json", {label: dict(recipe) for label, (recipe, _) in objectives.items()})
             weights = {f"{label}.{k}": v for label, (_, module) in objectives.items() for k, v in module.state_dict().items()}
-            save_file({k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}, stage / "objectives.safetensors")
+            write_tensors(stage / "objectives.safetensors", weights)
         if patients is not None:
             np.save(stage / "patients.npy", patients, allow_pickle=False)
         if state is not None:
@@ -127,7 +126,7 @@ def annotate(target: Path, metrics: Mapping[str, Any], pretrained: Pretrained) -
 
     def fill(stage: Path) -> None:
         shutil.copytree(target, stage, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-        _json(stage / "metrics.json", {**json.loads((target / "metrics.json").read_text()), **metrics})
+        write_json(stage / "metrics.json", {**json.loads((target / "metrics.json").read_text()), **metrics})
         (stage / "MODEL_CARD.md").write_text(card(pretrained, metrics, origin))
 
     return write(target, fill)
@@ -278,7 +277,7 @@ def load_backbone(path: Path | str, *, projected: bool = False) -> nn.Module:
     with safe_open(path / "model.safetensors", framework="pt") as tensors:
         found = {name: tensors.get_tensor(name) for name in tensors.keys() if name.startswith(parts)}  # noqa: SIM118
     weights = found if projected else {name.removeprefix("image."): value for name, value in found.items()}
-    _load(backbone, weights, path)
+    load_into(backbone, weights, path)
     return backbone.eval()
 
 
@@ -321,7 +320,7 @@ def _pretrained(folder: Path) -> Pretrained:
 
     recipe = _recipe(folder)
     model = build_model(recipe)
-    _load(model, load_file(folder / "model.safetensors"), folder)
+    load_into(model, load_file(folder / "model.safetensors"), folder)
     preprocess = Preprocess.from_json(json.loads((folder / "preprocess.json").read_text()))
     return Pretrained(model.eval(), Tokenizer.load(folder / "tokenizer"), preprocess, max_tokens=recipe["max_tokens"])
 
@@ -336,7 +335,7 @@ def _objectives(folder: Path) -> dict[str, nn.Module]:
     recipes, weights = json.loads((folder / "objectives.json").read_text()), load_file(folder / "objectives.safetensors")
     found = {label: OBJECTIVES.create(recipe.pop("name"), **recipe) for label, recipe in recipes.items()}
     for label, objective in found.items():
-        _load(objective.eval(), {k.removeprefix(f"{label}."): v for k, v in weights.items() if k.startswith(f"{label}.")}, folder)
+        load_into(objective.eval(), {k.removeprefix(f"{label}."): v for k, v in weights.items() if k.startswith(f"{label}.")}, folder)
     return found
 
 
@@ -349,7 +348,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {file}: {' '.join(str(error).split())[:150]}", "give a .safetensors file") from None
-    _load(model, weights, file)
+    load_into(model, weights, file)
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -367,16 +366,25 @@ def _recipe(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path / 'model.json'} is unreadable", "copy the whole directory again") from error
 
 
-def _load(module: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
+def load_into(module: nn.Module, weights: Mapping[str, torch.Tensor], path: Path, what: str = "model") -> None:
+    """Weights of a checkpoint into a module, strictly. Raises CheckpointError that names the path."""
     missing, unexpected = module.load_state_dict(weights, strict=False)
     if missing or unexpected:
         raise CheckpointError(
-            f"{path}: weights do not fit the model: {len(missing)} missing {missing[:2]}, {len(unexpected)} unexpected {unexpected[:2]}",
+            f"{path}: weights do not fit the {what}: {len(missing)} missing {missing[:2]}, {len(unexpected)} unexpected {unexpected[:2]}",
             "the checkpoint was written by another version, or model.json was edited",
         )
 
 
-def _json(path: Path, value: Any) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Tensors of any device as a .safetensors file."""
+    from safetensors.torch import save_file
+
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A file of a checkpoint while it is filled."""
     path.write_text(json.dumps(value, indent=1, sort_keys=True))
 
 

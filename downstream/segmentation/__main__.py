@@ -268,10 +268,10 @@ def _same_classes(head: Any, chosen: Any, where: Any) -> None:
 
 
 def _finish(out: Path, todo: Sequence[Any], chosen: Any, table: Any, alarms: Sequence[str]) -> None:
-    from downstream.segmentation import report, runs
+    from downstream.segmentation import compare, report
     from elvis import results
 
-    found = [*runs.rows(todo, chosen), *runs.differences(todo, chosen)]
+    found = [*compare.rows(todo, chosen), *compare.differences(todo, chosen)]
     alarms = list(dict.fromkeys(alarms))
     values = configs.to_yaml(configs.shareable(dataclasses.asdict(chosen)))
     report.per_case(todo, out)

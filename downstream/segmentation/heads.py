@@ -120,8 +120,8 @@ class Dpt(nn.Module):
             widths, strides = [spec.width] * (len(between) + 1), [16] * (len(between) + 1)  # only their ratios matter
             self.divisor = spec.strides[-1] * 2 ** max(0, len(widths) - 3)
         else:
-            widths, strides = list(spec.channels[-4:]), list(spec.strides[-4:])
-            widths, strides = ([v for v, s in zip(of, strides, strict=True) if s >= 4] for of in (widths, list(strides)))
+            maps = [(width, stride) for width, stride in zip(spec.channels[-4:], spec.strides[-4:], strict=True) if stride >= 4]
+            widths, strides = [width for width, _ in maps], [stride for _, stride in maps]
             self.blocks, self.divisor = [], spec.strides[-1]
             if not widths:
                 raise ConfigError(f"the head 'dpt' needs a map at stride 4 or more, '{spec.name}' has {list(spec.strides)}", "set head=linear")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +78,16 @@ def build(backbone: nn.Module, head: str, classes: Sequence[str], options: Mappi
 
 def save(target: Path, head: Head, *, config_yaml: str, metrics: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> Path:
     """A checkpoint directory (elvis.checkpoints) whose `image.*` weights are the backbone's, so that `elvis.load_backbone` reads it too."""
-    from safetensors.torch import save_file
 
     def fill(stage: Path) -> None:
         (stage / "config.yaml").write_text(config_yaml)
-        _json(stage / "model.json", {"format": checkpoints.FORMAT, **head.segmenter.recipe})
-        weights = {_outside(head.segmenter, k): v.detach().cpu().contiguous().clone() for k, v in head.segmenter.state_dict().items()}
-        save_file(weights, stage / "model.safetensors")
-        _json(stage / "preprocess.json", head.preprocess.to_json())
-        _json(stage / "segmentation.json", {"thresholds": dict(zip(head.classes, head.thresholds, strict=True))})
-        _json(stage / "metrics.json", dict(metrics))
-        _json(stage / "provenance.json", dict(head.provenance))
+        checkpoints.write_json(stage / "model.json", {"format": checkpoints.FORMAT, **head.segmenter.recipe})
+        weights = {_outside(head.segmenter, name): value for name, value in head.segmenter.state_dict().items()}
+        checkpoints.write_tensors(stage / "model.safetensors", weights)
+        checkpoints.write_json(stage / "preprocess.json", head.preprocess.to_json())
+        checkpoints.write_json(stage / "segmentation.json", {"thresholds": dict(zip(head.classes, head.thresholds, strict=True))})
+        checkpoints.write_json(stage / "metrics.json", dict(metrics))
+        checkpoints.write_json(stage / "provenance.json", dict(head.provenance))
         (stage / "MODEL_CARD.md").write_text(card(head, metrics))
         if head.patients is not None:
             np.save(stage / "patients.npy", head.patients, allow_pickle=False)
@@ -124,16 +123,7 @@ def weights(segmenter: Segmenter, folder: Path) -> None:
 
     inside = {_outside(segmenter, name): name for name in segmenter.state_dict()}
     found = {inside.get(name, name): value for name, value in load_file(folder / "model.safetensors").items()}
-    missing, unexpected = segmenter.load_state_dict(found, strict=False)
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{folder}: weights do not fit the head: {len(missing)} missing {missing[:2]}, {len(unexpected)} unexpected {unexpected[:2]}",
-            "the checkpoint was written by another version, or model.json was edited",
-        )
-
-
-def chosen(head: Head, thresholds: Sequence[float]) -> Head:
-    return replace(head, thresholds=tuple(thresholds))
+    checkpoints.load_into(segmenter, found, folder, "head")
 
 
 def _outside(segmenter: Segmenter, name: str) -> str:
@@ -157,7 +147,3 @@ def card(head: Head, metrics: Mapping[str, Any]) -> str:
         f"protocol {origin.get('protocol', '?')}, seed {origin.get('seed', '?')}.\n\n"
         "## Limits\n\nResearch only; not a medical device. It was trained on the data named above and nothing is known of others.\n"
     )
-
-
-def _json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, sort_keys=True))

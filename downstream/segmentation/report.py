@@ -52,7 +52,7 @@ def write(
         alarms=[*table.alarms, *alarms],
         notes=notes,
         config_yaml=config_yaml,
-        title=f"Segmentation of {_listed(list(config.classes))}: {table.card.title if table.card else config.data['name']}",
+        title=f"Segmentation of {_listed(list(config.classes))}: {table.owner.card.title if table.owner.card else config.data['name']}",
         curves=done[-1].folder / "log.jsonl" if len(done) == 1 else None,
     )
 
@@ -85,12 +85,13 @@ def efficiency(found: Sequence[Result], config: Segmentation) -> Figure | None:
         axes.set_xlabel("labelled images", color=results.GREY, fontsize=9)
         if place == 0:
             axes.set_ylabel(f"Dice on {split}", color=results.GREY, fontsize=9)
-            axes.legend(fontsize=8, frameon=False, labelcolor=results.GREY)
         axes.tick_params(colors=results.GREY, labelsize=8)
         axes.patch.set_alpha(0)
         for side, spine in axes.spines.items():
             spine.set_visible(side in ("left", "bottom"))
             spine.set_color(results.GREY)
+    shown = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*shown, loc="outside lower center", ncols=8, fontsize=8, frameon=False, labelcolor=results.GREY)
     return figure
 
 

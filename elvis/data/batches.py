@@ -13,6 +13,7 @@ for the loop to record. An item without a readable substitute ends the run.
 
 from __future__ import annotations
 
+import abc
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Item:
     bad: tuple[tuple[str, str], ...] = ()
 
 
-class Substituting(Dataset):
+class Substituting(Dataset, abc.ABC):
     """`dataset[epoch, index]`: the `item` of a study, or of another one, chosen by hash, where its image cannot be read."""
 
     tries = 8  # studies asked in the place of a bad one
@@ -55,9 +56,9 @@ class Substituting(Dataset):
         self.studies, self.seed = studies, seed
         self.by_hash = sorted(range(len(studies)), key=lambda index: stable_hash(studies[index].id))
 
+    @abc.abstractmethod
     def item(self, index: int, epoch: int = 0, bad: tuple[tuple[str, str], ...] = ()) -> Any:
         """One study as a pure function of (seed, epoch, id). Raises BadImage. `bad` is handed on, for `Batch.extra["bad"]`."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.studies)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from downstream.segmentation import runs, score
+from downstream.segmentation import compare, runs, score
 from downstream.segmentation.cases import Case, MaskDataset, truth
 from downstream.segmentation.config import Segmentation
 from downstream.segmentation.model import Head
@@ -319,7 +319,7 @@ def alone(files: dict[str, np.ndarray], chosen: Sequence[int]) -> dict[str, floa
 
 def test_a_summary_is_the_mean_over_seeds_with_their_standard_deviation_and_an_interval_around_it() -> None:
     files = [arrays(seed) for seed in range(3)]
-    found = runs.summary(files, "test", ["a", "b"], 200)
+    found = compare.summary(files, "test", ["a", "b"], 200)
     assert found.keys() == NAMES | {f"{name}[{k}]" for name in NAMES for k in "ab"}
     for suffix, chosen in {"": [0, 1], "[a]": [0], "[b]": [1]}.items():
         each = [alone(one, chosen) for one in files]
@@ -335,22 +335,22 @@ def test_a_summary_is_the_mean_over_seeds_with_their_standard_deviation_and_an_i
 
 
 def test_one_seed_has_no_standard_deviation_and_one_class_no_names() -> None:
-    found = runs.summary([arrays(0)], "test", ["a", "b"], 50)
+    found = compare.summary([arrays(0)], "test", ["a", "b"], 50)
     assert {metric.sd for metric in found.values()} == {None}
     parts, distances, known, patients = (arrays(0)[f"test/{name}"] for name in ("parts", "hd95", "known", "patients"))
     expected = metrics.summarise(parts, distances, patients.tolist(), known=known, classes="ab", resamples=50)
     assert found.keys() == expected.keys()
     for name, metric in expected.items():
         assert (found[name].value, found[name].low, found[name].high) == pytest.approx((metric.value, metric.low, metric.high)), name
-    assert runs.summary([arrays(0, classes=1)], "test", ["a"], 50).keys() == NAMES
+    assert compare.summary([arrays(0, classes=1)], "test", ["a"], 50).keys() == NAMES
 
 
 def test_an_interval_over_seeds_resamples_patients_and_not_images() -> None:
     files = [arrays(seed) for seed in range(2)]
-    whole = runs.summary(files, "test", ["a", "b"], 200)["dice_pooled"]
+    whole = compare.summary(files, "test", ["a", "b"], 200)["dice_pooled"]
     one = [{**f, "test/patients": np.array(["p"] * 14)} for f in files]
-    assert runs.summary(one, "test", ["a", "b"], 200)["dice_pooled"].low is None
-    assert runs.summary(one, "test", ["a", "b"], 200)["dice_pooled"].value == pytest.approx(whole.value)
+    assert compare.summary(one, "test", ["a", "b"], 200)["dice_pooled"].low is None
+    assert compare.summary(one, "test", ["a", "b"], 200)["dice_pooled"].value == pytest.approx(whole.value)
     assert whole.low is not None
 
 
@@ -364,10 +364,10 @@ def scrambled(files: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def test_a_class_that_is_not_known_takes_part_in_nothing(tmp_path: Path) -> None:
     files = [arrays(seed) for seed in range(2)]
     assert not files[0]["test/known"].all()
-    one, other = (runs.summary(some, "test", ["a", "b"], 50) for some in (files, [scrambled(f) for f in files]))
+    one, other = (compare.summary(some, "test", ["a", "b"], 50) for some in (files, [scrambled(f) for f in files]))
     assert one == other
-    plain = runs.differences([unit(tmp_path, "a", 0), unit(tmp_path, "b", 0, quality=0.6)], CONFIG)
-    odd = runs.differences([unit(tmp_path / "o", "a", 0, change=scrambled), unit(tmp_path / "o", "b", 0, quality=0.6, change=scrambled)], CONFIG)
+    plain = compare.differences([unit(tmp_path, "a", 0), unit(tmp_path, "b", 0, quality=0.6)], CONFIG)
+    odd = compare.differences([unit(tmp_path / "o", "a", 0, change=scrambled), unit(tmp_path / "o", "b", 0, quality=0.6, change=scrambled)], CONFIG)
     assert plain[0].metrics == odd[0].metrics
 
 
@@ -375,7 +375,7 @@ def test_seeds_that_were_judged_on_different_images_are_refused() -> None:
     other = arrays(1)
     other["test/ids"] = other["test/ids"][::-1]
     with pytest.raises(DataError, match="judged on different images of 'test'"):
-        runs.summary([arrays(0), other], "test", ["a", "b"], 20)
+        compare.summary([arrays(0), other], "test", ["a", "b"], 20)
 
 
 # ----------------------------------------------------------------------------------------------------- differences
@@ -399,23 +399,23 @@ def unit(
 
 def test_a_model_does_not_differ_from_itself(tmp_path: Path) -> None:
     done = [unit(tmp_path, name, seed) for name in ("a", "b") for seed in range(2)]
-    (found,) = runs.differences(done, CONFIG)
+    (found,) = compare.differences(done, CONFIG)
     assert (found.split, found.row) == ("test, minus a", "b, 100 % (40)")
-    assert found.metrics.keys() == set(runs.COMPARED)
+    assert found.metrics.keys() == set(compare.COMPARED)
     assert {(m.value, m.low, m.high) for m in found.metrics.values()} == {(0.0, 0.0, 0.0)}
 
 
 def test_a_difference_is_the_other_minus_the_first_paired_by_image(tmp_path: Path) -> None:
     worse = [unit(tmp_path, "a", seed, quality=0.6) for seed in range(2)]
     better = [unit(tmp_path, "b", seed, quality=0.9) for seed in range(2)]
-    (up,), (down,) = runs.differences([*worse, *better], CONFIG), runs.differences([*better, *worse], CONFIG)
-    for name in runs.COMPARED:
+    (up,), (down,) = compare.differences([*worse, *better], CONFIG), compare.differences([*better, *worse], CONFIG)
+    for name in compare.COMPARED:
         one, other = (np.mean([alone(dict(np.load(u.folder / "scored.npz")), [0, 1])[name] for u in some]) for some in (better, worse))
         metric, turned = up.metrics[name], down.metrics[name]
         assert metric.value == pytest.approx(one - other)
         assert 0 < metric.low < metric.value < metric.high
         assert (turned.value, turned.low, turned.high) == pytest.approx((-metric.value, -metric.high, -metric.low))
-    plain = runs.summary([dict(np.load(u.folder / "scored.npz")) for u in better], "test", ["a", "b"], 100)["dice_pooled"]
+    plain = compare.summary([dict(np.load(u.folder / "scored.npz")) for u in better], "test", ["a", "b"], 100)["dice_pooled"]
     assert up.metrics["dice_pooled"].high - up.metrics["dice_pooled"].low != pytest.approx(plain.high - plain.low)
 
 
@@ -425,10 +425,10 @@ def test_differences_are_at_the_same_amount_of_labels_and_rows_stand_by_labels(t
         for fraction, labels in ((1.0, 40), (0.25, 10), (20, 20))
         for name in ("a", "b")
     ]
-    found = runs.differences(done, CONFIG)
+    found = compare.differences(done, CONFIG)
     assert [r.row for r in found] == ["b, 25 % (10)", "b, 20 labels", "b, 100 % (40)"]
     assert [r.metrics["dice_pooled"].value > 0.01 for r in found] == [True, False, False]
-    assert [r.row for r in runs.rows(done, CONFIG)] == [
+    assert [r.row for r in compare.rows(done, CONFIG)] == [
         f"{name}, {amount}" for amount in ("25 % (10)", "20 labels", "100 % (40)") for name in ("a", "b")
     ]
 
@@ -436,13 +436,13 @@ def test_differences_are_at_the_same_amount_of_labels_and_rows_stand_by_labels(t
 def test_backbones_that_were_judged_on_different_images_are_not_compared(tmp_path: Path) -> None:
     turned = unit(tmp_path, "b", 0, change=lambda files: {name: value[::-1] for name, value in files.items()})
     with pytest.raises(DataError, match="different images of 'test'"):
-        runs.differences([unit(tmp_path, "a", 0), turned], CONFIG)
+        compare.differences([unit(tmp_path, "a", 0), turned], CONFIG)
 
 
 def test_a_row_holds_the_mean_over_seeds_and_the_thresholds_of_each(tmp_path: Path) -> None:
     done = [unit(tmp_path, "a", seed) for seed in range(3)]
-    (row,) = runs.rows(done, CONFIG)
-    assert row.metrics == runs.summary([arrays(seed) for seed in range(3)], "test", ["a", "b"], 100)
+    (row,) = compare.rows(done, CONFIG)
+    assert row.metrics == compare.summary([arrays(seed) for seed in range(3)], "test", ["a", "b"], 100)
     assert row.config["seeds"] == [0, 1, 2]
     assert row.config["thresholds"] == [{"a": 0.5, "b": 0.5}] * 3
     assert row.row == "a, 100 % (40)"
