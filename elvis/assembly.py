@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -113,6 +114,7 @@ def assemble(config: configs.Config, tokenizer: Any = None) -> Run:
     model = create_model(config, tokenizer)
     objectives, weights = create_objectives(config)
     model.wire(needs_of(objectives), data.units)
+    check_positions(config, model, objectives)
     frozen = freeze(model, config.freeze)
     if frozen:
         notes.append(f"frozen: {len(frozen)} parameters, {frozen[0]} ... {frozen[-1]}")
@@ -230,6 +232,26 @@ def create_model(config: configs.Config, tokenizer: Any) -> Any:
         sep_id=tokenizer.sep_id,
         heads=config.heads,
     )
+
+
+def check_positions(config: configs.Config, model: Any, objectives: Any) -> None:
+    """ConfigError unless each region query by position has as many of them as an image has tokens, and those are by position that have to be."""
+    data, _ = configs.data_section(config)
+    spec, views = model.image.spec, data.max_views if data.views == "all" and config.model.views == "concat" else 1
+    grid = (data.size // spec.strides[-1],) * spec.ndim
+    tokens = math.prod(grid) * views
+    said = f"{' x '.join(map(str, grid))}{f' x {views} views' if views > 1 else ''} = {tokens}"
+    for label, head in model.heads.items():
+        positions = getattr(head, "positions", None)
+        if positions is None and (askers := [name for name, objective in objectives.items() if label in getattr(objective, "by_position", ())]):
+            raise ConfigError(
+                f"objectives.{askers[0]} lays the maps of heads.{label} on any image, but it has no positions",
+                f"set heads.{label}.positions={tokens}",
+            )
+        if positions not in (None, tokens):
+            raise ConfigError(
+                f"heads.{label} has {positions} positions, an image of {data.size} pixels has {said} tokens", f"set heads.{label}.positions={tokens}"
+            )
 
 
 def create_preprocess(config: configs.Config, model: Any) -> Any:

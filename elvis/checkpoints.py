@@ -91,10 +91,12 @@ def save(
     state: Mapping[str, Any] | None = None,
     objectives: Mapping[str, tuple[Mapping[str, Any], nn.Module]] | None = None,
     patients: np.ndarray | None = None,
+    more: Callable[[Path], None] | None = None,
 ) -> Path:
     """A checkpoint of a model with its tokenizer and preprocessing; `state` is what only --resume reads.
 
-    objectives: label -> (recipe for `OBJECTIVES.create`, module) of those that show an attention; patients: `studies.fingerprints`.
+    objectives: label -> (recipe for `OBJECTIVES.create`, module) of those that show an attention; patients: `studies.fingerprints`;
+    more(stage): writes files of its own beside them (a task's).
     """
 
     def fill(stage: Path) -> None:
@@ -115,6 +117,8 @@ def save(
         if state is not None:
             (stage / "state").mkdir()
             torch.save(dict(state), stage / "state" / "trainer.pt")
+        if more is not None:
+            more(stage)
 
     return write(target, fill)
 

@@ -56,12 +56,12 @@ COMMON = frozenset(f.name for f in fields(Data))
 @dataclass
 class Model:
     dim: int = 512  # of the shared space (LoVT: 512)
-    hidden: int = 2048  # of the projection heads (LoVT: 2048)
-    projection: str = "mlp"  # mlp (LoVT) | none: the encoders share a space already
-    norm: str = "layer"  # inside the projection heads: layer | batch (over real tokens only; LoVT) | none
+    hidden: int = 2048  # of the projection heads (mlp; LoVT: 2048)
+    projection: str = "mlp"  # mlp (LoVT) | linear (SILC) | none: the encoders share a space already
+    norm: str = "layer"  # inside the projection heads (mlp): layer | batch (over real tokens only; LoVT) | none
     image_pool: str = "attention"  # attention (LoVT) | backbone (mean of a CNN, CLS of a ViT)
     text_pool: str = "attention"  # attention | mean, over the sentences
-    sentence_pool: str = "max"  # max over its tokens (LoVT) | mean
+    sentence_pool: str = "max"  # max over its tokens (LoVT) | mean | cls: the encoder's output at its [CLS] (SILC), with text.context: sentence
     views: str = "concat"  # tokens of several views: concat | mean | max
     local_heads: bool = True  # own projections for tokens and sentences; false = through the global ones
     scale: float = 1 / 0.07  # start of the learned inverse temperature (CLIP)
@@ -134,11 +134,11 @@ CHOICES = {
     "data.views": ("first", "frontal", "random", "all"),
     "data.augment_on": ("cpu", "device"),
     "data.on_leak": ("error", "drop", "allow"),
-    "model.projection": ("mlp", "none"),
+    "model.projection": ("mlp", "linear", "none"),
     "model.norm": ("layer", "batch", "none"),
     "model.image_pool": ("attention", "backbone"),
     "model.text_pool": ("attention", "mean"),
-    "model.sentence_pool": ("max", "mean"),
+    "model.sentence_pool": ("max", "mean", "cls"),
     "model.views": ("concat", "mean", "max"),
     "train.precision": ("32-true", "bf16-mixed"),
     "train.accelerator": ("auto", "cpu", "cuda", "mps"),
@@ -201,12 +201,12 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings merge, anything else replaces. A changed `name` of image, text, data or backbone drops the options of the old one."""
+    """Mappings merge, anything else replaces. A changed `name` of image, text, data, backbone or decoder drops the options of the old one."""
     out = dict(below)
     for key, value in above.items():
         old = out.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
-            if key in ("image", "text", "data", "backbone") and "name" in value and value["name"] != old.get("name"):
+            if key in ("image", "text", "data", "backbone", "decoder") and "name" in value and value["name"] != old.get("name"):
                 old = {k: v for k, v in old.items() if key == "data" and k in COMMON}
             out[key] = merge(old, value)
         else:
@@ -241,7 +241,7 @@ def build(raw: Mapping[str, Any], schema: type = Config, *, where: str = "config
             continue
         default = getattr(defaults, key)
         if dataclasses.is_dataclass(default):
-            values[key] = _section(type(default), value, key, wrong)
+            values[key] = _section(default, value, key, wrong)
         elif known[key] in (Any, "Any"):  # the schema's own check looks at it
             values[key] = value if value is not None else default
         elif isinstance(default, dict) and not (value is None or isinstance(value, Mapping)):
@@ -265,7 +265,7 @@ def data_section(config: Config) -> tuple[Data, dict[str, Any]]:
     from elvis.registry import DATASETS
 
     wrong: list[str] = []
-    section = _section(Data, {k: v for k, v in config.data.items() if k in COMMON}, "data", wrong)
+    section = _section(Data(), {k: v for k, v in config.data.items() if k in COMMON}, "data", wrong)
     if wrong:
         raise ConfigError("; ".join(wrong))
     options = {k: v for k, v in config.data.items() if k not in COMMON}
@@ -279,7 +279,7 @@ def check(config: Config) -> list[str]:
     from elvis.registry import BACKBONES, DATASETS, OBJECTIVES, TEXT_ENCODERS
 
     wrong = imported(config.imports)
-    data = _section(Data, {k: v for k, v in config.data.items() if k in COMMON}, "data", wrong)
+    data = _section(Data(), {k: v for k, v in config.data.items() if k in COMMON}, "data", wrong)
     options = {k: v for k, v in config.data.items() if k not in COMMON}
     if data.name in DATASETS:
         known = {*COMMON, *DATASETS.options(data.name)}
@@ -304,7 +304,9 @@ def check(config: Config) -> list[str]:
         text = {k: v for k, v in text.items() if k in known}
     wrong += TEXT_ENCODERS.check(name, text, provided=frozenset({"vocab_size"}))
     for label, given in config.heads.items():
-        wrong += [f"heads.{label}: {problem}" for problem in _head_problems(given)]
+        wrong += [f"heads.{label}: {problem}" for problem in _head_problems(given, config.heads)]
+    if config.model.sentence_pool == "cls" and config.text.get("context", "report") != "sentence":
+        wrong.append("model.sentence_pool=cls needs text.context=sentence: only a sentence that is read alone has a [CLS] of its own")
     if not any(config.objectives.values()) and not any(isinstance(v, Mapping) for v in config.objectives.values()):
         wrong.append(f"no objective; choose from {', '.join(OBJECTIVES.names())}")
     for label, given in config.objectives.items():
@@ -363,17 +365,31 @@ def _signs(key: str, value: float) -> list[str]:
     return []
 
 
-def _head_problems(given: Any) -> list[str]:
-    """A head is {name: region_query, unit: WORD} (queries predicted from text) or {name: region_query, queries: N} (learned)."""
-    from elvis.pooling import RegionQuery
+def _head_problems(given: Any, heads: Mapping[str, Any]) -> list[str]:
+    """A head is one of
+
+    {name: region_query, unit: WORD}       queries predicted from text; with positions: N by position (SILC's topics)
+    {name: region_query, queries: N}       learned ones
+    {name: codebook, of: LABEL}            codes of the maps of a region query by position
+    """
+    from elvis.pooling import Codebook, RegionQuery
     from elvis.registry import check_call
 
-    if not isinstance(given, Mapping) or given.get("name") != "region_query":
-        return [f"no head {given!r}; write {{name: region_query, unit: sentence}} or {{name: region_query, queries: 10}}"]
+    name = given.get("name") if isinstance(given, Mapping) else None
+    if name == "codebook":
+        wrong = check_call("codebook", Codebook, {k: v for k, v in given.items() if k not in ("name", "of")}, provided=frozenset({"width"}))
+        maps = [label for label, head in heads.items() if isinstance(head, Mapping) and head.get("positions")]
+        of = given.get("of")
+        return wrong + ([] if of in maps else [f"of: {of!r} is no region query with positions{nearest(str(of), maps)}"])
+    if name != "region_query":
+        forms = "{name: region_query, unit: sentence}, {name: region_query, queries: 10} or {name: codebook, of: LABEL}"
+        return [f"no head {given!r}; write {forms}"]
     options = {k: v for k, v in given.items() if k not in ("name", "unit")}
     wrong = check_call("region_query", RegionQuery, options, provided=frozenset({"width", "query_width"}))
     if ("unit" in given) == ("queries" in given):
         wrong.append("give either unit (queries predicted from text) or queries (learned)")
+    if given.get("positions") is not None and ("queries" in given or given.get("heads", 1) != 1):
+        wrong.append("positions are predicted from text, one map each: leave out queries and heads")
     return wrong
 
 
@@ -381,23 +397,26 @@ def objective_options(given: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in given.items() if k not in ("weight", "kind")}
 
 
-def _section(schema: type, given: Any, where: str, wrong: list[str]) -> Any:
-    """One closed section, key by key, so that every mistake is found; falls back to defaults where wrong."""
+def _section(default: Any, given: Any, where: str, wrong: list[str]) -> Any:
+    """One closed section over its default, key by key, so that every mistake is found; the default stays where something is wrong."""
     values: dict[str, Any] = {}
-    known = {f.name for f in fields(schema)}
+    known = {f.name for f in fields(default)}
     if not isinstance(given, Mapping):
         wrong.append(f"'{where}' must be a mapping, not {given!r}")
-        return schema()
+        return default
     for key, value in given.items():
         if key not in known:
             wrong.append(f"unknown key '{where}.{key}'{nearest(key, known)}")
             continue
+        if dataclasses.is_dataclass(inner := getattr(default, key)):
+            values[key] = _section(inner, value, f"{where}.{key}", wrong)
+            continue
         try:
-            one = OmegaConf.merge(OmegaConf.structured(schema), {key: value})
+            one = OmegaConf.merge(OmegaConf.structured(type(default)), {key: value})
             values[key] = OmegaConf.to_container(one)[key]  # type: ignore[call-overload]
         except OmegaConfBaseException as error:
             wrong.append(f"{where}.{key}: {str(error).splitlines()[0]}")
-    return schema(**values)
+    return dataclasses.replace(default, **values)
 
 
 def _resolve(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,17 +45,18 @@ def gather(x: Tensor) -> Tensor:
     return _Gather.apply(x) if is_distributed() else x
 
 
-def gather_padded(x: Tensor, dim: int = 1) -> Tensor:
-    """`gather` for tensors whose axis `dim` differs between ranks (ragged units, text lengths): zero-padded to the longest."""
+def gather_padded(x: Tensor, dim: int | tuple[int, ...] = 1) -> Tensor:
+    """`gather` for tensors whose axis `dim` (or axes) differs between ranks (ragged units, text lengths): zero-padded to the longest."""
     if not is_distributed():
         return x
-    longest = torch.tensor(x.shape[dim], device=x.device)
-    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
-    extra = int(longest) - x.shape[dim]
-    if extra:
-        shape = list(x.shape)
-        shape[dim] = extra
-        x = torch.cat([x, x.new_zeros(shape)], dim)
+    for axis in (dim,) if isinstance(dim, int) else dim:
+        longest = torch.tensor(x.shape[axis], device=x.device)
+        dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+        extra = int(longest) - x.shape[axis]
+        if extra:
+            shape = list(x.shape)
+            shape[axis] = extra
+            x = torch.cat([x, x.new_zeros(shape)], axis)
     return gather(x)
 
 

@@ -4,8 +4,8 @@
             tokens, pooled --projection--> Pair.image            units, pooled --projection--> Pair.text
             (before it: Pair.image_raw)                          (before it: Pair.text_raw)
 
-The projections are MLPs as in LoVT (hidden layer, norm, ReLU); features leave them unnormalised. ELVIS compares the
-similarities inside one image, or one report, before (`*_raw`) and after them.
+The projections are MLPs as in LoVT (hidden layer, norm, ReLU) or linear maps as in SILC; features leave them unnormalised. ELVIS compares
+the similarities inside one image, or one report, before (`*_raw`) and after them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from elvis.errors import ConfigError
 from elvis.ops import masked_max, masked_mean, upcast
-from elvis.pooling import AttentionPool, RegionQuery, pool_units
-from elvis.types import Batch, ImageFeatures, Pair, TextFeatures, TextUnits, UnitFeatures
+from elvis.pooling import AttentionPool, Codebook, RegionQuery, pool_units
+from elvis.types import Batch, ImageFeatures, Pair, Regions, TextFeatures, TextUnits, UnitFeatures
 
 MAX_SCALE = 100.0  # CLIP's clamp of the learned inverse temperature
 
@@ -54,11 +54,24 @@ class Projection(nn.Module):
         return self.out(h.relu())
 
 
+class LinearProjection(nn.Linear):
+    """One linear map: (..., width) -> (..., dim). SILC's W_v and W_c (the authors' W_c has no bias)."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x)
+
+
 class Same(nn.Module):
     """No projection: the encoders share a space already."""
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return x
+
+
+def _projection(kind: str, width: int, *, dim: int, hidden: int, norm: str) -> nn.Module:
+    if kind == "mlp":
+        return Projection(width, hidden, dim, norm)
+    return {"linear": LinearProjection, "none": lambda *_: Same()}[kind](width, dim)
 
 
 class MeanPool(nn.Module):
@@ -93,7 +106,7 @@ class VisionLanguageModel(nn.Module):
         scale: float = 1 / 0.07,
         cls_id: int = 2,
         sep_id: int = 3,
-        heads: Mapping[str, Mapping[str, Any]] | None = None,  # label -> {name: region_query, unit: sentence | queries: 10, ...}
+        heads: Mapping[str, Mapping[str, Any]] | None = None,  # label -> options of a region query or a codebook (forms: elvis.config._head_problems)
     ) -> None:
         super().__init__()
         self.options = {
@@ -114,13 +127,22 @@ class VisionLanguageModel(nn.Module):
                 f"without a projection the encoders share a space, but they are {wide} and {long} wide, dim is {dim}, local_heads {local_heads}",
                 "set model.dim to their width and model.local_heads=false, or model.projection=mlp",
             )
-        project = partial(Projection, hidden=hidden, dim=dim, norm=norm)
-        self.image_global, self.text_global = (Same(), Same()) if projection == "none" else (project(wide), project(long))
+        if sentence_pool == "cls" and context != "sentence":
+            raise ConfigError(
+                "model.sentence_pool is 'cls', but a sentence has a [CLS] of its own only where it is read alone",
+                "set text.context=sentence, or model.sentence_pool=max",
+            )
+        project = partial(_projection, projection, hidden=hidden, dim=dim, norm=norm)
+        self.image_global, self.text_global = project(wide), project(long)
         self.image_local = project(wide) if local_heads else None
         self.text_local = project(long) if local_heads else None
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
-        self.heads = nn.ModuleDict({label: _head(dim, **given) for label, given in (heads or {}).items()})
-        self.asked_by = {label: given["unit"] for label, given in (heads or {}).items() if "unit" in given}
+        given = dict(heads or {})
+        self.asked_by = {label: one["unit"] for label, one in given.items() if "unit" in one}  # a region query that text asks -> its unit
+        self.codes_of = {label: one.get("of", "") for label, one in given.items() if one.get("name") == "codebook"}  # a codebook -> its region query
+        self.heads = nn.ModuleDict({label: _region_query(dim, long, **one) for label, one in given.items() if label not in self.codes_of})
+        for label in self.codes_of:
+            self.heads[label] = _codebook(self.heads, label, given[label])
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -141,11 +163,26 @@ class VisionLanguageModel(nn.Module):
     def forward(self, batch: Batch) -> Pair:
         image, image_raw = self.encode_image(batch.images, batch.view_mask)
         text, text_raw = self.encode_text(batch.text_ids, batch.text_mask, batch.units)
-        regions = {}
-        for label, head in self.heads.items():
-            units = text.units[self.asked_by[label]] if label in self.asked_by else None
-            regions[label] = head(image.tokens, image.mask, *(() if units is None else (units.vectors, units.mask)))
-        return Pair(image=image, text=text, image_raw=image_raw, text_raw=text_raw, scale=self.scale, regions=regions)
+        regions = {
+            label: self.look(label, image, text_raw.units[self.asked_by[label]] if label in self.asked_by else None)
+            for label in self.heads
+            if label not in self.codes_of
+        }
+        codes = {label: self.heads[label](regions[of]) for label, of in self.codes_of.items()}
+        return Pair(image=image, text=text, image_raw=image_raw, text_raw=text_raw, scale=self.scale, regions=regions, codes=codes)
+
+    def look(self, label: str, image: ImageFeatures, units: UnitFeatures | None = None) -> Regions:
+        """What the region query `label` sees: projected image, and the units that ask, BEFORE their projection (None where it is learned).
+
+        Raises ConfigError where positions are asked for, and a view has another number of them than the head was made for.
+        """
+        head, cells = self.heads[label], math.prod(image.grid)
+        if head.positions is not None and head.positions % cells:
+            raise ConfigError(
+                f"a view has {' x '.join(map(str, image.grid))} = {cells} tokens, heads.{label} knows {head.positions} positions: no whole views",
+                "give images of the size it was trained with, or train with other positions",
+            )
+        return head(image.tokens, image.mask, *(() if units is None else (units.vectors, units.mask)))
 
     # ------------------------------------------------------------------------------------------------ image
 
@@ -175,8 +212,12 @@ class VisionLanguageModel(nn.Module):
 
     def encode_text(self, ids: Tensor, mask: Tensor, units: Mapping[str, TextUnits]) -> tuple[TextFeatures, TextFeatures]:
         """B L, B L, units -> features after and before the projection. Pooled over sentences where there are any, else tokens."""
-        tokens = self.text(ids, mask) if self.context == "report" else self._alone(ids, units["sentence"])  # B L D
-        vectors = {n: pool_units(tokens, u, "mean" if n == "word" else self.sentence_pool) for n, u in units.items()}  # B U D each
+        alone = self.context == "sentence"
+        tokens, starts = self._alone(ids, units["sentence"]) if alone else (self.text(ids, mask), None)  # B L D, B U D
+        how = {n: "mean" if n == "word" or self.sentence_pool == "cls" else self.sentence_pool for n in units}
+        vectors = {n: pool_units(tokens, u, how[n]) for n, u in units.items()}  # B U D each
+        if self.sentence_pool == "cls":  # (checked when the model was built: then sentences are read alone)
+            vectors["sentence"] = upcast(starts)
         over, real = (vectors["sentence"], units["sentence"].mask) if "sentence" in units else (tokens, mask)
         pooled, weights = self.text_pool(over, real)
         raw = {n: UnitFeatures(v, units[n].mask, units[n].group, weights if n == "sentence" else None) for n, v in vectors.items()}
@@ -204,8 +245,8 @@ class VisionLanguageModel(nn.Module):
             return own(x, mask)
         return self.get_submodule(f"{side}_global")(self.get_submodule(f"{side}_pool").values(x), mask)
 
-    def _alone(self, ids: Tensor, units: TextUnits) -> Tensor:
-        """Each sentence through the encoder by itself, its tokens put back where they stood: B L D."""
+    def _alone(self, ids: Tensor, units: TextUnits) -> tuple[Tensor, Tensor]:
+        """Each sentence through the encoder by itself: its tokens put back where they stood, B L D, and what came out at its [CLS], B U D."""
         member = units.tokens & units.mask.unsqueeze(-1)  # B U L
         study, unit = member.any(-1).nonzero(as_tuple=True)
         mine = member[study, unit]  # S L, one row a sentence
@@ -218,10 +259,11 @@ class VisionLanguageModel(nn.Module):
         ends = torch.cat([cls, rows, torch.zeros_like(cls)], 1)
         ends.scatter_(1, length[:, None] + 1, sep)
         seen = torch.arange(longest + 2, device=ids.device) < length[:, None] + 2
-        out = self.text(ends, seen)[:, 1 : longest + 1]  # S longest D
-        tokens = out.new_zeros(*ids.shape, out.shape[-1])
+        out = self.text(ends, seen)  # S longest+2 D
+        first, rest = out[:, 0], out[:, 1 : longest + 1]
+        tokens, starts = out.new_zeros(*ids.shape, out.shape[-1]), out.new_zeros(*member.shape[:2], out.shape[-1])
         where = real.nonzero(as_tuple=True)
-        return tokens.index_put((study[where[0]], place[where]), out[where])
+        return tokens.index_put((study[where[0]], place[where]), rest[where]), starts.index_put((study, unit), first)
 
     # ------------------------------------------------------------------------------------------------- wiring
 
@@ -232,18 +274,22 @@ class VisionLanguageModel(nn.Module):
             owner = owner.removesuffix("_raw")
             if owner == "text" and field not in ("pooled", "tokens") and field not in units:
                 raise ConfigError(f"an objective needs '{need}', but data.units is {units}", f"add {field} to data.units")
-            if owner == "regions" and field not in self.heads:
+            if owner in ("regions", "codes") and field not in self.heads:
                 raise ConfigError(f"an objective needs '{need}', but there is no head '{field}'", f"add heads.{field} to the config")
-            if owner not in ("image", "text", "regions") or (owner == "image" and field not in ("pooled", "tokens")):
+            if owner in ("regions", "codes") and (owner == "codes") != (field in self.codes_of):
+                name = "codebook" if owner == "codes" else "region_query"
+                raise ConfigError(f"an objective needs '{need}', and heads.{field} is no {name}", f"choose another head, or add a {name}")
+            if owner not in ("image", "text", "regions", "codes") or (owner == "image" and field not in ("pooled", "tokens")):
                 raise ConfigError(f"an objective needs '{need}', which this model does not give", "choose another objective, or mend its `needs`")
         for label in self.heads:
-            if f"regions.{label}" not in needs:
-                raise ConfigError(f"no objective reads the head '{label}'", f"remove heads.{label}, or add an objective that needs regions.{label}")
+            wanted = f"{'codes' if label in self.codes_of else 'regions'}.{label}"
+            if wanted not in needs:  # a codebook does not train its region query
+                raise ConfigError(f"no objective reads the head '{label}'", f"remove heads.{label}, or add an objective that needs {wanted}")
             if label in self.asked_by and self.asked_by[label] not in units:
                 raise ConfigError(f"heads.{label} asks with '{self.asked_by[label]}', but data.units is {units}", "add it to data.units")
         if self.context == "sentence" and "sentence" not in units:
             raise ConfigError(f"text.context is 'sentence', but data.units is {units}", "add sentence to data.units")
-        asked = {f"text.{unit}" for unit in self.asked_by.values()} | ({"image.tokens"} if self.heads else set())
+        asked = {f"text_raw.{unit}" for unit in self.asked_by.values()} | ({"image.tokens"} if self.heads else set())
         self.reads = needs | asked
         local = {side: any(n.startswith(f"{side}.") and n != f"{side}.pooled" for n in self.reads) for side in ("image", "text")}
         if self.image_local is not None and not any(local.values()):
@@ -287,7 +333,7 @@ class Projected(nn.Module):
         }  # fmt: skip
         self.image = image
         wide = image.spec.width
-        project = Same() if projection == "none" else Projection(wide, hidden, dim, norm)
+        project = _projection(projection, wide, dim=dim, hidden=hidden, norm=norm)
         self.image_local, self.image_global, self.image_pool = (project, None, None) if local_heads else (None, project, None)
         if not local_heads:
             self.image_pool = AttentionPool(wide) if image_pool == "attention" else MeanPool()
@@ -326,8 +372,18 @@ def _unfold(x: Tensor, view_mask: Tensor) -> Tensor:
     return x.new_zeros(*view_mask.shape, *x.shape[1:]).index_put(view_mask.nonzero(as_tuple=True), x)
 
 
-def _head(width: int, *, name: str = "region_query", unit: str = "", **options: Any) -> RegionQuery:
-    return {"region_query": RegionQuery}[name](width=width, **options)
+def _region_query(width: int, long: int, *, name: str = "region_query", unit: str = "", **options: Any) -> RegionQuery:
+    return {"region_query": RegionQuery}[name](width=width, **({"query_width": long} if unit else {}), **options)
+
+
+def _codebook(heads: Mapping[str, nn.Module], label: str, given: Mapping[str, Any]) -> Codebook:
+    of = given.get("of", "")
+    if of not in heads or getattr(heads[of], "positions", None) is None:
+        raise ConfigError(
+            f"heads.{label} keeps codes of '{of}', which is no region query by position",
+            f"add heads.{of}: {{name: region_query, unit: sentence, positions: N}}",
+        )
+    return Codebook(width=heads[of].positions, **{k: v for k, v in given.items() if k not in ("name", "of")})  # type: ignore[arg-type]
 
 
 def build_model(recipe: Mapping[str, Any]) -> VisionLanguageModel:

@@ -3,6 +3,8 @@
     pool_units       u = mean or max of the unit's own tokens                                            no parameters
     AttentionPool    q = W_q mean(x);        p   = W_o sum_n softmax_n(q . W_k x_n / sqrt(d)) W_v x_n     LoVT's and CLIP's pooling
     RegionQuery      q = W_q s, or learned;  v_q = W_o sum_n softmax_n(q . W_k x_n / (t sqrt(d))) W_v x_n
+                     by position:            v_q = sum_n softmax_n( (W_q s)_n / t ) x_n                       SILC's topics
+    Codebook         index_u = argmin_k | a_u - e_k |                                                         SILC's codes
 
 (several heads, d = D / heads). Sources: LoVT (average-pooled query, 8 heads), CLIP's AttentionPool2d (Radford et al. 2021;
 here without positions, so that any grid works). RegionQuery is ours: one form for what SILC (topics from sentences) and SO-ITC (learned
@@ -15,9 +17,12 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
+from elvis.distributed import sum_over_ranks
+from elvis.errors import ConfigError
 from elvis.ops import attend, masked_fill_low, masked_mean, masked_softmax, upcast
-from elvis.types import Regions, TextUnits
+from elvis.types import Codes, Regions, TextUnits
 
 
 def pool_units(tokens: Tensor, units: TextUnits, how: str) -> Tensor:
@@ -79,11 +84,20 @@ class RegionQuery(nn.Module):
         heads: int = 1,  # one: a map per query, as SILC's topics; at most, see AttentionPool
         top_k: int | None = None,  # each head looks only at the k tokens it likes best; None = at all
         temperature: float = 1.0,  # below 1 sharpens
+        positions: int | None = None,  # how many tokens an image has: the query says where to look before it sees them (SILC). None = it compares
     ) -> None:
         super().__init__()
+        self.positions = positions
+        if positions is not None and (queries is not None or heads != 1):
+            raise ConfigError("a region query by position is predicted from text and has one head", "leave out queries and heads, or positions")
         self.heads, self.top_k = _dividing(width, heads), top_k
         self.scale = 1.0 / (temperature * math.sqrt(width / self.heads))
         self.learned = None if queries is None else nn.Parameter(torch.randn(queries, width))
+        if positions is not None:
+            self.scale = 1.0 / temperature
+            self.query = nn.Linear(query_width or width, positions, bias=False)
+            self.key = self.value = self.out = nn.Identity()
+            return
         self.query = nn.Linear(query_width or width, width) if queries is None else nn.Identity()
         self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(3))
 
@@ -100,7 +114,10 @@ class RegionQuery(nn.Module):
         real = real if query_mask is None else real & query_mask
         tokens, query = tokens.masked_fill(~mask.unsqueeze(-1), 0.0), query.masked_fill(~real.unsqueeze(-1), 0.0)
         query, key, value = (_split(x, self.heads) for x in (self.query(query), self.key(tokens), self.value(tokens)))  # B heads Q|N d
-        logits = upcast(query) @ upcast(key).transpose(-1, -2) * self.scale  # B heads Q N
+        if self.positions is None:
+            logits = upcast(query) @ upcast(key).transpose(-1, -2) * self.scale  # B heads Q N
+        else:
+            logits = self._by_position(upcast(query), tokens.shape[1])
         seen = mask[:, None, None] & real[:, None, :, None]
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             best = masked_fill_low(logits, seen).topk(self.top_k).indices
@@ -108,6 +125,51 @@ class RegionQuery(nn.Module):
         attention = masked_softmax(logits, seen)
         vectors = self.out(_join(attention @ upcast(value))).masked_fill(~real.unsqueeze(-1), 0.0)
         return Regions(vectors, real, attention.transpose(1, 2), "text" if self.learned is None else "learned")
+
+    def _by_position(self, query: Tensor, tokens: int) -> Tensor:
+        """B 1 Q positions -> the first `tokens` of them, B 1 Q N: of studies with fewer views than the widest, those there are."""
+        if tokens > query.shape[-1]:
+            raise ConfigError(f"an image has {tokens} tokens, this region query knows {query.shape[-1]} positions", f"set positions: {tokens}")
+        return query[..., :tokens] * self.scale
+
+
+class Codebook(nn.Module):
+    """A few maps that stand for all: each unit's attention is rounded to the nearest of `codes` (squared distance).
+
+    Code 0 is the uniform map, fixed: no unit gets it, a decoder says "nothing more" with it. The others begin as softmax(N(0, 1)) and are moved
+    by an objective. A code that was nearest to no unit in the last `patience` forward passes of training, or never yet, is `dead`: an objective
+    revives it. SILC, the authors' code.
+    """
+
+    def __init__(self, *, width: int, codes: int = 1024, patience: int = 100) -> None:  # width: positions of the maps
+        super().__init__()
+        if codes < 2:
+            raise ConfigError(f"a codebook of {codes}", "two codes or more: the first is the end")
+        self.patience = patience
+        self.vectors = nn.Parameter(torch.randn(codes - 1, width).softmax(-1))
+        self.register_buffer("end", torch.full((1, width), 1.0 / width))
+        self.register_buffer("idle", torch.full((codes,), patience))  # passes since it was some unit's nearest; from the start as if for long
+        self.idle[0] = 0
+
+    def forward(self, regions: Regions) -> Codes:
+        """Regions with attention B Q heads N (mean over heads; N at most the width) -> Codes. Counts in train mode what was used, over all ranks."""
+        maps = upcast(regions.attention.detach()).mean(2)  # B Q N
+        maps = pad(maps, (0, self.vectors.shape[1] - maps.shape[-1]))
+        vectors = torch.cat([upcast(self.end), upcast(self.vectors)])  # K N
+        with torch.no_grad(), torch.autocast(maps.device.type, enabled=False):
+            index = (nearest_rows(maps, vectors[1:]) + 1).masked_fill(~regions.mask, 0)
+            if self.training:
+                used = sum_over_ranks(torch.bincount(index[regions.mask], minlength=len(vectors)))
+                self.idle.add_(1).masked_fill_(used > 0, 0)[0] = 0
+        return Codes(vectors, index, self.idle >= self.patience)
+
+
+def nearest_rows(a: Tensor, b: Tensor) -> Tensor:
+    """Which row of b M D is nearest to each row of a (..., N, D): (..., N) int64, without gradient.
+
+    The differences themselves are squared, not |a|^2 - 2ab + |b|^2 taken: maps are small numbers, and codes come to lie close to each other.
+    """
+    return torch.cdist(a.detach(), b.detach().to(a.dtype), compute_mode="donot_use_mm_for_euclid_dist").argmin(-1)
 
 
 def _dividing(width: int, heads: int) -> int:

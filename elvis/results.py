@@ -203,12 +203,21 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def _headline(results: Sequence[Result]) -> list[Block]:
+    if chosen := _chosen(results):
+        return _by_split(results, chosen, "")
     names = [n for r in results for n in r.metrics if n not in PRESERVATION and not _is_detail(n)]
     return _by_split(results, sorted(dict.fromkeys(names), key=lambda n: HEADLINE.index(n) if n in HEADLINE else len(HEADLINE)), "")
 
 
 def _details(results: Sequence[Result]) -> list[Block]:
-    return _by_split(results, list(dict.fromkeys(n for r in results for n in r.metrics if _is_detail(n))), "details")
+    chosen = _chosen(results)
+    names = [n for r in results for n in r.metrics if (n not in chosen if chosen else _is_detail(n))]
+    return _by_split(results, list(dict.fromkeys(names)), "details")
+
+
+def _chosen(results: Sequence[Result]) -> list[str]:
+    """The headline a task names itself, in `config["headline"]`; the rest of its metrics are details. [] = the common rule."""
+    return list(dict.fromkeys(n for r in results for n in r.config.get("headline", ())))
 
 
 def _is_detail(name: str) -> bool:
@@ -266,11 +275,16 @@ def _with_interval(metric: Metric | None) -> str:
     return f"{_number(metric)} {_interval(metric)}".rstrip()
 
 
+def cell(metric: Metric | None) -> tuple[str, str]:
+    """A number and its interval as pages show them; "-" and "" where there is none."""
+    return _number(metric), _interval(metric)
+
+
 def _for_page(block: Block) -> dict[str, Any]:
     return {
         "title": block.title,
         "columns": block.columns,
-        "rows": [(name, [(_number(cell), _interval(cell)) for cell in cells]) for name, cells in block.rows],
+        "rows": [(name, [cell(metric) for metric in metrics]) for name, metrics in block.rows],
     }
 
 

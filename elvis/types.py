@@ -199,8 +199,9 @@ class Regions(Tensors):
 
 @dataclass(frozen=True)
 class Codes(Tensors):
-    vectors: Tensor  # K M
-    index: Tensor  # B U int64, the nearest code of each unit
+    vectors: Tensor  # K M; the first stands for "nothing more" and is of no unit
+    index: Tensor  # B U int64, the nearest code of each unit; 0 where the unit is not real
+    dead: Tensor | None = None  # K bool, codes that were no unit's nearest for long, or never yet
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from elvis.types import Batch
 from tests.tiny import random_batch, rows, tiny_model
 
 SENTENCES = [3, 4, 2, 5, 0, 4]  # uneven, one report without a sentence
@@ -25,10 +27,24 @@ CASES: dict[str, dict[str, Any]] = {
     "phrase_image": {},
     "sentence_region": {"positives": "distance"},
     "word_region": {},
+    "sentence_topic": {"image_to_sentence": 0.5},
+    "sentence_topic_equal": {"kind": "sentence_topic", "image_to_sentence": 0.5, "targets": "equal"},
+    "sentence_topic_soft": {"kind": "sentence_topic", "image_to_sentence": 0.5, "targets": "soft"},
+    "sentence_topic_views": {"kind": "sentence_topic", "image_to_sentence": 0.5, "targets": "equal"},  # the second rank has no second view
     "intra_modal": {},
     "intra_modal_mse": {"kind": "intra_modal", "form": "mse", "sides": ["image"]},
     "intra_modal_shuffled": {"kind": "intra_modal", "teacher": "shuffled"},
 }
+
+
+HEADS = {"topic": {"name": "region_query", "unit": "sentence", "positions": 8}, "codes": {"name": "codebook", "of": "topic", "codes": 12}}
+
+
+def ragged_views(batch: Batch) -> Batch:
+    """Without the second view from the fourth study on, and without a view that no study of the batch has."""
+    seen = batch.view_mask & ~(torch.tensor([int(i) >= 3 for i in batch.ids])[:, None] & (torch.arange(batch.view_mask.shape[1]) > 0))
+    most = int(seen.sum(1).max())
+    return replace(batch, images=batch.images[:, :most], view_mask=seen[:, :most])
 
 
 class Plain:
@@ -49,12 +65,13 @@ def main(rank: int, world: int, store: str, out: str) -> None:
     torch.set_num_threads(1)
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    whole = random_batch(SENTENCES, seed=3)
     share = len(SENTENCES) // world
     results = {}
     for name, options in CASES.items():
+        whole = random_batch(SENTENCES, seed=3, views=2 if name.endswith("views") else 1)
         for micro in (1, 3) if name in ("intra_modal", "sentence_region") else (1,):  # micro-batches: losses inside a study stay exact
-            model = tiny_model(1, local_heads=not name.startswith("global")).double()
+            heads = HEADS if name.startswith("sentence_topic") else {}
+            model = tiny_model(1, local_heads=not name.startswith("global"), heads=heads).double()
             config = Config(objectives={name: dict(options)})
             config.model.dim = model.dim
             torch.manual_seed(5)
@@ -65,13 +82,15 @@ def main(rank: int, world: int, store: str, out: str) -> None:
             wrapped = torch.nn.parallel.DistributedDataParallel(module) if world > 1 else module
             mine = rows(whole, rank * share, (rank + 1) * share)
             size = share // micro if world == 1 else share
-            batches = [rows(mine, k, k + size) for k in range(0, share, size)]
+            batches = [ragged_views(rows(mine, k, k + size)) for k in range(0, share, size)]
             batches = [b.map(lambda t: t.double() if t.is_floating_point() else t) for b in batches]
             means = _backward(Plain(), wrapped, batches, weights)  # type: ignore[arg-type]
             key = name if micro == 1 else f"{name}_micro"
             results[key] = {
                 "terms": {t.partition("/")[2]: v for t, v in means.items()},
                 "gradients": {n: p.grad for n, p in module.named_parameters() if p.grad is not None},
+                "state": {n: b for n, b in module.named_buffers() if "idle" in n},
+                "views": torch.tensor([b.images.shape[1] for b in batches]),
             }
     if rank == 0:
         torch.save(results, out)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from elvis.registry import OBJECTIVES
-from elvis.types import Batch, ImageFeatures, Pair, TextFeatures, TextUnits, UnitFeatures
+from elvis.types import Batch, Codes, ImageFeatures, Pair, Regions, TextFeatures, TextUnits, UnitFeatures
 
 GRIDS = {"2D": (4, 4), "3D": (2, 3, 4)}
 
@@ -30,7 +30,8 @@ def make(
     """len(sentences) studies of that many sentences and words; `grid` is that of one view, `width` the projected, `raw` the encoders'.
 
     A study without words has no report. With two views study 1 has one. The first sentence of studies 0 and 2 is the same, as
-    is the second sentence of study 2 (a sentence twice in a report). Padding holds random numbers; pooling weights are given.
+    is the second sentence of study 2 (a sentence twice in a report). Padding holds random numbers; pooling weights are given. The region
+    query `topic` gives each sentence a map; `codes` holds five of them, the last is dead.
     """
     draw = torch.Generator().manual_seed(seed)
     studies, cells = len(sentences), math.prod(grid)
@@ -70,6 +71,11 @@ def make(
         for d in (width, raw)
     )
     scale = torch.tensor(1 / 0.07, dtype=torch.promote_types(dtype, torch.float32), requires_grad=requires_grad)
+    told = real["sentence"] & image_mask.any(1, keepdim=True)  # B U
+    topics = weigh((told.unsqueeze(-1) & image_mask.unsqueeze(1)).double()).unsqueeze(2).requires_grad_(requires_grad)  # B U 1 N
+    regions = {"topic": Regions(noise(*told.shape, width).detach(), told, topics)}
+    vectors = weigh(torch.ones(5, views * cells)).requires_grad_(requires_grad)
+    codes = {"codes": Codes(vectors, torch.randint(1, 4, told.shape, generator=draw) * told, torch.arange(5) == 4)}
     batch = Batch(
         images=torch.rand(studies, views, 1, *(4 * n for n in grid), generator=draw),
         view_mask=view_mask,
@@ -79,7 +85,7 @@ def make(
         study=torch.arange(studies),
         ids=tuple(f"s{b}" for b in range(studies)),
     )
-    return Pair(image=image, text=text, image_raw=image_raw, text_raw=text_raw, scale=scale), batch
+    return Pair(image=image, text=text, image_raw=image_raw, text_raw=text_raw, scale=scale, regions=regions, codes=codes), batch
 
 
 def ragged(counts: Sequence[int]) -> Tensor:
@@ -101,7 +107,8 @@ def parts(pair: Pair) -> dict[str, Tensor]:
     for name in ("text", "text_raw"):
         text = getattr(pair, name)
         out |= {f"{name}.pooled": text.pooled, **{f"{name}.{unit}": u.vectors for unit, u in text.units.items()}}
-    return out
+    out |= {f"regions.{name}": r.attention for name, r in pair.regions.items()}
+    return out | {f"codes.{name}": c.vectors for name, c in pair.codes.items()}
 
 
 def build(name: str, *, width: int = 6, dtype: torch.dtype = torch.float64, seed: int = 0, **options: Any) -> torch.nn.Module:

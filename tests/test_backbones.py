@@ -19,6 +19,13 @@ from elvis.types import ImageFeatures
 
 SMALL: dict[str, dict[str, Any]] = {  # options that keep a test quick; a new backbone is tested with its defaults
     "cnn": {"model": "test_resnet"},
+    "hybrid": {
+        "cnn": "test_resnet",
+        "width": 24,
+        "layers": 1,
+        "heads": 2,
+        "hidden": 24,
+    },  # few layers: attention is everywhere, a token must lie somewhere
     "vit": {"model": "test_vit", "depth": 2},
 }
 CASES: dict[str, tuple[str, Mapping[str, Any]]] = {
@@ -242,6 +249,72 @@ def test_a_model_with_fixed_positions_takes_its_size_alone() -> None:
     assert "input_size=[96, 96]" in refusal.value.fix
 
 
+def small_hybrid(**options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return create_backbone(
+        "hybrid", cnn="test_resnet", in_chans=1, **{"input_size": [64, 96], "width": 8, "layers": 2, "heads": 2, "hidden": 12, **options}
+    )
+
+
+def test_the_defaults_of_a_hybrid_are_the_published_ones() -> None:
+    with torch.device("meta"):
+        backbone = create_backbone("hybrid")
+    assert (backbone.spec.width, backbone.spec.strides, backbone.spec.input_size) == (512, (2, 4, 8, 16, 32), (224, 224))
+    assert backbone.spec.channels == (64, 256, 512, 1024, 512)
+    assert backbone.position.shape == (512, 7, 7)
+    assert backbone.cnn.recipe["model"] == "resnet101"
+    assert [(layer.self_attn.num_heads, layer.linear1.out_features, layer.dropout.p) for layer in backbone.layers] == [(8, 2048, 0.1)] * 3
+
+
+def test_the_tokens_of_a_hybrid_are_those_of_a_post_norm_transformer_on_the_cells_of_its_cnn() -> None:
+    backbone, width, heads = small_hybrid().eval(), 8, 2
+    image = torch.randn(2, 1, 64, 96, generator=torch.Generator().manual_seed(1))
+    size = width // heads
+    with torch.no_grad():
+        cells = backbone.cnn.pyramid(image)[-1]  # B C 2 3
+        for b in range(2):
+            rows = [backbone.into(cells[b, :, r, c]) + backbone.position[:, r, c] for r in range(2) for c in range(3)]
+            for layer in backbone.layers:
+                parts = [(layer.self_attn.in_proj_weight @ x + layer.self_attn.in_proj_bias).split(width) for x in rows]
+                after = []
+                for x, (asks, _, _) in zip(rows, parts, strict=True):
+                    seen = torch.zeros(width)
+                    for h in range(heads):
+                        own = slice(h * size, (h + 1) * size)
+                        weights = torch.stack([asks[own] @ key[own] / math.sqrt(size) for _, key, _ in parts]).softmax(0)
+                        for weight, (_, _, value) in zip(weights, parts, strict=True):
+                            seen[own] += weight * value[own]
+                    x = layer.norm1(x + layer.self_attn.out_proj(seen))
+                    after.append(layer.norm2(x + layer.linear2(layer.linear1(x).clamp_min(0))))
+                rows = after
+            torch.testing.assert_close(backbone(image).tokens[b], torch.stack(rows), rtol=1e-4, atol=1e-5)
+
+
+def test_the_positions_of_a_hybrid_are_exact_at_their_own_size_and_interpolated_at_others() -> None:
+    backbone = small_hybrid(input_size=[128, 160])
+    own = backbone.position
+    assert backbone._positions(torch.Size([4, 5])) is own
+    with torch.no_grad():
+        column = torch.arange(5.0)
+        backbone.position.copy_(column.expand(8, 4, 5))  # what grows to the right
+        other = backbone._positions(torch.Size([8, 10]))
+    assert other.shape == (8, 8, 10)
+    torch.testing.assert_close(other, other[:1, :1].expand_as(other))  # grows to the right still, alike in all rows
+    torch.testing.assert_close(other[0, 0, 4:6], torch.tensor([1.75, 2.25]))  # cubic interpolation keeps a line: cell 4 of 10 lies at 1.75 of 5
+    assert (other[0, 0].diff() > 0).all()
+
+
+def test_a_hybrid_gives_earlier_maps_and_may_be_cut_as_its_cnn() -> None:
+    backbone = small_hybrid(stride=16, levels=[4, 8]).eval()
+    assert backbone.spec.strides == (2, 4, 8, 16)
+    assert backbone.position.shape == (8, 4, 6)
+    image = images(backbone)
+    with torch.no_grad():
+        features, maps = backbone(image), backbone.cnn.pyramid(image)
+    assert list(features.levels) == ["stride4", "stride8"]
+    assert torch.equal(features.levels["stride8"].tokens, maps[2].flatten(2).transpose(1, 2))
+
+
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a typo in a timm name": ("resnet5", {}, "did you mean 'resnet50'"),
     "a typo in our name": ("vitt", {}, "did you mean 'vit'"),
@@ -256,6 +329,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a block that is not there": ("test_vit", {"depth": 2, "levels": [2]}, "after block 1"),
     "a keyword that timm does not know": ("test_resnet", {"arch": {"foo": 1}}, "unexpected keyword argument 'foo'"),
     "an input size that does not fit": ("test_vit", {"input_size": [100, 96]}, "100 x 96; each side must be a multiple of 16"),
+    "a width that its heads do not divide": ("hybrid", {"cnn": "test_resnet", "width": 20, "heads": 8}, "width 20 and 8 heads"),
+    "a hybrid of nothing": ("hybrid", {"cnn": "test_resnet", "layers": 0}, "hybrid of 0 layers"),
+    "a vit as the cnn of a hybrid": ("hybrid", {"cnn": "test_vit"}, "no 'cnn' but a 'vit'"),
     "a vit whose positions cannot be interpolated": ("test_vit_relpos", {}, "cannot build 'test_vit_relpos'"),
 }
 

@@ -40,6 +40,15 @@ def test_overrides_change_one_value_and_null_deletes_an_objective() -> None:
         ("data.balance=[nodule, 3]", "a list of names"),
         ("heads.topic.name=regionquery", "region_query"),
         ("heads.topic={name: region_query, unit: sentence, top: 3}", "top_k"),
+        ("heads.topic={name: region_query, positions: 49}", "give either unit"),
+        ("heads.topic={name: region_query, unit: sentence, positions: 49, heads: 2}", "leave out queries and heads"),
+        ("heads.topic={name: region_query, queries: 3, positions: 49}", "leave out queries and heads"),
+        ("heads.codes={name: codebook}", "of: None is no region query with positions"),
+        ("heads.codes={name: codebook, of: topic, unit: sentence}", "codebook has no option 'unit'"),
+        ("heads={codes: {name: codebook, of: topc}, topic: {name: region_query, unit: sentence, positions: 49}}", "did you mean 'topic'"),
+        ("heads={codes: {name: codebook, of: topic}, topic: {name: region_query, unit: sentence}}", "of: 'topic' is no region query with positions"),
+        ("heads.codes={name: codebook, of: topic, codes: many}", "option 'codes' must be int"),
+        ("model.projection=liner", "did you mean 'linear'"),
         ("nonsense", "key=value"),
     ],
 )
@@ -49,6 +58,12 @@ def test_a_mistake_is_one_short_message_with_the_nearest_name(override: str, clu
     assert clue in str(caught.value)
     assert len(str(caught.value)) < 400
     assert caught.value.exit_code == 2
+
+
+def test_a_cls_of_each_sentence_needs_sentences_that_are_read_alone() -> None:
+    assert configs.load("elvis_phantom", ["model.sentence_pool=cls", "text.context=sentence"]).model.sentence_pool == "cls"
+    with pytest.raises(ConfigError, match=r"model\.sentence_pool=cls needs text\.context=sentence"):
+        configs.load("elvis_phantom", ["model.sentence_pool=cls", "text.context=report"])
 
 
 def test_all_mistakes_are_listed_at_once() -> None:

@@ -33,6 +33,9 @@ SMALL = {
 }
 
 
+TOPICS = {"silc_phantom": ["heads.topic.positions=16"], "silc_cxr": ["heads.topic.positions=4"]}  # tokens of a small image
+
+
 def source(name: str) -> str:
     return configs.read(configs.find(name))["data"]["name"]
 
@@ -66,7 +69,8 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return {
         "phantom": [],
         "manifest": [f"data.root={folder / 'own'}"],
-        "mimic_cxr": [f"data.root={folder / 'jpg'}", f"data.reports={folder / 'reports'}", f"text.checkpoint={bert}", "freeze=['text.*embeddings']"],
+        "mimic_cxr": [f"data.root={folder / 'jpg'}", f"data.reports={folder / 'reports'}"],
+        "hf": [f"text.checkpoint={bert}", "freeze=['text.*embeddings']"],
     }
 
 
@@ -75,7 +79,8 @@ def test_a_shipped_config_builds_at_full_size(name: str) -> None:
     own = source(name)
     changes = {"phantom": [], "manifest": ["data.root=."], "mimic_cxr": ["data.root=.", "data.reports=.", "image.pretrained=false"]}[own]
     config = configs.load(name, changes)
-    if own == "mimic_cxr":
+    clinical = config.text["name"] == "hf"
+    if clinical:
         config.text.pop("checkpoint")
         config.text["config"] = BERT_BASE
     tokenizer = Tokenizer.train(["the lungs are clear"], 100)
@@ -88,7 +93,7 @@ def test_a_shipped_config_builds_at_full_size(name: str) -> None:
     frozen = freeze(model, config.freeze)
     assert bool(frozen) == bool(config.freeze)
     assert all(w > 0 for w in weights.values())
-    if own == "mimic_cxr":
+    if clinical:
         assert sum(p.numel() for p in model.parameters()) > 100e6
         assert any("layer.5." in n for n in frozen)
         assert not any("layer.6." in n for n in frozen)
@@ -106,6 +111,7 @@ def test_a_shipped_config_trains_a_step_on_fixtures(name: str, roots: dict[str, 
         "evaluate.overlays=0",
         "data.augment={}",
     ]
+    small += [*TOPICS.get(name, []), *roots.get(configs.read(configs.find(name))["text"]["name"], [])]
     out = tmp_path / "run"
     assert pretrain.main(["--config", name, "--out", str(out), "--quiet", *SMALL[own], *small, *roots[own]]) == 0
     assert elvis.load_pretrained(out).model.dim == 16

@@ -48,3 +48,18 @@ def test_two_ranks_give_the_gradients_of_one_process(name: str, outcomes: tuple[
     assert max(g.abs().max() for g in one["gradients"].values()) > 1e-6
     for parameter, gradient in one["gradients"].items():
         torch.testing.assert_close(two["gradients"][parameter], gradient, rtol=1e-8, atol=1e-12, msg=lambda m, p=parameter: f"{p}: {m}")
+
+
+def test_codes_are_counted_over_all_ranks(outcomes: tuple[dict, dict]) -> None:
+    one, two = (o["sentence_topic"]["state"]["model.heads.codes.idle"] for o in outcomes)
+    assert torch.equal(one, two)
+    assert 0 < int((one == 0).sum()) - 1 < len(one) - 1  # some were used, some were not
+
+
+def test_the_ranks_of_the_case_with_views_have_different_ones(outcomes: tuple[dict, dict]) -> None:
+    from tests.distributed_worker import SENTENCES, ragged_views
+    from tests.tiny import random_batch, rows
+
+    whole = random_batch(SENTENCES, seed=3, views=2)
+    assert [ragged_views(rows(whole, k, k + 3)).images.shape[1] for k in (0, 3)] == [2, 1]
+    assert outcomes[0]["sentence_topic_views"]["views"].tolist() == outcomes[1]["sentence_topic_views"]["views"].tolist() == [2]  # rank 0's

@@ -21,7 +21,7 @@ ALLOWED = {
     "elvis.ops": {"elvis.types"},
     "elvis.registry": {"elvis.errors", "elvis.types", "elvis.ops"},
     "elvis.config": {"elvis.errors", "elvis.registry", "elvis.backbones", "elvis.pooling"},
-    "elvis.pooling": {"elvis.types", "elvis.ops"},
+    "elvis.pooling": {"elvis.types", "elvis.ops", "elvis.errors", "elvis.distributed"},
     "elvis.backbones": {"elvis.types", "elvis.ops", "elvis.registry", "elvis.errors", "elvis.hub"},
     "elvis.text": {"elvis.types", "elvis.ops", "elvis.registry", "elvis.errors", "elvis.hub"},
     "elvis.objectives": {"elvis.types", "elvis.ops", "elvis.registry", "elvis.errors", "elvis.distributed", "elvis.pooling", "elvis.kernels"},

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from elvis import assembly, checkpoints
+from elvis import config as configs
+from elvis.data.images import Preprocess
+from elvis.data.tokenizer import Tokenizer
 from elvis.errors import ConfigError
-from elvis.model import MaskedBatchNorm, build_model
+from elvis.model import LinearProjection, MaskedBatchNorm, build_model
+from elvis.pretrained import Pretrained
 from tests.tiny import random_batch, rows, tiny_model
 
 SENTENCES = [3, 1, 0, 2]
@@ -156,6 +163,190 @@ def test_a_head_that_nothing_trains_or_nobody_asks_is_refused(units: list[str], 
     needs = {"regions.topic", *(["regions.structure"] if "word" in units else [])}
     with pytest.raises(ConfigError, match=clue):
         tiny_model(heads=HEADS).wire(frozenset(needs), units)
+
+
+TOPICS = {
+    "topic": {"name": "region_query", "unit": "sentence", "positions": 8},
+    "codes": {"name": "codebook", "of": "topic", "codes": 6, "patience": 2},
+}
+NEEDS = frozenset({"image.tokens", "text.sentence", "regions.topic", "codes.codes"})
+
+
+def test_a_topic_is_asked_by_the_sentence_before_its_projection_and_lies_on_the_projected_image() -> None:
+    model, batch = tiny_model(heads=TOPICS, dim=12).eval(), random_batch(SENTENCES, views=2)
+    pair = model(batch)
+    regions, sentence = pair.regions["topic"], pair.text_raw.units["sentence"]
+    asked = model.heads["topic"].query(sentence.vectors)
+    for b, u in sentence.mask.nonzero().tolist():
+        real = pair.image.mask[b]
+        torch.testing.assert_close(regions.attention[b, u, 0][real], asked[b, u][real].softmax(-1))
+        torch.testing.assert_close(regions.vectors[b, u], regions.attention[b, u, 0] @ pair.image.tokens[b])
+    assert torch.equal(pair.codes["codes"].index, model.heads["codes"](regions).index)
+    assert torch.equal(pair.codes["codes"].index > 0, sentence.mask)
+    assert pair.codes["codes"].vectors.shape == (6, 8)
+
+
+@pytest.mark.parametrize("order", [["topic", "codes"], ["codes", "topic"]])
+def test_a_codebook_may_stand_before_or_behind_its_region_query_in_the_config(order: list[str]) -> None:
+    model = tiny_model(heads={label: TOPICS[label] for label in order}).eval()
+    again = build_model(model.recipe).eval()
+    again.load_state_dict(model.state_dict())
+    one, two = (m(random_batch(SENTENCES)) for m in (model, again))
+    assert torch.equal(one.codes["codes"].vectors, two.codes["codes"].vectors)
+    assert torch.equal(one.codes["codes"].index, two.codes["codes"].index)
+    assert again.recipe == model.recipe
+
+
+def test_a_checkpoint_brings_topics_and_codes_back_with_what_they_have_seen(tmp_path: Path) -> None:
+    model, batch = tiny_model(heads=TOPICS).train(), random_batch(SENTENCES)
+    for _ in range(2):
+        model(batch)
+    spec = model.eval().image.spec
+    whole = Pretrained(model, Tokenizer.train(["The lungs are clear."], 50), Preprocess((32, 32), "pad", spec.mean, spec.std), max_tokens=64)
+    again = checkpoints.load_pretrained(checkpoints.save(tmp_path / "it", whole, config_yaml="", metrics={}, provenance={})).model
+    assert not again.training
+    one, two = model(batch), again(batch)
+    for name in ("vectors", "index", "dead"):
+        assert torch.equal(getattr(one.codes["codes"], name), getattr(two.codes["codes"], name))
+    assert torch.equal(one.regions["topic"].attention, two.regions["topic"].attention)
+    assert one.codes["codes"].dead.any()
+    assert not one.codes["codes"].dead.all()
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [
+        {"codes": {"name": "codebook", "of": "topic"}},
+        {"codes": {"name": "codebook"}},
+        {"codes": {"name": "codebook", "of": "codes"}},
+        {"topic": {"name": "region_query", "unit": "sentence"}, "codes": {"name": "codebook", "of": "topic"}},
+    ],
+    ids=["no region query", "of nothing", "of itself", "without positions"],
+)
+def test_a_codebook_without_a_region_query_by_position_is_refused(heads: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"heads\.codes keeps codes of .*no region query by position") as caught:
+        tiny_model(heads=heads)
+    assert "positions: N" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("needs", "clue"),
+    [
+        ({"image.tokens", "regions.topic"}, "no objective reads the head 'codes'"),
+        ({"image.tokens", "codes.codes"}, "no objective reads the head 'topic'"),
+        (NEEDS | {"codes.topic"}, "heads.topic is no codebook"),
+        (NEEDS | {"regions.codes"}, "heads.codes is no region_query"),
+        (NEEDS | {"codes.other"}, "no head 'other'"),
+    ],
+)
+def test_heads_that_an_objective_takes_for_others_or_leaves_untrained_are_named(needs: set[str], clue: str) -> None:
+    with pytest.raises(ConfigError, match=clue):
+        tiny_model(heads=TOPICS).wire(frozenset(needs), ["sentence"])
+
+
+def test_topics_train_the_encoder_that_asks_the_projections_they_meet_and_the_codes() -> None:
+    model = tiny_model(heads=TOPICS).train()
+    model.wire(NEEDS, ["sentence"])
+    assert {n for n, p in model.named_parameters() if not p.requires_grad} == {n for n, _ in model.named_parameters() if n.startswith(tuple(GLOBAL))}
+    pair = model(random_batch([2, 3], views=2))
+    topic, codes, sentence = pair.regions["topic"], pair.codes["codes"], pair.text.units["sentence"]
+    (topic.attention.square().sum() + codes.vectors.sum() + sentence.vectors.sum() + pair.image.tokens.sum()).backward()
+    assert not {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
+
+
+# --------------------------------------------------------------------------------------------- linear projections, [CLS]
+
+
+@pytest.mark.parametrize("local_heads", [True, False])
+def test_a_linear_projection_is_one_linear_map(local_heads: bool) -> None:
+    model = tiny_model(projection="linear", dim=12, local_heads=local_heads).eval()
+    projections = [m for n, m in model.named_children() if n.endswith(("_global", "_local")) and m is not None]
+    assert len(projections) == (4 if local_heads else 2)
+    assert all(type(m) is LinearProjection for m in projections)
+    after, before = model.encode_image(random_batch(SENTENCES).images, torch.ones(4, 1, dtype=torch.bool))
+    project, tokens = (model.image_local, before.tokens) if local_heads else (model.image_global, model.image_pool.values(before.tokens))
+    torch.testing.assert_close(after.tokens, tokens @ project.weight.T + project.bias)
+    torch.testing.assert_close(after.pooled, before.pooled @ model.image_global.weight.T + model.image_global.bias)
+    again = build_model(model.recipe).eval()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(random_batch(SENTENCES)).text.pooled, model(random_batch(SENTENCES)).text.pooled)
+
+
+def test_the_vector_of_a_sentence_may_be_what_its_cls_has_become() -> None:
+    model, batch = tiny_model(context="sentence", sentence_pool="cls").eval(), random_batch(SENTENCES)
+    units = batch.units["sentence"]
+    _, raw = model.encode_text(batch.text_ids, batch.text_mask, batch.units)
+    for b in range(len(batch)):
+        for u in range(units.mask.shape[1]):
+            words = batch.text_ids[b, units.tokens[b, u]].tolist()
+            expected = torch.zeros(16)
+            if words:
+                ids = torch.tensor([[2, *words, 3]])
+                expected = model.text(ids, torch.ones_like(ids, dtype=torch.bool))[0, 0]
+            torch.testing.assert_close(raw.units["sentence"].vectors[b, u], expected)
+    _, pooled = tiny_model(context="sentence", sentence_pool="mean").eval().encode_text(batch.text_ids, batch.text_mask, batch.units)
+    for other in ("word", "report"):  # have no [CLS] of their own: the mean of their tokens
+        torch.testing.assert_close(raw.units[other].vectors, pooled.units[other].vectors)
+    assert not torch.allclose(raw.units["sentence"].vectors, pooled.units["sentence"].vectors)
+    torch.testing.assert_close(raw.tokens, pooled.tokens)
+    again = build_model(model.recipe).eval()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(batch).text.units["sentence"].vectors, model(batch).text.units["sentence"].vectors)
+
+
+def test_sentences_that_see_their_report_have_no_cls() -> None:
+    with pytest.raises(ConfigError, match="sentence_pool is 'cls'") as caught:
+        tiny_model(sentence_pool="cls")
+    assert "text.context=sentence" in caught.value.fix
+
+
+# ------------------------------------------------------------------------------------------ positions, before a run begins
+
+
+def silc(*overrides: str) -> configs.Config:
+    """The phantom's config with SILC's parts, tiny: 64 pixels, a map at stride 16, so 16 tokens."""
+    small = [
+        "data.size=64", "data.train=4", "data.val=0", "data.test=2", "data.comp=2", "data.decor=0", "data.swap=2", "data.max_tokens=96",
+        "model.dim=16", "model.hidden=16", "text.width=16", "text.depth=1", "image.arch={channels: [8, 16, 32, 64], stem_width: 8}",
+        "image.stride=16", "text.context=sentence", "model.sentence_pool=cls", "model.projection=linear",
+        "heads.topic={name: region_query, unit: sentence, positions: 16}", "heads.codes={name: codebook, of: topic, codes: 8}",
+        "objectives={global_contrastive: null, phrase_image: null, intra_modal: null, sentence_topic: {weight: 1.0}}",
+    ]  # fmt: skip
+    return configs.load("elvis_phantom", [*small, *overrides])
+
+
+def test_a_run_with_topics_is_put_together_where_positions_are_the_tokens_of_an_image() -> None:
+    run = assembly.assemble(silc())
+    assert run.pretrained.model.heads["topic"].positions == run.pretrained.model.heads["codes"].vectors.shape[1] == 16
+    fused = assembly.assemble(silc("data.views=all", "data.max_views=3", "model.views=mean"))
+    assert fused.pretrained.model.views == "mean"
+    assert assembly.assemble(silc("data.views=all", "data.max_views=3", "heads.topic.positions=48")).weights == {"sentence_topic": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what", "fix"),
+    [
+        (["heads.topic.positions=49"], "heads.topic has 49 positions, an image of 64 pixels has 4 x 4 = 16 tokens", "positions=16"),
+        (["data.size=96"], "heads.topic has 16 positions, an image of 96 pixels has 6 x 6 = 36 tokens", "positions=36"),
+        (["data.views=all", "data.max_views=3"], "has 4 x 4 x 3 views = 48 tokens", "positions=48"),
+        (["data.views=all", "data.max_views=3", "model.views=max", "heads.topic.positions=48"], "has 4 x 4 = 16 tokens", "positions=16"),
+    ],
+)
+def test_positions_that_are_not_the_tokens_of_an_image_are_refused_with_the_right_number(overrides: list[str], what: str, fix: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        assembly.assemble(silc(*overrides))
+    assert what in caught.value.what
+    assert caught.value.fix == f"set heads.topic.{fix}"
+
+
+def test_topics_that_look_at_the_image_first_are_refused_by_what_lays_them_on_others() -> None:
+    config = silc("objectives.sentence_topic.codebook=''")
+    config.heads = {"topic": {"name": "region_query", "unit": "sentence"}}
+    with pytest.raises(
+        ConfigError, match=r"objectives\.sentence_topic lays the maps of heads\.topic on any image, but it has no positions"
+    ) as caught:
+        assembly.assemble(config)
+    assert caught.value.fix == "set heads.topic.positions=16"
 
 
 GLOBAL = {"image_pool", "text_pool", "image_global", "text_global", "log_scale"}

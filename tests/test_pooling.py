@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from elvis.pooling import AttentionPool, RegionQuery, pool_units
+from elvis.errors import ConfigError
+from elvis.pooling import AttentionPool, Codebook, RegionQuery, nearest_rows, pool_units
 from elvis.types import Regions, TextUnits
 
 CLOSE = dict(rtol=0, atol=1e-12)
@@ -280,3 +281,157 @@ def test_a_query_may_have_a_width_of_its_own() -> None:
 def test_a_region_query_that_predicts_says_so_when_asked_nothing() -> None:
     with pytest.raises(ValueError, match="queries="):
         region_query()(draw(1, 5, 8), lengths(5, longest=5))
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_regions_by_position_are_like_a_loop_and_the_same_whatever_the_tokens_hold(top_k: int | None) -> None:
+    module = region_query(positions=6, query_width=4, temperature=0.5, top_k=top_k)
+    tokens, mask, query, query_mask = draw(4, 5, 8), lengths(5, 3, 1, 0, longest=5), draw(4, 3, 4, seed=1), lengths(3, 1, 2, 3, longest=3)
+    seen = module(tokens, mask, query, query_mask)
+    weight = module.query.weight.detach()
+    assert weight.shape == (6, 4)
+    assert module.query.bias is None
+    for b in range(4):
+        for q in range(3):
+            real = [n for n in range(5) if mask[b, n]] if query_mask[b, q] else []
+            assert bool(seen.mask[b, q]) == bool(real)
+            logits = {n: math.fsum(float(weight[n, d]) * float(query[b, q, d]) for d in range(4)) / 0.5 for n in real}
+            best = sorted(logits, key=lambda n: -logits[n])[:top_k]
+            whole = math.fsum(math.exp(logits[n]) for n in best)
+            expected = [math.exp(logits[n]) / whole if n in best else 0.0 for n in range(5)]
+            assert seen.attention[b, q, 0].tolist() == pytest.approx(expected, abs=1e-12)
+            vector = [math.fsum(expected[n] * float(tokens[b, n, d]) for n in range(5)) for d in range(8)]
+            assert seen.vectors[b, q].tolist() == pytest.approx(vector, abs=1e-12)
+    assert torch.equal(module(draw(4, 5, 8, seed=9), mask, query, query_mask).attention, seen.attention)
+    assert seen.source == "text"
+
+
+def test_a_region_query_by_position_trains_what_asks_and_what_is_seen() -> None:
+    module = region_query(positions=5)
+    tokens, query = draw(2, 5, 8).requires_grad_(), draw(2, 2, 8, seed=1).requires_grad_()
+    seen = module(tokens, lengths(5, 3, longest=5), query, lengths(2, 1, longest=2))
+    (seen.vectors * draw(2, 2, 8, seed=2)).sum().backward()
+    assert [name for name, _ in module.named_parameters()] == ["query.weight"]
+    assert (module.query.weight.grad.abs().sum(1) > 0).all()
+    assert (tokens.grad[0] != 0).all()
+    assert (query.grad[1, 1] == 0).all()
+    assert (query.grad[1, 0] != 0).any()
+
+
+@pytest.mark.parametrize("options", [{"queries": 2}, {"heads": 2}])
+def test_a_region_query_by_position_is_asked_by_text_and_has_one_map(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="by position"):
+        region_query(positions=5, **options)
+
+
+def test_more_tokens_than_positions_are_refused_with_the_number_to_set() -> None:
+    with pytest.raises(ConfigError, match="28 tokens, this region query knows 8 positions") as caught:
+        region_query(positions=8)(draw(1, 28, 8), lengths(28, longest=28), draw(1, 1, 8))
+    assert caught.value.fix == "set positions: 28"
+
+
+# ------------------------------------------------------------------------------------------------------------- Codebook
+
+
+def book(**options: Any) -> Codebook:
+    torch.manual_seed(0)
+    return Codebook(**{"width": 5, "codes": 7, "patience": 3, **options}).double()
+
+
+def some_maps(*shape: int, heads: int = 1, seed: int = 0, real: torch.Tensor | None = None) -> Regions:
+    attention = draw(*shape[:2], heads, shape[2], seed=seed).softmax(-1)
+    return Regions(draw(*shape[:2], 4), torch.ones(shape[:2], dtype=torch.bool) if real is None else real, attention)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("tokens", [5, 3], ids=["all positions", "some positions"])
+def test_a_unit_gets_the_nearest_code_but_never_the_first(heads: int, tokens: int) -> None:
+    real = lengths(4, 2, 0, longest=4)
+    regions, module = some_maps(3, 4, tokens, heads=heads, real=real), book().eval()
+    codes = module(regions)
+    assert codes.vectors.shape == (7, 5)
+    for b in range(3):
+        for u in range(4):
+            seen = [math.fsum(regions.attention[b, u, :, n].tolist()) / heads for n in range(tokens)] + [0.0] * (5 - tokens)
+            far = [math.fsum((a - e) ** 2 for a, e in zip(seen, vector, strict=True)) for vector in codes.vectors.tolist()]
+            expected = min(range(1, 7), key=lambda k: far[k]) if real[b, u] else 0
+            assert int(codes.index[b, u]) == expected
+    assert len(codes.index[real].unique()) > 1
+    even = Regions(regions.vectors, real, torch.full((3, 4, 1, 5), 0.2, dtype=torch.float64))  # the first code itself
+    assert (module(even).index[real] > 0).all()
+
+
+def test_the_codes_begin_on_the_simplex_the_first_is_even_and_stays() -> None:
+    module = book(width=4, codes=3)
+    codes = module(some_maps(1, 2, 4))
+    torch.testing.assert_close(codes.vectors.sum(1), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-6)
+    assert codes.vectors[0].tolist() == [0.25] * 4
+    assert [name for name, _ in module.named_parameters()] == ["vectors"]
+    codes.vectors.square().sum().backward()
+    torch.testing.assert_close(module.vectors.grad, 2 * module.vectors.detach())
+
+
+def test_codes_give_the_maps_no_gradient() -> None:
+    regions = some_maps(1, 2, 5)
+    regions.attention.requires_grad_()
+    codes = book()(regions)
+    assert codes.vectors.requires_grad
+    assert not codes.index.is_floating_point()
+    codes.vectors.sum().backward()
+    assert regions.attention.grad is None
+
+
+def exactly(module: Codebook, *chosen: int) -> Regions:
+    """Units whose maps are these codes."""
+    maps = torch.cat([module.end, module.vectors.detach()])[list(chosen)]
+    return Regions(maps, torch.ones(1, len(chosen), dtype=torch.bool), maps[None, :, None])
+
+
+def dead(module: Codebook, *chosen: int) -> list[int]:
+    return module(exactly(module, *chosen)).dead.nonzero()[:, 0].tolist()
+
+
+def test_a_code_is_dead_until_it_is_used_and_again_after_patience_passes_without_use() -> None:
+    module = book().train()
+    assert dead(module, 2, 5) == [1, 3, 4, 6]  # never the first
+    assert dead(module, 2) == dead(module, 2) == [1, 3, 4, 6]  # two passes without 5
+    assert dead(module, 2) == [1, 3, 4, 5, 6]  # the third
+    assert dead(module, 5) == [1, 3, 4, 6]
+
+
+def test_only_training_counts_and_padding_does_not() -> None:
+    module = book().train()
+    module(exactly(module, 2))
+    module.eval()
+    for _ in range(5):
+        assert dead(module, 4) == [1, 3, 4, 5, 6]
+    module.train()
+    padded = exactly(module, 2, 4)
+    assert module(Regions(padded.vectors, torch.tensor([[True, False]]), padded.attention)).dead.nonzero()[:, 0].tolist() == [1, 3, 4, 5, 6]
+
+
+def test_a_codebook_survives_in_its_state_dict() -> None:
+    module = book().train()
+    module(exactly(module, 2, 3))
+    again = book(codes=7)
+    torch.nn.init.zeros_(again.vectors)
+    again.load_state_dict(module.state_dict())
+    for one, two in ((module.eval(), again.eval()), (module.train(), again.train())):
+        regions = some_maps(2, 3, 5, seed=4)
+        a, b = one(regions), two(regions)
+        assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("vectors", "index", "dead"))
+
+
+def test_a_codebook_of_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match="codebook of 1"):
+        Codebook(width=4, codes=1)
+
+
+def test_nearest_rows_are_told_apart_where_they_are_almost_the_same() -> None:
+    """In fp32: |a|^2 - 2ab + |b|^2 would lose what makes the difference."""
+    rows = torch.full((3, 49), 1 / 49)
+    rows[1, 0], rows[2, 0] = 1 / 49 + 3e-5, 1 / 49 + 4e-5
+    asked = torch.full((1, 2, 49), 1 / 49)
+    asked[0, 0, 0] += 2.9e-5
+    asked[0, 1, 0] += 4.2e-5
+    assert nearest_rows(asked, rows).tolist() == [[1, 2]]

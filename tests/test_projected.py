@@ -29,6 +29,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "local heads": {"local_heads": True},
     "local heads, batch norm": {"local_heads": True, "norm": "batch"},
     "local heads, no norm": {"local_heads": True, "norm": "none"},
+    "local heads, linear": {"local_heads": True, "projection": "linear"},
+    "no local heads, linear": {"local_heads": False, "projection": "linear"},
     "no local heads": {"local_heads": False},
     "no local heads, batch norm": {"local_heads": False, "norm": "batch"},
     "no local heads, mean pool": {"local_heads": False, "image_pool": "mean"},

@@ -75,15 +75,17 @@ class Ours:
         return self.pretrained.images(images)[0]
 
     def phrases(self, phrases: Sequence[str]) -> TextFeatures:
-        return self.pretrained.phrases(phrases)[0]
+        after, before = self.pretrained.phrases(phrases)  # region queries ask with what stands before the projection
+        return replace(after, units={**after.units, **{f"{name}_raw": units for name, units in before.units.items()}})
 
     @torch.inference_mode()
     def attention(self, kind: str, image: ImageFeatures, text: TextFeatures) -> Tensor:
         """Where phrase b looks in image b, by what an objective or a head of that label trained: B N (mean over heads)."""
         if kind in self.objectives:
             return self.objectives[kind].attention(image, text)
-        head, unit = self.pretrained.model.heads[kind], text.units[self.pretrained.model.asked_by[kind]]
-        return head(image.tokens, image.mask, unit.vectors, unit.mask).attention.mean(2).sum(1) / unit.mask.sum(1, keepdim=True).clamp_min(1)
+        unit = text.units[f"{self.pretrained.model.asked_by[kind]}_raw"]
+        regions = self.pretrained.model.look(kind, image, unit)
+        return regions.attention.mean(2).sum(1) / unit.mask.sum(1, keepdim=True).clamp_min(1)
 
     def gradcam(self, images: Sequence[np.ndarray], phrases: Sequence[Sequence[str]]) -> list[Tensor]:
         """GradCAM (Selvaraju et al. 2017) of the cosine of the pooled image with the pooled phrase.

@@ -6,7 +6,6 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +13,15 @@ from PIL import Image
 
 from downstream.segmentation.model import Head
 from downstream.segmentation.report import COLOURS, outlined
-from elvis.data.images import BadImage, ImageFile, read
+from elvis.data.images import BadImage, image_files, read
 from elvis.errors import DataError
 from elvis.results import write_file
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom", ".bmp", ".tif", ".tiff", "")  # the content decides; these are looked at
 
 
 def predict(head: Head, images: Path, out: Path, *, side: int = 512, progress: object = None) -> tuple[int, list[tuple[str, str]]]:
     """(how many were written, [(file, reason) of those that cannot be read]). DataError when there is no image."""
     own = {(out / part).resolve() for part in ("masks", "overlays")}  # of an earlier call, where OUT lies in the folder itself
-    files = [(name, file) for name, file in _files(images) if not own & {*file.path.resolve().parents}]
+    files = [(name, file) for name, file in image_files(images) if not own & {*file.path.resolve().parents}]
     if not files:
         raise DataError(f"no image under {images}", "give a folder of JPEG, PNG or DICOM files", "D010")
     names = _names([name for name, _ in files])
@@ -50,19 +47,6 @@ def predict(head: Head, images: Path, out: Path, *, side: int = 512, progress: o
         lines = (json.dumps({"file": name, "reason": reason}) + "\n" for name, reason in bad)
         write_file(out / "bad_images.jsonl", "".join(lines).encode(), private=True)
     return written, bad
-
-
-def _files(root: Path) -> Iterator[tuple[str, ImageFile]]:
-    """(path relative to the root, file), sorted; one that a symbolic link takes out of the root is refused when it is read."""
-    if root.is_file():
-        yield root.name, ImageFile(str(root.parent), root.name)
-        return
-    if not root.is_dir():
-        raise DataError(f"no folder {root}", "give a folder of images, or one image", "D001")
-    for path in sorted(root.rglob("*")):
-        name = path.relative_to(root).as_posix()
-        if path.is_file() and path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in name.split("/")):
-            yield name, ImageFile(str(root), name)
 
 
 def _names(files: list[str]) -> dict[str, str]:

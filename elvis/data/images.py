@@ -15,7 +15,7 @@ import functools
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +29,7 @@ from elvis.types import ImageSource
 if TYPE_CHECKING:  # a reader of files needs no torch: adapters and the processes of `prepare` start without it
     from torch import Tensor
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom", ".bmp", ".tif", ".tiff", "")  # of files in a folder of images; the content decides
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF")  # what PIL may take a file for; some of its other readers start programs
 
 
@@ -80,6 +81,19 @@ class ImageFile:
     def read(self) -> np.ndarray:
         """uint8, H W. Raises BadImage."""
         return self.look().pixels
+
+
+def image_files(root: Path) -> Iterator[tuple[str, ImageFile]]:
+    """(path relative to the root, file) of a folder or of one file, sorted; what a symbolic link takes out of the root is refused when it is read."""
+    if root.is_file():
+        yield root.name, ImageFile(str(root.parent), root.name)
+        return
+    if not root.is_dir():
+        raise DataError(f"no folder {root}", "give a folder of images, or one image", "D001")
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if path.is_file() and path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in name.split("/")):
+            yield name, ImageFile(str(root), name)
 
 
 def under(root: str, path: Path) -> Path:
@@ -211,6 +225,12 @@ class Frame:
     def boxes_to_input(self, boxes: Tensor) -> Tensor:
         """Boxes (x1, y1, x2, y2), ... 4, from original to input pixels; they may reach outside where the crop cuts."""
         return boxes * boxes.new_tensor(self.scale[::-1]).repeat(2) + boxes.new_tensor(self.offset[::-1]).repeat(2)
+
+    def boxes_to_original(self, boxes: Tensor) -> Tensor:
+        """Boxes (x1, y1, x2, y2), ... 4, from input pixels to the original's, cut at its edges."""
+        edges = boxes.new_tensor([self.width, self.height] * 2)
+        placed = (boxes - boxes.new_tensor(self.offset[::-1]).repeat(2)) / boxes.new_tensor(self.scale[::-1]).repeat(2)
+        return placed.clamp_min(0).minimum(edges)
 
 
 @functools.lru_cache(maxsize=32)

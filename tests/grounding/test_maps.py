@@ -100,7 +100,7 @@ def test_a_region_query_shows_the_attention_of_its_heads() -> None:
     assert it.kinds == ("cosine", "topic", "gradcam")
     (found, _) = maps(it, IMAGES, PHRASES, "topic")
     seen, text = it.images(IMAGES[:1]), it.phrases(PHRASES[0][:1])
-    unit = text.units["sentence"]
+    unit = text.units["sentence_raw"]
     regions = it.pretrained.model.heads["topic"](seen.tokens, seen.mask, unit.vectors, unit.mask)
     expected = regions.attention[0, 0].mean(0).detach().unflatten(0, seen.grid)
     torch.testing.assert_close(found[0], it.preprocess.frame(*IMAGES[0].shape).to_original(expected), atol=1e-5, rtol=0)

@@ -20,7 +20,11 @@ from elvis.model import Projected, build_image
 from elvis.registry import BACKBONES
 from elvis.types import BackboneSpec
 
-SMALL: dict[str, dict[str, Any]] = {"cnn": {"model": "test_resnet"}, "vit": {"model": "test_vit", "depth": 2}}
+SMALL: dict[str, dict[str, Any]] = {
+    "cnn": {"model": "test_resnet"},
+    "hybrid": {"cnn": "test_resnet", "stride": 16, "width": 32, "layers": 2, "heads": 4, "hidden": 48},  # not dilated: DeepLab at stride 16
+    "vit": {"model": "test_vit", "depth": 2},
+}
 RESNET = {"channels": [8, 16, 24, 32], "stem_width": 8}
 CONVNEXT = {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
 SWIN = {"embed_dim": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 4, "drop_path_rate": 0.0}

@@ -189,7 +189,7 @@ class _Writer:
         """The words of a finding by three numbers: noun, size, zone."""
         noun = NOUNS[f.kind][int(3 * u[0])]
         size = (SIZES if f.kind in LATERAL else DEGREES)[f.size][int(2 * u[1])]
-        return {"noun": noun, "a_noun": _article(noun, f.kind), "size": size, "side": f.side, "zone": ZONE_WORDS[f.zone][int(2 * u[2])]}
+        return {"noun": noun, "a_noun": with_article(noun, f.kind), "size": size, "side": f.side, "zone": ZONE_WORDS[f.zone][int(2 * u[2])]}
 
     def merged(self) -> tuple[list[Line], list[Finding]]:
         """Sentences about two findings: two of one kind, or an effusion and the atelectasis beside it; and these findings."""
@@ -267,7 +267,7 @@ def _beside(a: Finding, b: Finding) -> bool:
     return a.kind == "effusion" and b.kind == "atelectasis" and (b.side, b.zone) == (a.side, "lower")
 
 
-def _article(noun: str, kind: str) -> str:
+def with_article(noun: str, kind: str) -> str:
     """A nodule, an effusion; none for what is not counted."""
     return noun if kind not in LATERAL else f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 

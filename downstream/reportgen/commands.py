@@ -1,0 +1,390 @@
+"""What the commands do: train, tune, generate, evaluate; each ends in a folder with reports, tables and pages.
+
+OUT/  config.yaml  pretraining/ (train without a checkpoint)  checkpoints/  log.jsonl  metrics.csv
+      reports/<split>.json .txt      every sentence with confidence, topic, map, box, region
+      results.json  table.md  index.html (numbers)  reports.html (images and reports side by side)
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from downstream.reportgen import config as schemas
+from downstream.reportgen import model, output, score, show
+from downstream.reportgen import train as training
+from downstream.reportgen import tune as tuning
+from downstream.reportgen.config import Reportgen
+from downstream.reportgen.model import Generator
+from downstream.reportgen.reports import Generated, Spoken
+from downstream.reportgen.score import Setting, Split
+from downstream.reportgen.train import Table
+from elvis import checkpoints, results
+from elvis import config as configs
+from elvis.data import reports as texts
+from elvis.data import studies
+from elvis.data.images import BadImage, image_files, read
+from elvis.errors import ConfigError, DataError
+from elvis.pretrain import interpreter
+from elvis.types import Result, Study
+
+
+def train(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, args: argparse.Namespace) -> int:
+    """Visual side, decoder, reports, numbers."""
+    from downstream.reportgen.__main__ import lead, say
+    from elvis.training import make_fabric
+
+    whole = schemas.pretraining(config)
+    section, options = configs.data_section(whole)
+    table = training.table(config, section, options)
+    if checkpoint is not None:
+        _refuse_leak(np.load(p) if (p := checkpoints.resolve(checkpoint) / "patients.npy").is_file() else None, table, config, str(checkpoint))
+    score.family(config.select)
+    if args.dry_run:
+        return _dry_run(config, checkpoint, table, section)
+    if lead():
+        enter(out, config, args.resume, {"checkpoint": str(checkpoint or "")})
+    say(f"run directory: {out}", *(f"note: {note}" for note in table.notes))
+    seen = training.visual(config, checkpoint, out, progress=not args.quiet)
+    fabric = make_fabric(config.train)
+    newest = checkpoints.newest(out) if (out / "checkpoints").is_dir() else None
+    generator = training.new(config, seen, table, section)
+    if newest is not None:
+        generator.vocabulary = model.vocabulary_of(config.decoder, newest / "vocabulary")
+    generator.patients = _together(seen.patients, studies.fingerprints(table.owner, "train", table.name))
+    generator.provenance = {**checkpoints.provenance(dataclasses.asdict(config), data=table.name, seed=config.train.seed), **generator.provenance}
+    say(f"decoder {config.decoder['name']}: {parameters(generator.decoder):,} parameters; visual side: {parameters(generator.pretrained.model):,}")
+    held_out = table.split("val", config.tune.held_out)
+    generator = training.run(
+        generator, seen, config, table, section, out, fabric, config_yaml=shareable(config), progress=not args.quiet,
+        score=lambda g: score.quick(g, held_out, config.decode, config.batch_size, config.select),
+    )  # fmt: skip
+    if fabric.is_global_zero:
+        report(generator, config, table, out, name=name or config.decoder["name"], extra=[])
+    return 0
+
+
+def tune(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, args: argparse.Namespace) -> int:
+    """Reinforcement learning of one part of a trained generator; the reward on held-out studies before and after; reports, numbers."""
+    from downstream.reportgen.__main__ import lead, say
+    from elvis.training import make_fabric
+
+    generator = model.load(checkpoint)  # type: ignore[arg-type]
+    section, table = _table(config, generator)
+    if lead():
+        enter(out, config, args.resume, {"checkpoint": str(checkpoint)})
+    say(f"run directory: {out}", *(f"note: {note}" for note in table.notes))
+    fabric = make_fabric(config.tune.train)
+    before, after = tuning.run(generator, config, table, section, out, fabric, config_yaml=shareable(config), progress=not args.quiet)
+    if fabric.is_global_zero:
+        report(
+            generator,
+            config,
+            table,
+            out,
+            name=name or f"{generator.recipe['name']}, tuned",
+            extra=tuning.rows(before, after, config, table),
+            start=checkpoint,
+        )
+    return 0
+
+
+def generate(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, args: argparse.Namespace) -> int:
+    """Reports of a dataset's split, or of a folder of images; JSON, text, ReXrank's JSON."""
+    generator = _device(model.load(checkpoint), config)  # type: ignore[arg-type]
+    generator.wishes(config.decode)  # refused before anything is read
+    if args.images:
+        found = _of_folder(generator, config, Path(args.images))
+        splits = {"images": found}
+        public = False
+    else:
+        _, table = _table(config, generator)
+        public = table.name == "phantom"
+        splits = {split: _write(generator, config, table.split(split, config.limit), name or "model", oracle=False) for split in config.splits}
+    for split, found in splits.items():
+        _save(found, out, split, public)
+        if args.entries:
+            _rexrank(found, Path(args.entries), out / "reports" / f"{split}.rexrank.json", public)
+        rows = next(iter(found.reports.values()))
+        print(f"{split}: {len(rows)} reports in {out / 'reports' / f'{split}.json'} and .txt" + _limits(rows))
+        for id, reason in list(found.unreadable.items())[:3]:
+            print(f"  cannot be read: {id} ({reason})")
+    return 0 if any(found.studies or found.frames for found in splits.values()) else 2
+
+
+def evaluate(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, args: argparse.Namespace) -> int:
+    """Judge a generator, or reports that any model wrote."""
+    if args.generated:
+        code = _evaluate_file(config, Path(args.generated), name, out)
+        return _sanity(config, out) if args.sanity else code
+    generator = _device(model.load(checkpoint), config)  # type: ignore[arg-type]
+    _, table = _table(config, generator)
+    generator.wishes(config.decode)
+    report(generator, config, table, out, name=name or generator.recipe["name"], extra=[])
+    return _sanity(config, out) if args.sanity else 0
+
+
+def _sanity(config: Reportgen, out: Path) -> int:
+    """sanity.md: every metric on references of the first split that were changed."""
+    section, options = configs.data_section(schemas.pretraining(config))
+    table = training.table(config, section, options)
+    references = [" ".join(s.text for s in study.sentences) for study in table.split(config.splits[0])]
+    text = score.answers(references, Setting.of(config, table.name, table.split("train")))
+    results.write_file(out / "sanity.md", text.encode())
+    print(f"\n{text}\nsanity: {out / 'sanity.md'}")
+    return 0
+
+
+# ----------------------------------------------------------------------------------------------------------- report
+
+
+def report(
+    generator: Generator, config: Reportgen, table: Table, out: Path, *, name: str, extra: Sequence[Result], start: Path | None = None
+) -> list[Result]:
+    """Write the reports of every split, judge them beside the priors, and write tables and pages.
+
+    start: an earlier generator that is judged beside it, under the same draws (what tuning began with).
+    """
+    alarms = _refuse_leak(generator.patients, table, config, name)
+    out.mkdir(parents=True, exist_ok=True)
+    public = table.name == "phantom"
+    how = Setting.of(config, table.name, table.split("train"))
+    found_results: list[Result] = [*extra]
+    cases: list[Any] = []
+    for split in config.splits:
+        found = _write(generator, config, table.split(split, config.limit), name, oracle=True)
+        if not found.studies:
+            raise DataError(f"no image of split '{split}' can be read", "is data.root complete?")
+        if start is not None:
+            earlier = _write(model.load(start).to(generator.device), config, found.studies, "start", oracle=False)
+            found.reports["start"] = earlier.reports["start"]
+        score.priors(generator, found, table.split("train"), config.batch_size)
+        for row in (name, "oracle_topic"):
+            if row in found.reports:
+                _save(Split(found.studies, found.references, {row: found.reports[row]}), out, split if row == name else f"{split}.{row}", public)
+        rows, more = score.judge(found, how, config, dataset=table.name, split=split, name=name, provenance=generator.provenance)
+        found_results += rows
+        alarms += more
+        if config.page.cases and not cases:
+            cases = show.cases(generator, found, rows, config, name=name, phantoms=public)
+    notes = [
+        *table.notes,
+        *(_limits_note(r) for r in found_results if r.row == name and r.config.get("cut")),
+        "images and reports side by side: reports.html",
+    ]
+    page = results.write(
+        out, found_results, curves=out / "log.jsonl" if (out / "log.jsonl").is_file() else None, legend=score.LEGEND, alarms=alarms, notes=notes,
+        config_yaml=shareable(config), title=f"Reports: {name} on {table.name}", private=not public,
+        next_commands=[f"{interpreter()} -m downstream.reportgen generate --checkpoint {out} --config ... decode.beams=3"],
+    )  # fmt: skip
+    if cases:
+        show.write(
+            out / "reports.html",
+            cases,
+            found_results,
+            config,
+            title=f"Reports: {name} on {table.name}",
+            alarms=alarms,
+            notes=notes,
+            private=not public,
+        )
+    if (out / "checkpoints").is_dir():
+        _annotate(out, found_results, name, generator)
+    print("\n" + results.table(found_results) + "\n")
+    print("\n".join([*(f"RED: {alarm}" for alarm in alarms), f"page: {page}"] + ([f"reports: {out / 'reports.html'}"] if cases else [])))
+    return found_results
+
+
+def _write(generator: Generator, config: Reportgen, listed: Sequence[Study], name: str, *, oracle: bool) -> Split:
+    return score.write(generator, listed, config.decode, name=name, oracle=oracle, batch_size=config.batch_size, seed=config.seed)
+
+
+def _save(found: Split, out: Path, split: str, public: bool) -> None:
+    folder = out / "reports"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = next(iter(found.reports.values()))
+    output.save(folder / f"{split}.json", output.to_json(rows), private=not public)
+    output.save(folder / f"{split}.txt", output.to_text(rows), private=not public)
+
+
+def _rexrank(found: Split, entries: Path, target: Path, public: bool) -> None:
+    try:
+        wanted = json.loads(entries.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {entries}: {error}", "give the ReXRank_*.json of the test set", "D003") from None
+    output.save(target, output.to_rexrank(next(iter(found.reports.values())), wanted), private=not public)
+
+
+def _annotate(out: Path, found: Sequence[Result], name: str, generator: Generator) -> None:
+    path = checkpoints.resolve(out)
+    measured = {n: found_metric.value for r in found if r.row == name for n, found_metric in r.metrics.items() if n in score.HEADLINE}
+    checkpoints.annotate(path, measured, generator.pretrained)
+
+
+def _limits(rows: Sequence[Generated]) -> str:
+    cut, sentences = sum(r.cut for r in rows), sum(s.cut for r in rows for s in r.sentences)
+    left_out = sum(not s.kept for r in rows for s in r.sentences)
+    said = [f"{cut} reports and {sentences} sentences reached their limit"] * bool(cut or sentences) + [
+        f"{left_out} sentences abstained from"
+    ] * bool(left_out)
+    return f" ({'; '.join(said)})" if said else ""
+
+
+def _limits_note(result: Result) -> str:
+    return f"{result.split}: {result.config['cut']} of {result.config['images']} reports reached the limit of sentences or tokens before their end"
+
+
+# ------------------------------------------------------------------------------------------------------------ pieces
+
+
+def _table(config: Reportgen, generator: Generator) -> tuple[configs.Data, Table]:
+    """The studies of the config, with the sections the generator writes."""
+    if config.context != generator.context:
+        raise ConfigError(
+            f"the generator is told '{generator.context}', the config has context '{config.context}'", f"set context={generator.context}"
+        )
+    if tuple(config.sections) != generator.sections:
+        raise ConfigError(
+            f"the generator writes {' + '.join(generator.sections)}, the config has sections {' + '.join(config.sections)}",
+            f"set sections=[{','.join(generator.sections)}]",
+        )
+    section, options = configs.data_section(schemas.pretraining(config))
+    return section, training.table(config, section, options)
+
+
+def _of_folder(generator: Generator, config: Reportgen, root: Path) -> Split:
+    """Reports of the images of a folder, each a study of its own."""
+    found = Split([], [], {"model": []})
+    for id, file in image_files(root):
+        try:
+            pixels = read(file)
+        except BadImage as error:
+            found.unreadable[id] = error.reason
+            continue
+        found.frames[id] = generator.pretrained.preprocess.frame(*pixels.shape)
+        found.reports["model"] += generator.write([pixels], config.decode, ids=[id], seed=config.seed)
+    if not found.frames:
+        raise DataError(f"no image under {root} can be read", "give a folder of JPEG, PNG or DICOM files", "D010")
+    return found
+
+
+def _evaluate_file(config: Reportgen, path: Path, name: str, out: Path) -> int:
+    """Reports of a file against the references of the config's data, or of the file itself (ReXrank)."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}", "give a reports.json or a ReXrank submission", "D003") from None
+    section, options = configs.data_section(schemas.pretraining(config))
+    name = name or path.stem
+    if output.is_ours(text):
+        table = training.table(config, section, options)
+        told = {r.id: r for r in output.from_json(text)}
+    else:
+        table = training.table(config, section, options)
+        told = {id: _split(id, judged.prediction) for id, judged in output.from_rexrank(text).items()}
+    everything: list[Result] = []
+    alarms: list[str] = []
+    how = Setting.of(config, table.name, table.split("train"))
+    for split in config.splits:
+        listed = [s for s in table.split(split, config.limit) if s.id in told]
+        if not listed:
+            raise DataError(f"no report in {path.name} is of a study of split '{split}'", f"ids look like {table.split(split)[0].id}", "D020")
+        found = Split(listed, [" ".join(s.text for s in study.sentences) for study in listed], {name: [told[s.id] for s in listed]})
+        score.priors(None, found, table.split("train"), config.batch_size)
+        rows, more = score.judge(found, how, config, dataset=table.name, split=split, name=name, provenance=checkpoints.provenance({}))
+        everything, alarms = [*everything, *rows], [*alarms, *more]
+        if missing := len(table.split(split, config.limit)) - len(listed):
+            alarms.append(f"{split}: {missing} studies have no report in {path.name}: they are not judged")
+    page = results.write(
+        out, everything, legend=score.LEGEND, alarms=alarms, notes=table.notes, config_yaml=shareable(config), title=f"Reports: {name}"
+    )
+    print("\n" + results.table(everything) + "\n\n" + "\n".join([*(f"RED: {alarm}" for alarm in alarms), f"page: {page}"]))
+    return 0
+
+
+def _split(id: str, text: str) -> Generated:
+    said = texts.sentences({"findings": text}, min_words=1)
+    return Generated(id, tuple(Spoken(s.text, 1.0) for s in said))
+
+
+def _device(generator: Generator, config: Reportgen) -> Generator:
+    from elvis.training import make_fabric
+
+    return generator.to(make_fabric(config.train).device)
+
+
+def _together(*fingerprints: np.ndarray | None) -> np.ndarray | None:
+    known = [f for f in fingerprints if f is not None]
+    return np.unique(np.concatenate(known)) if known else None
+
+
+def _refuse_leak(trained_on: np.ndarray | None, table: Table, config: Reportgen, who: str) -> list[str]:
+    """ConfigError where patients who are judged were trained on; with `force` an alarm."""
+    if trained_on is None:
+        return []
+    alarms = []
+    for split in config.splits:
+        judged = studies.fingerprints(table.owner, split, table.name)
+        count = 0 if judged is None else len(np.intersect1d(trained_on, judged))
+        if count and not config.force:
+            raise ConfigError(
+                f"{who} was trained on {count} of the patients of split '{split}'", "judge it on others, or say force=true: the page then says so"
+            )
+        alarms += [f"LEAK: {who} was trained on {count} of the patients of split '{split}'"] * bool(count)
+    return alarms
+
+
+def enter(out: Path, config: Reportgen, resume: bool, more: Mapping[str, str]) -> None:
+    """The folder with its config; one that holds a run is only entered with --resume, and with the same config and checkpoint."""
+    path = out / "config.yaml"
+    values = {**dataclasses.asdict(config), **{k: v for k, v in more.items() if v}}
+    begun = (out / "checkpoints").is_dir() or (out / "pretraining").is_dir()
+    if begun and not resume:
+        raise ConfigError(f"{out} holds a run already", "add --resume to go on with it, or choose another --out")
+    if resume and path.is_file():
+        old = configs.read(path)
+        free = ("page", "metrics", "limit", "batch_size", "resamples", "splits", "force")
+        plain = json.loads(json.dumps(values))
+        if changed := [key for key in sorted({*old, *plain}) if key not in free and old.get(key) != plain.get(key)]:
+            raise ConfigError(
+                f"--resume with another {', '.join(changed)} than the run in {out} began with", "leave them as they were, or start anew"
+            )
+    elif resume:
+        raise ConfigError(f"nothing to resume in {out}", "give the --out of an earlier run, or start without --resume")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        results.write_file(path, configs.to_yaml(values).encode())
+    except OSError as error:
+        raise ConfigError(f"cannot write to {out}: {error.strerror}", "choose another --out") from error
+
+
+def shareable(config: Reportgen) -> str:
+    """The config as it travels in checkpoints and pages: paths of this machine are ???."""
+    whole = schemas.pretraining(config).to_dict()
+    values = configs.shareable({**dataclasses.asdict(config), "data": whole["data"], "objectives": whole["objectives"]})
+    return configs.to_yaml(values)
+
+
+def parameters(module: Any) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _dry_run(config: Reportgen, checkpoint: Path | None, table: Table, section: configs.Data) -> int:
+    """Sizes of everything; nothing is trained or written. Without a checkpoint the visual side is built as pretraining would begin."""
+    seen = training.visual(dataclasses.replace(config, pretrain=False) if checkpoint is None else config, checkpoint, Path(), progress=False)
+    generator = training.new(config, seen, table, section)
+    print(configs.to_yaml(dataclasses.asdict(config)))
+    for what, part in (("visual side", generator.pretrained.model), ("decoder", generator.decoder)):
+        print(f"{what:<12} {parameters(part):>12,} parameters")
+    print(f"vocabulary   {generator.vocabulary.size:>12,} pieces; image tokens {generator.sizes['tokens']}, codes {generator.sizes['codes']}")
+    counts = {split: len(table.split(split)) for split in dict.fromkeys(s.split for s in table.studies)}
+    print("studies: " + ", ".join(f"{split} {count}" for split, count in counts.items()))
+    for note in table.notes:
+        print(f"note: {note}")
+    return 0

@@ -1,0 +1,1 @@
+"""Metrics of generated reports, all offline; each is a function of sums over cases (`sums.py`)."""

@@ -1,0 +1,299 @@
+"""A report generator: the visual side, a decoder, its vocabulary; saved as a checkpoint of the core with the decoder beside it.
+
+generator = load("runs/mgrrg_phantom")
+report = generator.write([image])[0]            # Generated: sentences with confidence, topic, map, box, region
+elvis.load_backbone("runs/mgrrg_phantom")       # the visual side is an ordinary checkpoint
+
+decoder.json (recipe, sizes, sections, limits)   decoder.safetensors   vocabulary/   topics.json (what each code is usually said with)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from downstream.reportgen import decoders
+from downstream.reportgen.config import Decode
+from downstream.reportgen.data import Context
+from downstream.reportgen.decoders.base import Decoder, Draft, Memory, Said, Wishes
+from downstream.reportgen.reports import Box, Generated, Spoken
+from downstream.reportgen.vocabulary import Vocabulary, Words
+from elvis import checkpoints
+from elvis.data.batches import StudyDataset
+from elvis.data.images import Frame, read
+from elvis.data.inputs import ToInput
+from elvis.data.reports import flags
+from elvis.errors import CheckpointError, ConfigError
+from elvis.pretrained import Pretrained
+from elvis.types import Batch, Codes, ImageFeatures, Pair, Study
+
+
+@dataclass
+class Generator:
+    """`pretrained`: the visual side (and the text side that made its topics). `topics`: code -> how often, and its usual sentences."""
+
+    pretrained: Pretrained
+    decoder: Decoder
+    vocabulary: Words
+    recipe: Mapping[str, Any]  # of the decoder
+    sizes: Mapping[str, int]
+    tokens: str = "raw"
+    views: str = "first"
+    max_views: int = 1
+    sections: tuple[str, ...] = ("findings",)
+    context: str = ""
+    topics: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    patients: np.ndarray | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.pretrained.device
+
+    @property
+    def to_input(self) -> ToInput:
+        return ToInput(self.pretrained.preprocess, self.pretrained.model.image.spec.in_channels)
+
+    def eval(self) -> Generator:
+        self.pretrained.eval()
+        self.decoder.eval()
+        return self
+
+    def to(self, device: Any) -> Generator:
+        self.pretrained.model.to(device)
+        self.decoder.to(device)
+        return self
+
+    def memory(self, pair: Pair, context: Context | None = None) -> Memory:
+        """What the decoder looks at, of what the model saw."""
+        return self._memory(pair.image if self.tokens == "projected" else pair.image_raw, next(iter(pair.codes.values()), None), context)
+
+    @torch.inference_mode()
+    def seen(self, batch: Batch) -> Memory:
+        """The memory of a batch of the model (normalised images), its reports not read: codes are those of the codebook, of no sentence."""
+        image, raw = self.pretrained.model.encode_image(batch.images, batch.view_mask)
+        return self._memory(image if self.tokens == "projected" else raw, self.codes(len(batch)), batch.extra.get("context"))
+
+    def _memory(self, image: ImageFeatures, codes: Codes | None, context: Context | None) -> Memory:
+        return Memory(image.tokens, image.mask, codes, *((None, None) if context is None else (context.ids, context.mask)))
+
+    def codes(self, studies: int) -> Codes | None:
+        """The codebook, and for each study no sentence."""
+        label = next(iter(self.pretrained.model.codes_of), None)
+        if label is None:
+            return None
+        book = self.pretrained.model.heads[label]
+        return Codes(torch.cat([book.end, book.vectors]), torch.zeros(studies, 1, dtype=torch.int64, device=self.device))
+
+    def wishes(self, how: Decode) -> Wishes:
+        """What the settings ask for, in tokens and codes. ConfigError: unknown words, codes that are none, topics without a codebook."""
+        asked = {key: [self._phrase(text, key) for text in getattr(how, key)] for key in ("ban", "force")}
+        banned = list({tuple(form): form for phrase in asked["ban"] for form in phrase}.values())
+        on, off = ([self._codes(word, key) for word in getattr(how, key)] for key in ("topics_on", "topics_off"))
+        switched_off = sorted({code for some in off for code in some})
+        if both := sorted({some[0] for some in on} & set(switched_off)):
+            raise ConfigError(f"topic {both[0]} is switched on and off", "mend decode.topics_on or decode.topics_off")
+        return Wishes(banned, [phrase[0] for phrase in asked["force"]], [some[0] for some in on], switched_off)
+
+    def _phrase(self, text: str, key: str) -> list[list[int]]:
+        """A phrase in tokens: as it is written in the middle of a sentence (vocabularies of ours know one form only)."""
+        ids = self.vocabulary.encode(text)
+        if not ids or self.vocabulary.unknown(ids):
+            raise ConfigError(
+                f"decode.{key}: '{text}' holds a word that the vocabulary lacks", "a word that cannot be said needs no ban; force known words"
+            )
+        return [ids]
+
+    def _codes(self, word: int | str, key: str) -> list[int]:
+        """The codes a user means, the most frequent first: a number, or a word of their most frequent sentence."""
+        if not self.decoder.needs_codes:
+            raise ConfigError(f"decode.{key} needs a decoder with topics", "leave it out, or use decoder topic_sentence")
+        if isinstance(word, int):
+            if not 0 < word < self.sizes["codes"]:
+                raise ConfigError(
+                    f"decode.{key}: there is no code {word}", f"codes are 1 to {self.sizes['codes'] - 1}; topics.json lists their sentences"
+                )
+            return [word]
+        found = [code for code, about in self.topics.items() if about["sentences"] and word.lower() in about["sentences"][0][0].lower()]
+        if not found:
+            raise ConfigError(f"decode.{key}: no topic's most frequent sentence holds '{word}'", "topics.json of the checkpoint lists them")
+        return sorted(found, key=lambda code: -self.topics[code]["count"])
+
+    # ---------------------------------------------------------------------------------------------------- use
+
+    def write(
+        self, images: Sequence[Any], how: Decode | None = None, *, ids: Sequence[str] = (), contexts: Sequence[str] = (), seed: int = 0
+    ) -> list[Generated]:
+        """Reports of single images (uint8 H W arrays, paths, ImageSources), in order. contexts: what the decoder is told of each, where it is."""
+        how = how or Decode()
+        pixels = [image if isinstance(image, np.ndarray) else read(Path(image) if isinstance(image, str) else image) for image in images]
+        stack = torch.from_numpy(np.stack([self.pretrained.preprocess.resize(p) for p in pixels]))[:, None, None]  # B 1 1 H W
+        batch = self.to_input(shown(stack, torch.ones(len(pixels), 1, dtype=torch.bool), self.told(contexts or [""] * len(pixels))).to(self.device))
+        drafts = self.draft(batch, how, seed=seed)
+        frames = [self.pretrained.preprocess.frame(*p.shape) for p in pixels]
+        names = list(ids) or [str(number) for number in range(len(pixels))]
+        return [self.report(name, draft, frame, how) for name, draft, frame in zip(names, drafts, frames, strict=True)]
+
+    def told(self, contexts: Sequence[str]) -> Context | None:
+        """Contexts in the decoder's vocabulary; None for a generator that is told nothing."""
+        return Context.of([self.vocabulary.encode(text) for text in contexts], self.vocabulary) if self.context else None
+
+    def draft(self, batch: Batch, how: Decode, *, seed: int = 0, topics: Sequence[Sequence[int]] | None = None) -> list[Draft]:
+        """Drafts of a batch of the model."""
+        self.eval()
+        with torch.no_grad():
+            return self.decoder.write(self.seen(batch), how, wishes=self.wishes(how), seed=seed, topics=topics)
+
+    def report(self, id: str, draft: Draft, frame: Frame | None, how: Decode) -> Generated:
+        """A draft in words. `frame`: of the first image, where maps and boxes lie (of fused views the cells are every view's); None = no boxes."""
+        return Generated(id, tuple(self._spoken(sentence, frame, how.threshold) for sentence in draft.said), draft.cut)
+
+    def _spoken(self, said: Said, frame: Frame | None, threshold: float) -> Spoken:
+        text, map, box = self.vocabulary.decode(said.ids), None, None
+        if said.map is not None:
+            map = said.map[: int(np.prod(self.grid))].reshape(self.grid).numpy().astype(np.float32)
+            map /= map.sum() or 1.0  # of the first view
+            box = around(map, frame) if frame is not None and map.any() else None
+        region = ", ".join(narrowest(flags(text).anatomy))
+        return Spoken(text, said.confidence, said.topic, said.topic_confidence, map, box, region, said.confidence >= threshold, said.cut)
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Of one view."""
+        stride = self.pretrained.model.image.spec.strides[-1]
+        return tuple(-(-side // stride) for side in self.pretrained.preprocess.size)
+
+
+def shown(images: torch.Tensor, view_mask: torch.Tensor, context: Context | None) -> Batch:
+    """Images B V 1 H W uint8 as a batch of no report."""
+    nothing = images.new_zeros(len(images), 0, dtype=torch.int64)
+    extra = {} if context is None else {"context": context}
+    return Batch(images, view_mask, nothing, nothing.bool(), {}, nothing.new_zeros(len(images)), extra=extra)
+
+
+def narrowest(names: Sequence[str]) -> list[str]:
+    """Names of structures without those that another one says more exactly: lung, right lung, right lower lung -> right lower lung."""
+    words = [set(name.split()) for name in names]
+    return [name for name, own in zip(names, words, strict=True) if not any(own < other for other in words)]
+
+
+def around(map: np.ndarray, frame: Frame) -> Box:
+    """The box around the cells of a map (h w) that are at least half its maximum, in pixels of the original image."""
+    rows, columns = np.nonzero(map >= 0.5 * map.max())
+    tall, wide = frame.size[0] / map.shape[0], frame.size[1] / map.shape[1]  # of a cell, in input pixels
+    box = torch.tensor([columns.min() * wide, rows.min() * tall, (columns.max() + 1) * wide, (rows.max() + 1) * tall], dtype=torch.float64)
+    return tuple(frame.boxes_to_original(box).tolist())  # type: ignore[return-value]
+
+
+# ------------------------------------------------------------------------------------------------------------- disk
+
+
+def sizes_of(pretrained: Pretrained, vocabulary: Words, limits: Mapping[str, int], *, tokens: str, views: int, context: bool) -> dict[str, int]:
+    """What a decoder is told of the visual side and the vocabulary."""
+    model = pretrained.model
+    stride = model.image.spec.strides[-1]
+    cells = int(np.prod([-(-side // stride) for side in pretrained.preprocess.size]))
+    book = next((model.heads[label] for label in model.codes_of), None)
+    return {
+        "tokens_width": model.dim if tokens == "projected" else model.image.spec.width,
+        "tokens": cells * (views if model.views == "concat" else 1),
+        "vocab": vocabulary.size,
+        "context": vocabulary.size if context else 0,
+        "codes": 0 if book is None else len(book.vectors) + 1,
+        "cells": 0 if book is None else book.vectors.shape[1],
+        **limits,
+    }
+
+
+def save(target: Path, generator: Generator, *, config_yaml: str, metrics: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> Path:
+    """A checkpoint directory: the core's, and the decoder's files."""
+
+    def more(stage: Path) -> None:
+        about = {
+            "recipe": dict(generator.recipe), "sizes": dict(generator.sizes), "tokens": generator.tokens, "views": generator.views,
+            "max_views": generator.max_views, "sections": list(generator.sections), "context": generator.context,
+        }  # fmt: skip
+        checkpoints.write_json(stage / "decoder.json", about)
+        checkpoints.write_tensors(stage / "decoder.safetensors", decoder_state(generator.decoder))
+        generator.vocabulary.save(stage / "vocabulary")
+        checkpoints.write_json(stage / "topics.json", {str(code): about for code, about in generator.topics.items()})
+
+    return checkpoints.save(
+        target, generator.pretrained, config_yaml=config_yaml, metrics=metrics, provenance=dict(generator.provenance), state=state,
+        patients=generator.patients, more=more,
+    )  # fmt: skip
+
+
+def decoder_state(decoder: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of a decoder; what is tied is there once (safetensors has no shared tensors)."""
+    seen: dict[int, str] = {}
+    out = {}
+    for name, value in decoder.state_dict(keep_vars=True).items():
+        if id(value) not in seen:
+            seen[id(value)] = name
+            out[name] = value.detach()
+    return out
+
+
+def load_decoder(decoder: nn.Module, folder: Path) -> None:
+    """Weights of a checkpoint into a decoder, strictly; tied ones come by their first name."""
+    from safetensors.torch import load_file
+
+    found = load_file(folder / "decoder.safetensors")
+    wanted = decoder_state(decoder)
+    missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    shapes = [name for name in wanted.keys() & found.keys() if wanted[name].shape != found[name].shape]
+    if missing or unexpected or shapes:
+        raise CheckpointError(
+            f"{folder}: weights do not fit the decoder: {len(missing)} missing {missing[:2]}, {len(unexpected)} unexpected {unexpected[:2]}, "
+            f"{len(shapes)} of another shape {shapes[:2]}",
+            "the checkpoint was written by another version, or decoder.json was edited",
+        )
+    decoder.load_state_dict(found, strict=False)
+
+
+def load(path: Path | str) -> Generator:
+    """The generator of a run or checkpoint directory, verified, in eval mode. Raises CheckpointError."""
+    whole = checkpoints.load_whole(path)
+    folder = checkpoints.resolve(path)
+    try:
+        about = json.loads((folder / "decoder.json").read_text())
+        topics = {int(code): found for code, found in json.loads((folder / "topics.json").read_text()).items()}
+        recipe, sizes = about["recipe"], about["sizes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{folder} holds no report decoder", "give the folder of a run of `python -m downstream.reportgen train`") from None
+    vocabulary = vocabulary_of(recipe, folder / "vocabulary")
+    if vocabulary.size != sizes["vocab"]:
+        raise CheckpointError(
+            f"{folder}: the vocabulary has {vocabulary.size} pieces, the decoder was trained with {sizes['vocab']}", "copy the whole directory again"
+        )
+    decoder = decoders.create(recipe, **sizes)
+    load_decoder(decoder, folder)
+    more = {**{key: about[key] for key in ("tokens", "views", "max_views", "context")}, "sections": tuple(about["sections"]), "topics": topics}
+    return Generator(whole.pretrained, decoder, vocabulary, recipe, sizes, **more, provenance=whole.provenance, patients=whole.patients).eval()
+
+
+def vocabulary_of(recipe: Mapping[str, Any], folder: Path) -> Words:
+    """The vocabulary a checkpoint holds: ours, or the tokenizer that its decoder brought."""
+    own = getattr(decoders.DECODERS.get(recipe["name"]), "load_vocabulary", None)
+    return Vocabulary.load(folder) if own is None else own(folder)
+
+
+def dataset(generator: Generator, studies: Sequence[Study]) -> StudyDataset:
+    """Studies as they are shown to the generator, without augmentation."""
+    pretrained = generator.pretrained
+    return StudyDataset(
+        studies,
+        pretrained.tokenizer,
+        pretrained.preprocess,
+        max_tokens=pretrained.max_tokens,
+        views=generator.views,
+        max_views=generator.max_views,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,314 @@
+"""Training: the visual side (from a checkpoint, or pretrained first), then a decoder on it, with the core's loop.
+
+task(batch) -> {"decoder/words": ..., "decoder/topics": ..., "<objective>/<term>": ...}
+
+visual: joint      decoder losses + the objectives of pretraining, everything trains (MGRRG: one stage, L = L_words + L_topics + .3 L_silc + ...)
+        finetune   decoder losses alone; the image encoder trains, the text side (which makes the topics) is fixed
+        frozen     only the decoder trains
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from downstream.reportgen import config as schemas
+from downstream.reportgen import data, decoders, model
+from downstream.reportgen.config import Reportgen
+from downstream.reportgen.model import Generator
+from downstream.reportgen.vocabulary import Vocabulary
+from elvis import assembly, checkpoints
+from elvis import config as configs
+from elvis.data import studies
+from elvis.data.augment import Augment
+from elvis.data.batches import loader
+from elvis.data.inputs import ToInput
+from elvis.data.order import StepSampler
+from elvis.data.studies import BadStudies
+from elvis.distributed import everyones
+from elvis.errors import ConfigError
+from elvis.ops import masked_zero
+from elvis.pretrained import Pretrained
+from elvis.training import RunLog, fit
+from elvis.types import Batch, ImageFeatures, Study
+
+FREQUENT = 20_000  # sentences whose topics are looked up for topics.json
+
+
+@dataclass
+class Table:
+    """The studies of a run, with the sentences that are to be written. `notes`: what a reader should know."""
+
+    studies: tuple[Study, ...]
+    notes: list[str]
+    owner: Any
+    name: str
+
+    def split(self, name: str, limit: int = 0) -> list[Study]:
+        found = studies.split(self.studies, name)
+        return found[:limit] if limit else found
+
+
+def table(config: Reportgen, section: configs.Data, options: Mapping[str, Any]) -> Table:
+    """The studies of `data:`, those without a report or a fitting image left out and counted. Raises ConfigError, DataError."""
+    owner = studies.load(section.name, strict=section.strict, on_leak=section.on_leak, resized=section.resized, **options)
+    found = data.told(owner.studies, config.sections, frontal_only=config.frontal_only)
+    left_out = Counter(owner.left_out) + found.left_out
+    notes = [*owner.notes, *(f"{count} studies left out: {reason}" for reason, count in left_out.items() if count)]
+    here = {study.split for study in found.studies}
+    for split in ("train", *config.splits):
+        if split not in here:
+            raise ConfigError(
+                f"no study of split '{split}' has a sentence in {' or '.join(config.sections)}",
+                f"splits with reports: {', '.join(sorted(here)) or 'none'}",
+            )
+    return Table(found.studies, notes, owner, section.name)
+
+
+# ----------------------------------------------------------------------------------------------------- visual side
+
+
+@dataclass
+class Visual:
+    """The visual side: model, tokenizer, preprocessing; the objectives that trained it, for `visual: joint`; whom it was trained on."""
+
+    pretrained: Pretrained
+    objectives: nn.ModuleDict
+    weights: dict[str, float]
+    patients: Any
+    origin: dict[str, Any]
+
+
+def visual(config: Reportgen, checkpoint: Path | None, out: Path, *, progress: bool) -> Visual:
+    """From a checkpoint; or the one of `pretraining` in out/pretraining, which is gone on with where it was; or untrained (pretrain: false)."""
+    if checkpoint is None and config.pretrain:
+        _pretrain(config, out / "pretraining", progress)
+        checkpoint = out / "pretraining"
+    if checkpoint is None:
+        run = assembly.assemble(schemas.pretraining(config))
+        return Visual(run.pretrained, run.objectives, run.weights, run.patients, {"visual": "untrained"})
+    whole = checkpoints.load_whole(checkpoint)
+    objectives, weights = _objectives(checkpoints.resolve(checkpoint), whole.pretrained.model.dim)
+    return Visual(whole.pretrained, objectives, weights, whole.patients, {"visual": whole.provenance.get("weights", "")})
+
+
+def _pretrain(config: Reportgen, out: Path, progress: bool) -> None:
+    """`python -m elvis.pretrain` in a folder of its own; nothing to do where it has come to its end."""
+    from elvis.data.tokenizer import Tokenizer
+    from elvis.pretrain import pretrain
+
+    if (out / "results.json").is_file():
+        return
+    newest = checkpoints.newest(out) if (out / "checkpoints").is_dir() else None
+    tokenizer = Tokenizer.load(newest / "tokenizer") if newest is not None else None
+    print(f"pretraining the visual side ({config.pretraining['name']}) in {out}", file=sys.stderr, flush=True)
+    pretrain(assembly.assemble(schemas.pretraining(config), tokenizer), out, newest, progress=progress)
+
+
+def _objectives(folder: Path, dim: int) -> tuple[nn.ModuleDict, dict[str, float]]:
+    """The objectives a checkpoint was trained with, their own parameters new but for those that travel in it."""
+    raw = configs.read(folder / "config.yaml")
+    found = configs.Config(objectives=raw.get("objectives", {}), model=configs.Model(dim=dim))
+    return assembly.create_objectives(found)
+
+
+# ------------------------------------------------------------------------------------------------------------ task
+
+
+class Task(nn.Module):
+    """forward(Batch with a target) -> terms for `elvis.training.fit`. Objectives run in fp32."""
+
+    def __init__(self, generator: Generator, objectives: nn.ModuleDict, to_input: Callable[[Batch], Batch], *, mode: str) -> None:
+        super().__init__()
+        self.model, self.decoder = generator.pretrained.model, generator.decoder
+        self.objectives = objectives if mode == "joint" else nn.ModuleDict()
+        self.memory, self.to_input, self.mode = generator.memory, to_input, mode
+
+    def forward(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        with torch.set_grad_enabled(self.mode != "frozen" and torch.is_grad_enabled()):
+            pair = self.model(self.to_input(batch))
+        terms = {f"decoder/{name}": term for name, term in self.decoder(self.memory(pair, batch.extra.get("context")), batch.extra["target"]).items()}
+        with torch.autocast(batch.images.device.type, enabled=False):
+            for label, objective in self.objectives.items():
+                terms |= {f"{label}/{name}": term for name, term in objective(pair, batch).items()}
+        return terms
+
+
+def prepare(model: Any, objectives: nn.ModuleDict, units: list[str], mode: str, tokens: str) -> None:
+    """What trains: `joint` everything an objective or the decoder reads, `finetune` the image side, `frozen` nothing."""
+    model.requires_grad_(True)
+    if mode == "joint":
+        needs = assembly.needs_of(objectives) if len(objectives) else frozenset()
+        if not needs:
+            raise ConfigError("visual=joint, but the checkpoint's config names no objective", "set visual=finetune or frozen")
+        model.wire(needs | ({"image.tokens"} if tokens == "projected" else set()), units)
+        model.image.requires_grad_(True)
+        return
+    model.requires_grad_(False)
+    if mode == "finetune":
+        model.image.requires_grad_(True)
+        if tokens == "projected":
+            (model.image_local or model.image_global).requires_grad_(True)
+
+
+def new(config: Reportgen, seen: Visual, table: Table, section: configs.Data) -> Generator:
+    """An untrained generator: vocabulary from the training reports, decoder for the visual side."""
+    limits = {"max_tokens": config.decode.max_tokens, "max_sentences": config.decode.max_sentences, "max_report": config.decode.max_report}
+    own = getattr(decoders.DECODERS.get(config.decoder["name"]), "own_vocabulary", None)
+    if own is not None:
+        vocabulary = own({k: v for k, v in config.decoder.items() if k != "name"})
+    else:
+        v, listed = config.vocabulary, table.split("train")
+        texts = [s.text for study in listed for s in study.sentences] + [data.context_of(study, config.context) for study in listed]
+        vocabulary = Vocabulary.train(texts, kind=v.kind, size=v.size, min_count=v.min_count)
+    views = section.max_views if section.views == "all" else 1
+    sizes = model.sizes_of(seen.pretrained, vocabulary, limits, tokens=config.tokens, views=views, context=bool(config.context))
+    torch.manual_seed(config.train.seed)
+    decoder = decoders.create(config.decoder, **sizes)
+    return Generator(
+        seen.pretrained, decoder, vocabulary, config.decoder, sizes, tokens=config.tokens, views=section.views, max_views=views,
+        sections=tuple(config.sections), context=config.context, provenance={"decoder": config.decoder["name"], **seen.origin},
+        patients=seen.patients,
+    )  # fmt: skip
+
+
+def run(
+    generator: Generator, seen: Visual, config: Reportgen, table: Table, section: configs.Data, out: Path, fabric: Any, *, config_yaml: str,
+    score: Callable[[Generator], float], progress: bool = True,
+) -> Generator:  # fmt: skip
+    """Train in `out`, from its newest checkpoint where there is one; returns the best generator (rank zero).
+
+    score(generator): one number on val, higher is better; it chooses the checkpoint.
+    """
+    train, lead = config.train, fabric.is_global_zero
+    units = ["report", "sentence"] + ["word"] * any("word" in need for need in assembly.needs_of(seen.objectives) if len(seen.objectives))
+    prepare(generator.pretrained.model, seen.objectives, units, config.visual, config.tokens)
+    augment = Augment(**section.augment) if any(section.augment.values()) else None
+    to_input = ToInput(generator.pretrained.preprocess, generator.pretrained.model.image.spec.in_channels, augment)
+    task = Task(generator, seen.objectives, to_input, mode=config.visual)
+    listed = table.split("train")
+    limits = {key: generator.sizes[key] for key in ("max_tokens", "max_sentences", "max_report")}
+    dataset = data.ReportDataset(
+        listed, generator.pretrained, generator.vocabulary, limits, units=units, views=section.views, max_views=section.max_views, augment=augment,
+        augment_on=section.augment_on, seed=train.seed, cache=section.cache, context=config.context,
+    )  # fmt: skip
+    studies.enough(listed, train.batch_size * fabric.world_size)
+    if lead:
+        table.notes += counted(dataset)
+    folder = out / "checkpoints"
+    newest = checkpoints.newest(out) if folder.is_dir() else None
+    state = _restore(newest, generator, task) if newest is not None else None
+    task.to(fabric.device)
+    best = [float("-inf") if state is None else float(state["best"])]
+
+    def batches(start: int) -> Any:
+        sampler = StepSampler(
+            [study.id for study in listed], train.batch_size, seed=train.seed, rank=fabric.global_rank, world=fabric.world_size, start_step=start,
+            steps=train.steps * train.accumulate,
+        )  # fmt: skip
+        return loader(dataset, sampler, workers=section.workers, pin=fabric.device.type == "cuda")
+
+    def write(target: Path, step: int, snapshot: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> Path:
+        if lead:
+            generator.topics = topics(generator, listed)
+            generator.provenance = {**generator.provenance, "step": step}
+            whole = None if snapshot is None else {**snapshot, "objectives": seen.objectives.state_dict(), "best": best[0]}
+            model.save(target, generator, config_yaml=config_yaml, metrics=metrics, state=whole)
+        fabric.barrier()
+        return target
+
+    def save(step: int, snapshot: dict[str, Any]) -> Path:
+        target = write(folder / f"step_{step:08d}", step, snapshot, {})
+        if lead:
+            checkpoints.prune(folder, train.keep)
+        return target
+
+    def validate(step: int, snapshot: dict[str, Any]) -> None:
+        value = fabric.broadcast(score(generator) if lead else 0.0)
+        if value > best[0]:
+            best[0] = value
+            write(folder / "best", step, None, {"validation": value})
+        log.write({"step": step, "validation": value})
+
+    log = RunLog(out, active=lead)
+    bad = BadStudies(out / "bad_studies.jsonl" if lead else None, len(listed), section.max_bad_fraction)
+
+    def note_bad(batch: Batch) -> None:
+        for id, reason in everyones(list(batch.extra.get("bad", ()))):
+            bad.add(id, reason)
+
+    weights = {"decoder": 1.0, **(seen.weights if config.visual == "joint" else {})}
+    fit(
+        fabric, task, batches, train=train, weights=weights, log=log, save=save, state=state, validate=validate if table.split("val") else None,
+        on_batch=note_bad, progress=progress,
+    )  # fmt: skip
+    chosen = folder / "best"
+    if lead and chosen.is_dir():
+        load_into(generator, chosen)
+    return generator
+
+
+def counted(dataset: data.ReportDataset) -> list[str]:
+    """What the limits and the vocabulary took from the training reports."""
+    cut, unknown = sum(bool(e.cut) for e in dataset.encoded), sum(e.unknown for e in dataset.encoded)
+    words = sum(len(s) for e in dataset.encoded for s in e.sentences)
+    notes = [f"{cut} of {len(dataset)} training reports are longer than the limits: what comes after them is not learned"] if cut else []
+    return notes + ([f"{unknown} of about {words} training words are not in the vocabulary"] if unknown else [])
+
+
+def _restore(checkpoint: Path, generator: Generator, task: Task) -> dict[str, Any]:
+    state = checkpoints.load_state(checkpoint)
+    load_into(generator, checkpoint)
+    if len(task.objectives):
+        task.objectives.load_state_dict(state["objectives"])
+    return state
+
+
+def load_into(generator: Generator, folder: Path) -> None:
+    """Weights of a checkpoint of this run into the generator."""
+    checkpoints.load_weights(generator.pretrained.model, folder / "model.safetensors")
+    model.load_decoder(generator.decoder, folder)
+
+
+# ---------------------------------------------------------------------------------------------------------- topics
+
+
+def topics(generator: Generator, listed: Sequence[Study]) -> dict[int, dict[str, Any]]:
+    """code -> {count, sentences: [[text, count], ...]}: what the training sentences of each code usually say. {} without a codebook."""
+    if not generator.decoder.needs_codes:
+        return {}
+    counts = Counter(s.text for study in listed for s in study.sentences)
+    frequent = [text for text, _ in counts.most_common(FREQUENT)]
+    found: dict[int, dict[str, Any]] = {}
+    for text, code in zip(frequent, codes(generator.pretrained, frequent), strict=True):
+        about = found.setdefault(code, {"count": 0, "sentences": []})
+        about["count"] += counts[text]
+        about["sentences"] = [*about["sentences"], [text, counts[text]]][:3]
+    return dict(sorted(found.items()))
+
+
+@torch.inference_mode()
+def codes(pretrained: Pretrained, sentences: Sequence[str], batch_size: int = 256) -> list[int]:
+    """The code of each sentence, read alone."""
+    net = pretrained.model
+    label, of = next(iter(net.codes_of.items()))
+    training = net.training
+    net.eval()
+    found: list[int] = []
+    for start in range(0, len(sentences), batch_size):
+        some = sentences[start : start + batch_size]
+        units = pretrained.phrases(some)[1].units[net.asked_by[of]]
+        blank = masked_zero(
+            units.vectors.new_zeros(len(some), net.heads[of].positions, net.dim), units.mask[:, :1]
+        )  # a topic is read from the sentence alone
+        image = ImageFeatures(blank[:, 0], blank, torch.ones(blank.shape[:2], dtype=torch.bool, device=blank.device), blank.shape[1:2])
+        found += net.heads[label](net.look(of, image, units)).index[:, 0].tolist()
+    net.train(training)
+    return found
