@@ -45,7 +45,7 @@ class Decode:
     topic_once: bool = False  # no topic twice in a report (its sentences would be the same); MGRRG: may be
     threshold: float = 0.0  # sentences whose confidence is below are marked and left out of the text
     ban: list[str] = field(default_factory=list)  # phrases that are never said
-    force: list[str] = field(default_factory=list)  # phrases that are said in every report (topic_sentence: in its first sentence)
+    force: list[str] = field(default_factory=list)  # how sentences of every report begin, one phrase each (topic_sentence: its first ones)
     topics_on: Any = field(default_factory=list)  # codes, or words that the code's usual sentences hold: every report has one of them
     topics_off: Any = field(default_factory=list)  # the same: never
 

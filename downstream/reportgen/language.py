@@ -10,15 +10,20 @@ Rows are sentences, topic sequences or whole reports, as the decoder has it. Eve
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import DynamicCache, EncoderDecoderCache, LogitsProcessorList, NoRepeatNGramLogitsProcessor
+from transformers.generation import utils as generation
 
 from downstream.reportgen.config import Decode
 from elvis.types import Tensors
+
+CACHE = "cache" if hasattr(generation, "ALL_CACHE_NAMES") else "past_key_values"  # what `generate` calls it
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,6 @@ def speak(
 
     constrain(rows): the LogitsProcessors of some of the rows (`chunk` of them speak at a time). beams, no_repeat: instead of those of `how`.
     """
-    from transformers import LogitsProcessorList, NoRepeatNGramLogitsProcessor
-
     options: dict[str, Any] = {"max_new_tokens": most, "min_new_tokens": least or None, "eos_token_id": end, "pad_token_id": pad, "bos_token_id": end}
     if samples > 1 or how.sample:
         options |= {"do_sample": True, "top_p": how.top_p, "top_k": 0, "temperature": how.temperature, "num_return_sequences": samples}
@@ -82,6 +85,11 @@ def speak(
                 [NoRepeatNGramLogitsProcessor(repeat)] if repeat else []
             )  # as an option of `generate` it would warn of prompts that are embeddings
             see["logits_processor"] = LogitsProcessorList([*barred, *(constrain(rows) if constrain is not None else ())])
+            see |= (
+                {} if some.memory is None else {CACHE: EncoderDecoderCache(DynamicCache(), DynamicCache())}
+            )  # BERT would take one that it cannot use
+            if first := first_position(lm):
+                see["position_ids"] = (some.mask.long().cumsum(1) - 1).clamp_min(0) + first
             found.append(lm.generate(inputs_embeds=some.start, attention_mask=some.mask.long(), **see, **options))
     lm.train(training)
     longest = max(ids.shape[1] for ids in found)
@@ -98,7 +106,7 @@ def until_end(ids: Tensor, end: int) -> Tensor:
 
 def logits(lm: Any, prompt: Prompt, ids: Tensor) -> Tensor:
     """Scores of everything that could stand in the place of each token of ids R L: R L vocabulary."""
-    return _forward(lm, prompt, ids).logits[:, prompt.start.shape[1] - 1 : -1]
+    return outputs(lm, prompt, ids).logits[:, prompt.start.shape[1] - 1 : -1]
 
 
 def log_probs(lm: Any, prompt: Prompt, ids: Tensor) -> Tensor:
@@ -111,17 +119,24 @@ def attention(lm: Any, prompt: Prompt, ids: Tensor) -> Tensor | None:
     """Where the model looked when it chose each token: R L N, sum 1; None for one that shows no cross-attention."""
     if prompt.memory is None:
         return None
-    seen = _forward(lm, prompt, ids, output_attentions=True).cross_attentions
+    seen = outputs(lm, prompt, ids, output_attentions=True).cross_attentions
     if not seen or seen[-1] is None:
         return None
     return seen[-1].float().mean(1)[:, prompt.start.shape[1] - 1 : -1]
 
 
-def _forward(lm: Any, prompt: Prompt, ids: Tensor, **more: Any) -> Any:
+def first_position(lm: Any) -> int:
+    """Where a model's learned positions begin: behind the padding index in RoBERTa and its kin (the rows before are not trained), else 0."""
+    tables = (m for n, m in lm.named_modules() if n.endswith("position_embeddings") and isinstance(m, nn.Embedding))
+    return next((m.padding_idx + 1 for m in tables if m.padding_idx is not None), 0)
+
+
+def outputs(lm: Any, prompt: Prompt, ids: Tensor, **more: Any) -> Any:
+    """What the model gives for a prompt followed by ids, in one pass."""
     words = lm.get_input_embeddings()(ids)
     embeds = torch.cat([prompt.start.to(words.dtype), words], 1)
     mask = torch.cat([prompt.mask, torch.ones_like(ids, dtype=torch.bool)], 1)
     see = {} if prompt.memory is None else {"encoder_hidden_states": prompt.memory, "encoder_attention_mask": prompt.memory_mask.long()}
-    if not bool(prompt.mask.all()):  # as `generate` counts them
-        more["position_ids"] = (mask.long().cumsum(1) - 1).clamp_min(0)
+    if "position_ids" in inspect.signature(lm.forward).parameters or not bool(prompt.mask.all()):
+        more["position_ids"] = (mask.long().cumsum(1) - 1).clamp_min(0) + first_position(lm)  # as `speak` counts them
     return lm(inputs_embeds=embeds, attention_mask=mask.long(), use_cache=False, **see, **more)

@@ -43,7 +43,7 @@ class Generator:
     decoder: Decoder
     vocabulary: Words
     recipe: Mapping[str, Any]  # of the decoder
-    sizes: Mapping[str, int]
+    sizes: Mapping[str, Any]
     tokens: str = "raw"
     views: str = "first"
     max_views: int = 1
@@ -103,13 +103,13 @@ class Generator:
         return Wishes(banned, [phrase[0] for phrase in asked["force"]], [some[0] for some in on], switched_off)
 
     def _phrase(self, text: str, key: str) -> list[list[int]]:
-        """A phrase in tokens: as it is written in the middle of a sentence (vocabularies of ours know one form only)."""
-        ids = self.vocabulary.encode(text)
-        if not ids or self.vocabulary.unknown(ids):
+        """A phrase in tokens: as it begins a sentence, then its other forms (a tokenizer may write a word behind a blank in another way)."""
+        forms = self.vocabulary.forms(text)
+        if not forms[0] or self.vocabulary.unknown(forms[0]):
             raise ConfigError(
                 f"decode.{key}: '{text}' holds a word that the vocabulary lacks", "a word that cannot be said needs no ban; force known words"
             )
-        return [ids]
+        return forms
 
     def _codes(self, word: int | str, key: str) -> list[int]:
         """The codes a user means, the most frequent first: a number, or a word of their most frequent sentence."""
@@ -195,7 +195,7 @@ def around(map: np.ndarray, frame: Frame) -> Box:
 # ------------------------------------------------------------------------------------------------------------- disk
 
 
-def sizes_of(pretrained: Pretrained, vocabulary: Words, limits: Mapping[str, int], *, tokens: str, views: int, context: bool) -> dict[str, int]:
+def sizes_of(pretrained: Pretrained, vocabulary: Words, limits: Mapping[str, int], *, tokens: str, views: int, context: bool) -> dict[str, Any]:
     """What a decoder is told of the visual side and the vocabulary."""
     model = pretrained.model
     stride = model.image.spec.strides[-1]
@@ -206,6 +206,7 @@ def sizes_of(pretrained: Pretrained, vocabulary: Words, limits: Mapping[str, int
         "tokens": cells * (views if model.views == "concat" else 1),
         "vocab": vocabulary.size,
         "context": vocabulary.size if context else 0,
+        "special": [vocabulary.pad, vocabulary.begin, vocabulary.end, *vocabulary.never],
         "codes": 0 if book is None else len(book.vectors) + 1,
         "cells": 0 if book is None else book.vectors.shape[1],
         **limits,
@@ -232,12 +233,13 @@ def save(target: Path, generator: Generator, *, config_yaml: str, metrics: Mappi
 
 
 def decoder_state(decoder: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights of a decoder; what is tied is there once (safetensors has no shared tensors)."""
-    seen: dict[int, str] = {}
+    """Weights of a decoder as they are saved: what is tied once (safetensors has no shared tensors), what it does not keep not at all."""
+    kept = getattr(decoder, "kept", lambda name: True)
+    seen: set[int] = set()
     out = {}
     for name, value in decoder.state_dict(keep_vars=True).items():
-        if id(value) not in seen:
-            seen[id(value)] = name
+        if kept(name) and id(value) not in seen:
+            seen.add(id(value))
             out[name] = value.detach()
     return out
 
@@ -274,7 +276,7 @@ def load(path: Path | str) -> Generator:
         raise CheckpointError(
             f"{folder}: the vocabulary has {vocabulary.size} pieces, the decoder was trained with {sizes['vocab']}", "copy the whole directory again"
         )
-    decoder = decoders.create(recipe, **sizes)
+    decoder = decoders.create(recipe, vocabulary, **sizes)
     load_decoder(decoder, folder)
     more = {**{key: about[key] for key in ("tokens", "views", "max_views", "context")}, "sections": tuple(about["sections"]), "topics": topics}
     return Generator(whole.pretrained, decoder, vocabulary, recipe, sizes, **more, provenance=whole.provenance, patients=whole.patients).eval()

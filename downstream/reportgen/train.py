@@ -162,18 +162,18 @@ def new(config: Reportgen, seen: Visual, table: Table, section: configs.Data) ->
     """An untrained generator: vocabulary from the training reports, decoder for the visual side."""
     limits = {"max_tokens": config.decode.max_tokens, "max_sentences": config.decode.max_sentences, "max_report": config.decode.max_report}
     own = getattr(decoders.DECODERS.get(config.decoder["name"]), "own_vocabulary", None)
-    if own is not None:
-        vocabulary = own({k: v for k, v in config.decoder.items() if k != "name"})
-    else:
+    vocabulary = own(config.decoder) if own is not None else None
+    if vocabulary is None:
         v, listed = config.vocabulary, table.split("train")
         texts = [s.text for study in listed for s in study.sentences] + [data.context_of(study, config.context) for study in listed]
         vocabulary = Vocabulary.train(texts, kind=v.kind, size=v.size, min_count=v.min_count)
     views = section.max_views if section.views == "all" else 1
     sizes = model.sizes_of(seen.pretrained, vocabulary, limits, tokens=config.tokens, views=views, context=bool(config.context))
     torch.manual_seed(config.train.seed)
-    decoder = decoders.create(config.decoder, **sizes)
+    decoder = decoders.create(config.decoder, vocabulary, **sizes)
+    recipe = getattr(decoder, "recipe", config.decoder)  # one that began with weights of others no longer needs them
     return Generator(
-        seen.pretrained, decoder, vocabulary, config.decoder, sizes, tokens=config.tokens, views=section.views, max_views=views,
+        seen.pretrained, decoder, vocabulary, recipe, sizes, tokens=config.tokens, views=section.views, max_views=views,
         sections=tuple(config.sections), context=config.context, provenance={"decoder": config.decoder["name"], **seen.origin},
         patients=seen.patients,
     )  # fmt: skip

@@ -65,13 +65,13 @@ def rewards(generator: Generator, tune: Tune, training: Sequence[Study]) -> Rewa
 class Tuning(nn.Module):
     """forward(batch) -> {"policy": ..., "kl": ..., "nll": ...}: (sum, count) each, for `elvis.training.fit`; "reward" is only logged."""
 
-    def __init__(self, generator: Generator, tune: Tune, reward: Rewards, how: Decode) -> None:
+    def __init__(self, generator: Generator, tune: Tune, reward: Rewards) -> None:
         super().__init__()
         if tune.part not in generator.decoder.parts:
             raise ConfigError(f"decoder '{generator.recipe['name']}' has no part '{tune.part}'", f"set tune.part={generator.decoder.parts[0]}")
         if tune.level == "sentence" and tune.part == "report":
             raise ConfigError("a report that is written as one text is rewarded as a whole", "set tune.level=report")
-        self.generator, self.tune, self.reward, self.how = generator, tune, reward, how
+        self.generator, self.tune, self.reward = generator, tune, reward
         self.decoder, self.model = generator.decoder, generator.pretrained.model
         self.model.requires_grad_(False)
         self.decoder.requires_grad_(False)
@@ -193,7 +193,7 @@ def run(
     settings, lead = config.tune.train, fabric.is_global_zero
     listed, held_out = table.split("train"), table.split("val", config.tune.held_out) or table.split("train", config.tune.held_out)
     reward = rewards(generator, config.tune, listed)
-    task = Tuning(generator, config.tune, reward, config.decode)
+    task = Tuning(generator, config.tune, reward)
     task.to(fabric.device)
     limits = {key: generator.sizes[key] for key in ("max_tokens", "max_sentences", "max_report")}
     common = {"views": section.views, "max_views": section.max_views, "context": generator.context}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from downstream.reportgen.metrics.nlg import words
-from elvis.data.tokenizer import _SPECIAL, _word_pieces
+from elvis.data import tokenizer
 from elvis.errors import CheckpointError, ConfigError, DataError, nearest
 
 PAD, BEGIN, END, UNKNOWN = range(4)
@@ -33,17 +33,19 @@ class Words(Protocol):
     pad: int
     begin: int
     end: int
+    never: tuple[int, ...]  # what is not said, among its ids
 
     def encode(self, sentence: str) -> list[int]: ...
     def decode(self, ids: Iterable[int]) -> str: ...
     def unknown(self, ids: Sequence[int]) -> int: ...
+    def forms(self, phrase: str) -> list[list[int]]: ...
     def save(self, folder: Path) -> None: ...
 
 
 class Vocabulary:
     """`pieces` in order of their ids, the special ones first."""
 
-    pad, begin, end = PAD, BEGIN, END
+    pad, begin, end, never = PAD, BEGIN, END, (PAD, UNKNOWN)
 
     def __init__(self, kind: str, pieces: Sequence[str]) -> None:
         if kind not in KINDS:
@@ -63,7 +65,7 @@ class Vocabulary:
         """From the training sentences: the most frequent words (ties by alphabet), or word pieces; `size` counts the special ones."""
         counts = Counter(word for sentence in sentences for word in words(sentence))
         if kind == "wordpiece":  # of `words`, not of the tokenizer's: it would split "x-ray", and another text would be scored
-            return cls(kind, [*SPECIAL, *(piece for piece in _word_pieces(counts, size + 1) if piece not in _SPECIAL)])
+            return cls(kind, [*SPECIAL, *(piece for piece in tokenizer.word_pieces(counts, size + 1) if piece not in tokenizer.SPECIAL)])
         kept = sorted((word for word, count in counts.items() if count >= min_count and word not in SPECIAL), key=lambda word: (-counts[word], word))
         return cls(kind, [*SPECIAL, *kept[: max(0, size - len(SPECIAL))]])
 
@@ -99,6 +101,10 @@ class Vocabulary:
     def unknown(self, ids: Sequence[int]) -> int:
         """How many words of an encoded sentence the vocabulary lacks."""
         return sum(i == UNKNOWN for i in ids)
+
+    def forms(self, phrase: str) -> list[list[int]]:
+        """The ways in which a phrase may stand in a text: one, whatever is before it."""
+        return [self.encode(phrase)]
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -58,10 +58,10 @@ class Tokenizer:
         """A lower-case WordPiece of at most `vocab_size` pieces, the same for the same texts in any order."""
         normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
         words = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
-        vocabulary = {piece: id for id, piece in enumerate(_word_pieces(words, vocab_size))}
+        vocabulary = {piece: id for id, piece in enumerate(word_pieces(words, vocab_size))}
         backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
         backend.normalizer, backend.pre_tokenizer = normalizer, splitter
-        backend.add_special_tokens(list(_SPECIAL))
+        backend.add_special_tokens(list(SPECIAL))
         return cls(backend)
 
     def save(self, folder: Path) -> None:
@@ -108,10 +108,10 @@ def words_of(sentence: str, encoding: tokenizers.Encoding) -> tuple[list[int], l
 
 # ------------------------------------------------------------------------------------------------------- training
 
-_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-def _word_pieces(words: Mapping[str, int], vocab_size: int) -> list[str]:
+def word_pieces(words: Mapping[str, int], vocab_size: int) -> list[str]:
     """WordPiece vocabulary by byte-pair merges: join the most frequent neighbours until the vocabulary is full.
 
     Equal counts are decided by the alphabet. (The trainer of `tokenizers` 0.23 decides them by its hash order: it gave
@@ -119,7 +119,7 @@ def _word_pieces(words: Mapping[str, int], vocab_size: int) -> list[str]:
     """
     counts = [words[word] for word in sorted(words)]
     spelling = [[word[0], *(f"##{c}" for c in word[1:])] for word in sorted(words)]
-    vocabulary = dict.fromkeys([*_SPECIAL, *sorted({piece for pieces in spelling for piece in pieces})])
+    vocabulary = dict.fromkeys([*SPECIAL, *sorted({piece for pieces in spelling for piece in pieces})])
     pairs: Counter[tuple[str, str]] = Counter()
     where: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
 

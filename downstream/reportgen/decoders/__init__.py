@@ -10,10 +10,16 @@ from elvis.registry import Registry
 DECODERS = Registry("decoder", "downstream.reportgen.decoders")
 
 
-def create(recipe: Mapping[str, Any], **sizes: Any) -> Any:
-    """A decoder of its recipe {name, options}; `sizes`: what it is told by the visual side and the vocabulary (see `SIZES`)."""
+def create(recipe: Mapping[str, Any], vocabulary: Any = None, **sizes: Any) -> Any:
+    """A decoder of its recipe {name, options}; `sizes`: what it is told by the visual side and the vocabulary (see `SIZES`).
+
+    A decoder with a prompt is told its words (`tell`).
+    """
     options = dict(recipe)
-    return DECODERS.create(options.pop("name"), **options, **{k: v for k, v in sizes.items() if k in DECODERS.options(recipe["name"])})
+    decoder = DECODERS.create(options.pop("name"), **options, **{k: v for k, v in sizes.items() if k in DECODERS.options(recipe["name"])})
+    if hasattr(decoder, "tell"):
+        decoder.tell(vocabulary)
+    return decoder
 
 
-SIZES = frozenset({"tokens_width", "tokens", "vocab", "codes", "cells", "max_tokens", "max_sentences", "max_report", "context"})
+SIZES = frozenset({"tokens_width", "tokens", "vocab", "codes", "cells", "max_tokens", "max_sentences", "max_report", "context", "special"})

@@ -146,6 +146,10 @@ class TopicSentence(Decoder):
             chosen, sure, cut = [list(row)[:most] for row in topics], [[1.0] * len(row) for row in topics], [len(row) > most for row in topics]
         else:
             chosen, sure, cut = self._choose(seen, how, wishes, most, seed)
+        for row, told in zip(chosen, sure, strict=True):  # a sentence for every phrase that is to be said: what is too much is of the last topic
+            missing = len(wishes.forced) - len(row) if row else 0
+            row += row[-1:] * missing
+            told += told[-1:] * missing
         rows = [(study, place) for study, row in enumerate(chosen) for place in range(len(row))]
         said = self._say(seen, memory, chosen, how, wishes, seed) if rows else {}
         drafts = []
@@ -190,12 +194,12 @@ class TopicSentence(Decoder):
     def _say(
         self, seen: Seen, memory: Memory, chosen: list[list[int]], how: Decode, wishes: Wishes, seed: int
     ) -> dict[tuple[int, int], tuple[tuple[int, ...], float, bool]]:
-        """(study, place) -> ids, confidence, cut. Without history all sentences at once, with it place by place."""
+        """(study, place) -> ids, confidence, cut. All sentences at once; place by place where they see the earlier ones or begin as they are told."""
         said: dict[tuple[int, int], tuple[tuple[int, ...], float, bool]] = {}
         earlier: list[list[Tensor]] = [[] for _ in chosen]  # embeddings of what each study has said
-        turns = [[(s, p) for s, row in enumerate(chosen) for p in range(len(row))]]
-        if self.history:
-            turns = [[(s, p) for s, row in enumerate(chosen) if p < len(row)] for p in range(max(map(len, chosen)))]
+        apart = max(map(len, chosen)) if self.history else len(wishes.forced)  # how many places have a turn of their own
+        turns = [[(s, p) for s, row in enumerate(chosen) if p < len(row)] for p in range(apart)]
+        turns = [turn for turn in (*turns, [(s, p) for s, row in enumerate(chosen) for p in range(apart, len(row))]) if turn]
         most = min(how.max_tokens, self.max_tokens)
         for turn, rows in enumerate(turns):
             study, codes = (torch.tensor(listed, device=memory.tokens.device) for listed in zip(*((s, chosen[s][p]) for s, p in rows), strict=True))
@@ -203,13 +207,11 @@ class TopicSentence(Decoder):
             starts = prompt.start
             if self.history:
                 prompt = self._after(prompt, [earlier[s] for s, _ in rows])
-            forced = [wishes.forced if place == 0 else [] for _, place in rows]
-            allowed = said_tokens(self.words.config.vocab_size)
+            begins = wishes.forced[rows[0][1]] if rows[0][1] < len(wishes.forced) else []
 
-            def constrain(some: slice, forced: list[list[list[int]]] = forced, allowed: Tensor = allowed) -> Any:
-                return constraints.build(
-                    batch=some.stop - some.start, max_new=most, eos=[END], banned=wishes.banned, forced=forced[some], allowed=allowed
-                )
+            def constrain(some: slice, begins: Sequence[int] = begins) -> Any:
+                allowed = said_tokens(self.words.config.vocab_size)
+                return constraints.build(batch=some.stop - some.start, max_new=most, eos=[END], banned=wishes.banned, start=begins, allowed=allowed)
 
             ids, cut = speak(
                 self.words, prompt, how, end=END, pad=PAD, most=most, least=max(1, how.min_tokens), seed=seed + turn, constrain=constrain
