@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", metavar="DIR", help="default runs/reportgen-CONFIG")
     parser.add_argument("--resume", action="store_true", help="train, tune: go on in a folder that holds a run already")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
-    parser.add_argument("--dry-run", action="store_true", help="train: sizes of everything, one batch, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="train: sizes of everything, and stop")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=200 decode.beams=3")
     args = parser.parse_intermixed_args(argv)
@@ -80,12 +80,14 @@ def _checkpoint(given: str | None, command: str) -> tuple[str, Path | None]:
     name, equals, folder = given.partition("=")
     if not equals or Path(given).exists():
         name, folder = "", given
+    from downstream.reportgen import score
+
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise ConfigError(
             f"no folder {path}", f"give a run of `python -m {'elvis.pretrain' if command == 'train' else 'downstream.reportgen train'}`"
         )
-    return name, path
+    return score.named(name), path
 
 
 def lead() -> bool:

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from downstream.reportgen import config as schemas
-from downstream.reportgen import model, output, score, show
+from downstream.reportgen import model, output, page, score, show
 from downstream.reportgen import train as training
 from downstream.reportgen import tune as tuning
 from downstream.reportgen.config import Reportgen
+from downstream.reportgen.decoders import DECODERS
 from downstream.reportgen.model import Generator
 from downstream.reportgen.reports import Generated, Spoken
 from downstream.reportgen.score import Setting, Split
@@ -43,9 +44,15 @@ def train(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, a
     whole = schemas.pretraining(config)
     section, options = configs.data_section(whole)
     table = training.table(config, section, options)
+    if checkpoint is None and DECODERS.get(config.decoder["name"]).needs_codes and all(h.get("name") != "codebook" for h in whole.heads.values()):
+        what = f"decoder {config.decoder['name']} speaks of topics, and pretraining ({config.pretraining['name']}) has no codebook"
+        raise ConfigError(what, "choose pretraining.name=silc_phantom or silc_cxr, or another decoder")
     if checkpoint is not None:
         _refuse_leak(np.load(p) if (p := checkpoints.resolve(checkpoint) / "patients.npy").is_file() else None, table, config, str(checkpoint))
     score.family(config.select)
+    score.loaded(config)  # what judges in the end is refused now, not after the training
+    if named := [word for word in (*config.decode.topics_on, *config.decode.topics_off) if isinstance(word, str)]:
+        raise ConfigError(f"decode: no topic is called '{named[0]}' before it is trained", "leave it to generate and evaluate")
     if args.dry_run:
         return _dry_run(config, checkpoint, table, section)
     if lead():
@@ -57,6 +64,7 @@ def train(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, a
     generator = training.new(config, seen, table, section)
     if newest is not None:
         generator.vocabulary = model.vocabulary_of(config.decoder, newest / "vocabulary")
+    generator.wishes(config.decode)
     generator.patients = _together(seen.patients, studies.fingerprints(table.owner, "train", table.name))
     generator.provenance = {**checkpoints.provenance(dataclasses.asdict(config), data=table.name, seed=config.train.seed), **generator.provenance}
     say(f"decoder {config.decoder['name']}: {parameters(generator.decoder):,} parameters; visual side: {parameters(generator.pretrained.model):,}")
@@ -76,7 +84,10 @@ def tune(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, ar
     from elvis.training import make_fabric
 
     generator = model.load(checkpoint)  # type: ignore[arg-type]
-    section, table = _table(config, generator)
+    section, table = _table(config, generator, needed=("train",))
+    _refuse_leak(generator.patients, table, config, str(checkpoint))
+    generator.wishes(config.decode)
+    score.loaded(config)  # what judges in the end is refused now, not after the tuning
     if lead():
         enter(out, config, args.resume, {"checkpoint": str(checkpoint)})
     say(f"run directory: {out}", *(f"note: {note}" for note in table.notes))
@@ -96,32 +107,42 @@ def tune(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, ar
 
 
 def generate(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, args: argparse.Namespace) -> int:
-    """Reports of a dataset's split, or of a folder of images; JSON, text, ReXrank's JSON."""
+    """Reports of a dataset's split, or of a folder of images: JSON, text, ReXrank's JSON, a page."""
+    _apart(out, checkpoint)
     generator = _device(model.load(checkpoint), config)  # type: ignore[arg-type]
     generator.wishes(config.decode)  # refused before anything is read
+    entries = _entries(Path(args.entries)) if args.entries else None
+    images: dict[str, np.ndarray] = {}
+    public = False
     if args.images:
-        found = _of_folder(generator, config, Path(args.images))
-        splits = {"images": found}
-        public = False
+        splits = {"images": _of_folder(generator, config, Path(args.images), images)}
     else:
         _, table = _table(config, generator)
         public = table.name == "phantom"
-        splits = {split: _write(generator, config, table.split(split, config.limit), name or "model", oracle=False) for split in config.splits}
+        print("\n".join(f"note: {note}" for note in table.notes))
+        splits = {split: _write(generator, config, table.split(split, config.limit), "model", oracle=False) for split in config.splits}
     for split, found in splits.items():
         _save(found, out, split, public)
-        if args.entries:
-            _rexrank(found, Path(args.entries), out / "reports" / f"{split}.rexrank.json", public)
-        rows = next(iter(found.reports.values()))
+        rows = found.reports["model"]
         print(f"{split}: {len(rows)} reports in {out / 'reports' / f'{split}.json'} and .txt" + _limits(rows))
-        for id, reason in list(found.unreadable.items())[:3]:
-            print(f"  cannot be read: {id} ({reason})")
-    return 0 if any(found.studies or found.frames for found in splits.values()) else 2
+        if bad := found.unreadable:
+            print(f"  {len(bad)} cannot be read: " + ", ".join(f"{id} ({reason})" for id, reason in list(bad.items())[:3]) + ", ..." * (len(bad) > 3))
+        shown = images or {s.id: show.small(read(s.images[0]), config.page.size) for s in found.studies[: config.page.cases]}
+        if cases := show.written(found, shown, config, name="model"):
+            title = f"Reports: {name or generator.recipe['name']} on {split}"
+            path = out / f"{split}.html"
+            page.write(path, cases, title=title, private=not public, total=len(rows), side=config.page.size, config_yaml=shareable(config))
+            print(f"  page: {path}")
+        if entries is not None:
+            output.save(out / "reports" / f"{split}.rexrank.json", output.to_rexrank(rows, entries), private=not public)
+    return 0 if any(found.reports["model"] for found in splits.values()) else 2
 
 
 def evaluate(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, args: argparse.Namespace) -> int:
     """Judge a generator, or reports that any model wrote."""
+    _apart(out, checkpoint)
     if args.generated:
-        code = _evaluate_file(config, Path(args.generated), name, out)
+        code = _evaluate_file(config, Path(args.generated), out)
         return _sanity(config, out) if args.sanity else code
     generator = _device(model.load(checkpoint), config)  # type: ignore[arg-type]
     _, table = _table(config, generator)
@@ -133,7 +154,7 @@ def evaluate(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path
 def _sanity(config: Reportgen, out: Path) -> int:
     """sanity.md: every metric on references of the first split that were changed."""
     section, options = configs.data_section(schemas.pretraining(config))
-    table = training.table(config, section, options)
+    table = training.table(config, section, options, ())
     references = [" ".join(s.text for s in study.sentences) for study in table.split(config.splits[0])]
     text = score.answers(references, Setting.of(config, table.name, table.split("train")))
     results.write_file(out / "sanity.md", text.encode())
@@ -175,13 +196,13 @@ def report(
             cases = show.cases(generator, found, rows, config, name=name, phantoms=public)
     notes = [
         *table.notes,
-        *(_limits_note(r) for r in found_results if r.row == name and r.config.get("cut")),
+        *(note for r in found_results if r.row == name for note in _limits_notes(r)),
         "images and reports side by side: reports.html",
     ]
-    page = results.write(
+    index = results.write(
         out, found_results, curves=out / "log.jsonl" if (out / "log.jsonl").is_file() else None, legend=score.LEGEND, alarms=alarms, notes=notes,
         config_yaml=shareable(config), title=f"Reports: {name} on {table.name}", private=not public,
-        next_commands=[f"{interpreter()} -m downstream.reportgen generate --checkpoint {out} --config ... decode.beams=3"],
+        next_commands=[f"{interpreter()} -m downstream.reportgen generate --checkpoint RUN --images FOLDER decode.beams=3"],
     )  # fmt: skip
     if cases:
         show.write(
@@ -197,7 +218,7 @@ def report(
     if (out / "checkpoints").is_dir():
         _annotate(out, found_results, name, generator)
     print("\n" + results.table(found_results) + "\n")
-    print("\n".join([*(f"RED: {alarm}" for alarm in alarms), f"page: {page}"] + ([f"reports: {out / 'reports.html'}"] if cases else [])))
+    print("\n".join([*(f"RED: {alarm}" for alarm in alarms), f"page: {index}"] + ([f"reports: {out / 'reports.html'}"] if cases else [])))
     return found_results
 
 
@@ -213,12 +234,15 @@ def _save(found: Split, out: Path, split: str, public: bool) -> None:
     output.save(folder / f"{split}.txt", output.to_text(rows), private=not public)
 
 
-def _rexrank(found: Split, entries: Path, target: Path, public: bool) -> None:
+def _entries(path: Path) -> dict[str, Any]:
+    """The studies of a ReXrank test set."""
     try:
-        wanted = json.loads(entries.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {entries}: {error}", "give the ReXRank_*.json of the test set", "D003") from None
-    output.save(target, output.to_rexrank(next(iter(found.reports.values())), wanted), private=not public)
+        raise DataError(f"cannot read {path}: {error}", "give the ReXRank_*.json of the test set", "D003") from None
+    if not isinstance(found, dict) or not all(isinstance(fields, dict) for fields in found.values()):
+        raise DataError(f"{path} is no ReXrank file", "it should hold {study: {...}}: give the ReXRank_*.json of the test set", "D004")
+    return found
 
 
 def _annotate(out: Path, found: Sequence[Result], name: str, generator: Generator) -> None:
@@ -236,14 +260,21 @@ def _limits(rows: Sequence[Generated]) -> str:
     return f" ({'; '.join(said)})" if said else ""
 
 
-def _limits_note(result: Result) -> str:
-    return f"{result.split}: {result.config['cut']} of {result.config['images']} reports reached the limit of sentences or tokens before their end"
+def _limits_notes(result: Result) -> list[str]:
+    """What the limits of length took, and what the model abstained from, as sentences."""
+    c = result.config
+    told = (
+        (f"{c['cut']} of {c['images']} reports reached the limit of sentences or tokens before their end", c["cut"]),
+        (f"{c['cut_sentences']} of {c['sentences']} sentences reached the limit of tokens before their end", c["cut_sentences"]),
+        (f"{c['abstained']} of {c['sentences']} sentences are left out: the model was not sure enough", c["abstained"]),
+    )
+    return [f"{result.split}: {text}" for text, count in told if count]
 
 
 # ------------------------------------------------------------------------------------------------------------ pieces
 
 
-def _table(config: Reportgen, generator: Generator) -> tuple[configs.Data, Table]:
+def _table(config: Reportgen, generator: Generator, needed: Sequence[str] = ()) -> tuple[configs.Data, Table]:
     """The studies of the config, with the sections the generator writes."""
     if config.context != generator.context:
         raise ConfigError(
@@ -255,11 +286,11 @@ def _table(config: Reportgen, generator: Generator) -> tuple[configs.Data, Table
             f"set sections=[{','.join(generator.sections)}]",
         )
     section, options = configs.data_section(schemas.pretraining(config))
-    return section, training.table(config, section, options)
+    return section, training.table(config, section, options, needed)
 
 
-def _of_folder(generator: Generator, config: Reportgen, root: Path) -> Split:
-    """Reports of the images of a folder, each a study of its own."""
+def _of_folder(generator: Generator, config: Reportgen, root: Path, images: dict[str, np.ndarray]) -> Split:
+    """Reports of the images of a folder, each a study of its own; the first of them, made small, into `images`."""
     found = Split([], [], {"model": []})
     for id, file in image_files(root):
         try:
@@ -267,6 +298,8 @@ def _of_folder(generator: Generator, config: Reportgen, root: Path) -> Split:
         except BadImage as error:
             found.unreadable[id] = error.reason
             continue
+        if len(images) < config.page.cases:
+            images[id] = show.small(pixels, config.page.size)
         found.frames[id] = generator.pretrained.preprocess.frame(*pixels.shape)
         found.reports["model"] += generator.write([pixels], config.decode, ids=[id], seed=config.seed)
     if not found.frames:
@@ -274,20 +307,22 @@ def _of_folder(generator: Generator, config: Reportgen, root: Path) -> Split:
     return found
 
 
-def _evaluate_file(config: Reportgen, path: Path, name: str, out: Path) -> int:
-    """Reports of a file against the references of the config's data, or of the file itself (ReXrank)."""
+def _evaluate_file(config: Reportgen, path: Path, out: Path) -> int:
+    """Reports of a file, ours or a ReXrank submission, against the references of the config's data."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}", "give a reports.json or a ReXrank submission", "D003") from None
     section, options = configs.data_section(schemas.pretraining(config))
-    name = name or path.stem
+    name = score.named(path.stem)
+    table = training.table(config, section, options, ())
     if output.is_ours(text):
-        table = training.table(config, section, options)
-        told = {r.id: r for r in output.from_json(text)}
+        written = output.from_json(text)
     else:
-        table = training.table(config, section, options)
-        told = {id: _split(id, judged.prediction) for id, judged in output.from_rexrank(text).items()}
+        written = tuple(_split(id, judged.prediction) for id, judged in output.from_rexrank(text).items())
+    told = {r.id: r for r in written}
+    if twice := len(written) - len(told):
+        raise DataError(f"{path.name} has {twice} second reports of a study", "give one report a study", "D050")
     everything: list[Result] = []
     alarms: list[str] = []
     how = Setting.of(config, table.name, table.split("train"))
@@ -301,16 +336,26 @@ def _evaluate_file(config: Reportgen, path: Path, name: str, out: Path) -> int:
         everything, alarms = [*everything, *rows], [*alarms, *more]
         if missing := len(table.split(split, config.limit)) - len(listed):
             alarms.append(f"{split}: {missing} studies have no report in {path.name}: they are not judged")
-    page = results.write(
-        out, everything, legend=score.LEGEND, alarms=alarms, notes=table.notes, config_yaml=shareable(config), title=f"Reports: {name}"
-    )
-    print("\n" + results.table(everything) + "\n\n" + "\n".join([*(f"RED: {alarm}" for alarm in alarms), f"page: {page}"]))
+    judged = {case["study"] for r in everything for case in r.per_case}
+    if strangers := [id for id in told if id not in judged]:
+        alarms.append(f"{len(strangers)} reports in {path.name} are of no study that is judged, such as {strangers[0][:60]}")
+    index = results.write(
+        out, everything, legend=score.LEGEND, alarms=alarms, notes=table.notes, config_yaml=shareable(config), title=f"Reports: {name}",
+        private=table.name != "phantom",
+    )  # fmt: skip
+    print("\n" + results.table(everything) + "\n\n" + "\n".join([*(f"RED: {alarm}" for alarm in alarms), f"page: {index}"]))
     return 0
 
 
 def _split(id: str, text: str) -> Generated:
     said = texts.sentences({"findings": text}, min_words=1)
     return Generated(id, tuple(Spoken(s.text, 1.0) for s in said))
+
+
+def _apart(out: Path, checkpoint: Path | None) -> None:
+    """ConfigError where OUT is the folder of another run: its reports and numbers would be written over."""
+    if (out / "checkpoints").is_dir() and (checkpoint is None or checkpoints.resolve(out) != checkpoints.resolve(checkpoint)):
+        raise ConfigError(f"{out} holds the run of another generator", "choose another --out")
 
 
 def _device(generator: Generator, config: Reportgen) -> Generator:

@@ -81,13 +81,11 @@ def speak(
             rows = slice(begin, min(begin + chunk, len(prompt)))
             some = prompt.rows(rows)
             see = {} if some.memory is None else {"encoder_hidden_states": some.memory, "encoder_attention_mask": some.memory_mask.long()}
-            barred = (
-                [NoRepeatNGramLogitsProcessor(repeat)] if repeat else []
-            )  # as an option of `generate` it would warn of prompts that are embeddings
+            # an own processor: as an option of `generate` it would warn of prompts that are embeddings
+            barred = [NoRepeatNGramLogitsProcessor(repeat)] if repeat else []
             see["logits_processor"] = LogitsProcessorList([*barred, *(constrain(rows) if constrain is not None else ())])
-            see |= (
-                {} if some.memory is None else {CACHE: EncoderDecoderCache(DynamicCache(), DynamicCache())}
-            )  # BERT would take one that it cannot use
+            if some.memory is not None:  # BERT would take a cache that it cannot use
+                see[CACHE] = EncoderDecoderCache(DynamicCache(), DynamicCache())
             if first := first_position(lm):
                 see["position_ids"] = (some.mask.long().cumsum(1) - 1).clamp_min(0) + first
             found.append(lm.generate(inputs_embeds=some.start, attention_mask=some.mask.long(), **see, **options))

@@ -269,6 +269,7 @@ def load(path: Path | str) -> Generator:
         about = json.loads((folder / "decoder.json").read_text())
         topics = {int(code): found for code, found in json.loads((folder / "topics.json").read_text()).items()}
         recipe, sizes = about["recipe"], about["sizes"]
+        more = {**{key: about[key] for key in ("tokens", "views", "max_views", "context")}, "sections": tuple(about["sections"]), "topics": topics}
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{folder} holds no report decoder", "give the folder of a run of `python -m downstream.reportgen train`") from None
     vocabulary = vocabulary_of(recipe, folder / "vocabulary")
@@ -278,7 +279,6 @@ def load(path: Path | str) -> Generator:
         )
     decoder = decoders.create(recipe, vocabulary, **sizes)
     load_decoder(decoder, folder)
-    more = {**{key: about[key] for key in ("tokens", "views", "max_views", "context")}, "sections": tuple(about["sections"]), "topics": topics}
     return Generator(whole.pretrained, decoder, vocabulary, recipe, sizes, **more, provenance=whole.provenance, patients=whole.patients).eval()
 
 

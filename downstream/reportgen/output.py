@@ -128,6 +128,8 @@ def _told(report: Generated) -> list[str]:
     lines = [report.text or "(no sentence)"]
     if out:
         lines.append(f"({out} sentence{'s' * (out > 1)} left out: the model was not sure enough)")
+    if short := sum(sentence.cut and sentence.kept for sentence in report.sentences):
+        lines.append(f"({short} sentence{'s' * (short > 1)} reached the limit of length before the end)")
     if report.cut:
         lines.append("(cut: the report reached its limit before its end)")
     return lines

@@ -41,6 +41,7 @@ HEADLINE = (
     "finding_f1", "location_f1", "hallucination", "omission", "location_f1[abnormal]", "chexpert14_f1_micro_zeros", "chexpert14_f1_macro_zeros",
     "bleu_4", "rouge_l", "cider_d", "identical_rate",
 )  # fmt: skip
+OTHERS = ("oracle_topic", "mode_report", "nearest_neighbour", "reference", "start", "before tuning", "after tuning")  # rows beside the model's
 COMPARED = ("finding_f1", "location_f1", "chexpert14_f1_micro_zeros", "bleu_4", "rouge_l", "cider_d")
 SANE = ("bleu_1", "bleu_4", "rouge_l", "cider_d", "chexpert14_f1_micro_zeros", "chexpert14_f1_macro_zeros", "finding_f1", "side_f1", "location_f1")
 LEGEND = (
@@ -136,10 +137,11 @@ def write(generator: Generator, studies: Sequence[Study], how: Decode, *, name: 
 
 
 def priors(generator: Generator | None, found: Split, training: Sequence[Study], batch_size: int) -> None:
-    """Adds mode_report, nearest_neighbour (with a generator) and reference to the rows."""
-    texts = [" ".join(s.text for s in study.sentences) for study in training]
-    usual = mode_report(texts)
-    found.reports["mode_report"] = [_spoken(study.id, [usual]) for study in found.studies]
+    """Adds mode_report, nearest_neighbour (with a generator) and reference to the rows; the first two where there are training reports."""
+    if training:
+        texts = [" ".join(s.text for s in study.sentences) for study in training]
+        usual = [s.text for s in training[texts.index(mode_report(texts))].sentences]
+        found.reports["mode_report"] = [_spoken(study.id, usual) for study in found.studies]
     if generator is not None and training:
         some = training[:: max(1, -(-len(training) // NEIGHBOURS))]
         nearest = neighbours(generator, found.studies, some, batch_size)
@@ -177,6 +179,13 @@ def _spoken(id: str, texts: Sequence[str]) -> Generated:
     return Generated(id, tuple(Spoken(text, 1.0) for text in texts))
 
 
+def named(row: str) -> str:
+    """The name of a model's row. ConfigError for one that another row of the tables has: its reports would take the place of the model's."""
+    if row in OTHERS:
+        raise ConfigError(f"'{row}' is the name of another row of the tables", f"choose a name that is none of {', '.join(OTHERS)}")
+    return row
+
+
 def is_abnormal(text: str) -> bool:
     """Whether a report tells of a finding: by the phantoms' grammar where it is one of theirs, else by the rule labeler."""
     said = phantom.told(text)
@@ -201,8 +210,12 @@ class Setting:
         texts = tuple(" ".join(s.text for s in study.sentences) for study in training)
         kinds = frozenset(phantom.rare_kinds(texts, config.rare)) if dataset == "phantom" else frozenset()
         classes = clinical.rare(clinical.table(texts), config.rare)
-        loaded = {name: adapters.ADAPTERS[name](**options) for name, options in config.metrics.items() if options is not None}
-        return cls(dataset == "phantom", texts, kinds, classes, loaded)
+        return cls(dataset == "phantom", texts, kinds, classes, loaded(config))
+
+
+def loaded(config: Reportgen) -> dict[str, Callable[..., Mapping[str, Sums]]]:
+    """The adapters of `metrics:`. ConfigError, DataError for one whose path is absent or not what it needs."""
+    return {name: adapters.ADAPTERS[name](**options) for name, options in config.metrics.items() if options is not None}
 
 
 def measure(reports: Sequence[Generated], studies: Sequence[Study], how: Setting) -> dict[str, Sums | float]:
@@ -250,7 +263,11 @@ def judge(
     results = []
     for row, own in sums.items():
         measured = {n: s.metric(patients, resamples=config.resamples) if isinstance(s, Sums) else Metric(s) for n, s in own.items()}
-        told = {"cut": sum(r.cut for r in found.reports[row]), "abstained": sum(not s.kept for r in found.reports[row] for s in r.sentences)}
+        said = [s for r in found.reports[row] for s in r.sentences]
+        told = {
+            "cut": sum(r.cut for r in found.reports[row]), "sentences": len(said), "cut_sentences": sum(s.cut for s in said),
+            "abstained": sum(not s.kept for s in said),
+        }  # fmt: skip
         results.append(
             Result("reportgen", dataset, protocol(row, name, config), split, row, measured, _cases(found, row, own), common | told, provenance)
         )

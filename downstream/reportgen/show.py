@@ -21,12 +21,13 @@ ON_PAGE = ("oracle_topic", "nearest_neighbour", "mode_report")  # beside the mod
 
 
 def cases(generator: Generator, found: Split, judged: Sequence[Result], config: Reportgen, *, name: str, phantoms: bool) -> list[PageCase]:
-    """Up to `page.cases` studies, abnormal ones and normal ones in turn, in the order of the split."""
+    """Up to `page.cases` studies in the order of the split, three abnormal ones to a normal one where there are enough of both."""
     scored = {r.row: {case["study"]: case for case in r.per_case} for r in judged}
     sick = [i for i, reference in enumerate(found.references) if score.is_abnormal(reference)]
     well = [i for i in range(len(found.studies)) if i not in set(sick)]
     most = config.page.cases
-    chosen = sorted([*sick[: max(most - len(well), most - most // 4)], *well[: most // 4]][:most])
+    few = min(len(well), max(most // 4, most - len(sick)))
+    chosen = sorted([*sick[: most - few], *well[:few]])
     return [_case(generator, found, scored, i, config, name=name, phantoms=phantoms) for i in chosen]
 
 
@@ -65,13 +66,27 @@ def _case(
 
 def _small(study: Study, side: int) -> np.ndarray:
     """The first image, its long side at most `side` pixels."""
+    return small(read(study.images[0]), side)
+
+
+def small(pixels: np.ndarray, side: int) -> np.ndarray:
+    """An image (uint8 H W) whose long side is at most `side` pixels."""
     from PIL import Image
 
-    pixels = read(study.images[0])
     scale = side / max(pixels.shape)
     if scale >= 1:
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))))
+
+
+def written(found: Split, images: Mapping[str, np.ndarray], config: Reportgen, *, name: str) -> list[PageCase]:
+    """Reports as they were written, beside what their studies say where that is known; nothing is judged. images: id -> uint8 H W, small."""
+    reference = {study.id: [s.text for s in study.sentences] for study in found.studies}
+    return [
+        PageCase(r.id, images[r.id], found.frames[r.id], reference.get(r.id, []), [Row(name, r, {}, threshold=config.decode.threshold)])
+        for r in found.reports[name]
+        if r.id in images
+    ]
 
 
 def _maps(generator: Generator, codes: Sequence[int], sentences: int) -> list[np.ndarray | None]:

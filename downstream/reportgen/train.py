@@ -40,6 +40,7 @@ from elvis.training import RunLog, fit
 from elvis.types import Batch, ImageFeatures, Study
 
 FREQUENT = 20_000  # sentences whose topics are looked up for topics.json
+SHARED = 10  # studies that say a sentence before it travels in a checkpoint: what one patient's report alone says does not
 
 
 @dataclass
@@ -56,19 +57,24 @@ class Table:
         return found[:limit] if limit else found
 
 
-def table(config: Reportgen, section: configs.Data, options: Mapping[str, Any]) -> Table:
-    """The studies of `data:`, those without a report or a fitting image left out and counted. Raises ConfigError, DataError."""
+def table(config: Reportgen, section: configs.Data, options: Mapping[str, Any], needed: Sequence[str] = ("train",)) -> Table:
+    """The studies of `data:`, those without a report or a fitting image left out and counted.
+
+    Raises DataError; ConfigError where a split of config.splits or a `needed` one has no report (a test set of ReXrank has no training).
+    """
     owner = studies.load(section.name, strict=section.strict, on_leak=section.on_leak, resized=section.resized, **options)
     found = data.told(owner.studies, config.sections, frontal_only=config.frontal_only)
     left_out = Counter(owner.left_out) + found.left_out
     notes = [*owner.notes, *(f"{count} studies left out: {reason}" for reason, count in left_out.items() if count)]
     here = {study.split for study in found.studies}
-    for split in ("train", *config.splits):
+    for split in (*needed, *config.splits):
         if split not in here:
             raise ConfigError(
                 f"no study of split '{split}' has a sentence in {' or '.join(config.sections)}",
                 f"splits with reports: {', '.join(sorted(here)) or 'none'}",
             )
+    if "train" not in here:
+        notes.append("no training reports in this data: no mode_report and no nearest_neighbour to compare with")
     return Table(found.studies, notes, owner, section.name)
 
 
@@ -217,7 +223,7 @@ def run(
 
     def write(target: Path, step: int, snapshot: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> Path:
         if lead:
-            generator.topics = topics(generator, listed)
+            generator.topics = topics(generator, listed, least=1 if table.name == "phantom" else SHARED)
             generator.provenance = {**generator.provenance, "step": step}
             whole = None if snapshot is None else {**snapshot, "objectives": seen.objectives.state_dict(), "best": best[0]}
             model.save(target, generator, config_yaml=config_yaml, metrics=metrics, state=whole)
@@ -280,12 +286,15 @@ def load_into(generator: Generator, folder: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------- topics
 
 
-def topics(generator: Generator, listed: Sequence[Study]) -> dict[int, dict[str, Any]]:
-    """code -> {count, sentences: [[text, count], ...]}: what the training sentences of each code usually say. {} without a codebook."""
+def topics(generator: Generator, listed: Sequence[Study], least: int = 1) -> dict[int, dict[str, Any]]:
+    """code -> {count, sentences: [[text, count], ...]}: what the training sentences of each code usually say, those of `least` studies or more.
+
+    {} without a codebook.
+    """
     if not generator.decoder.needs_codes:
         return {}
-    counts = Counter(s.text for study in listed for s in study.sentences)
-    frequent = [text for text, _ in counts.most_common(FREQUENT)]
+    counts = Counter(text for study in listed for text in {s.text for s in study.sentences})
+    frequent = [text for text, count in counts.most_common(FREQUENT) if count >= least]
     found: dict[int, dict[str, Any]] = {}
     for text, code in zip(frequent, codes(generator.pretrained, frequent), strict=True):
         about = found.setdefault(code, {"count": 0, "sentences": []})
