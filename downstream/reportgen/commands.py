@@ -112,12 +112,14 @@ def generate(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path
     generator = _device(model.load(checkpoint), config)  # type: ignore[arg-type]
     generator.wishes(config.decode)  # refused before anything is read
     entries = _entries(Path(args.entries)) if args.entries else None
+    if entries is not None and len(config.splits) > 1:
+        raise ConfigError(f"--entries is one test set, splits are {', '.join(config.splits)}", "give the one split it is of")
     images: dict[str, np.ndarray] = {}
     public = False
     if args.images:
         splits = {"images": _of_folder(generator, config, Path(args.images), images)}
     else:
-        _, table = _table(config, generator)
+        _, table = _table(config, generator, silent=True)
         public = table.name == "phantom"
         print("\n".join(f"note: {note}" for note in table.notes))
         splits = {split: _write(generator, config, table.split(split, config.limit), "model", oracle=False) for split in config.splits}
@@ -274,8 +276,8 @@ def _limits_notes(result: Result) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------ pieces
 
 
-def _table(config: Reportgen, generator: Generator, needed: Sequence[str] = ()) -> tuple[configs.Data, Table]:
-    """The studies of the config, with the sections the generator writes."""
+def _table(config: Reportgen, generator: Generator, needed: Sequence[str] = (), *, silent: bool = False) -> tuple[configs.Data, Table]:
+    """The studies of the config, with the sections the generator writes; `silent`: those that have none, too."""
     if config.context != generator.context:
         raise ConfigError(
             f"the generator is told '{generator.context}', the config has context '{config.context}'", f"set context={generator.context}"
@@ -286,7 +288,7 @@ def _table(config: Reportgen, generator: Generator, needed: Sequence[str] = ()) 
             f"set sections=[{','.join(generator.sections)}]",
         )
     section, options = configs.data_section(schemas.pretraining(config))
-    return section, training.table(config, section, options, needed)
+    return section, training.table(config, section, options, needed, silent=silent)
 
 
 def _of_folder(generator: Generator, config: Reportgen, root: Path, images: dict[str, np.ndarray]) -> Split:

@@ -35,15 +35,15 @@ class Told:
     left_out: Counter[str]
 
 
-def told(studies: Sequence[Study], sections: Sequence[str], *, frontal_only: bool = False) -> Told:
-    """Each study with the sentences of these sections, in their order. Left out: no sentence; with `frontal_only`, no frontal image.
+def told(studies: Sequence[Study], sections: Sequence[str], *, frontal_only: bool = False, silent: bool = False) -> Told:
+    """Each study with the sentences of these sections, in their order. Left out: no sentence (not with `silent`); `frontal_only`: no frontal image.
 
     Of a study with views, `frontal_only` keeps the images that are AP or PA, those of unknown view among them.
     """
     kept, left_out = [], Counter[str]()
     for study in studies:
         place = [number for name in sections for number, s in enumerate(study.sentences) if s.section == name]
-        if not place:
+        if not place and not silent:
             left_out[f"no sentence in {' or '.join(sections)}"] += 1
             continue
         shown = list(range(len(study.images)))

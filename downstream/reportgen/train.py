@@ -57,15 +57,15 @@ class Table:
         return found[:limit] if limit else found
 
 
-def table(config: Reportgen, section: configs.Data, options: Mapping[str, Any], needed: Sequence[str] = ("train",)) -> Table:
-    """The studies of `data:`, those without a report or a fitting image left out and counted.
+def table(config: Reportgen, section: configs.Data, options: Mapping[str, Any], needed: Sequence[str] = ("train",), *, silent: bool = False) -> Table:
+    """The studies of `data:`, those without a report (but with `silent`: it is to be written) or a fitting image left out and counted.
 
     Raises DataError; ConfigError where a split of config.splits or a `needed` one has no report (a test set of ReXrank has no training).
     """
     owner = studies.load(section.name, strict=section.strict, on_leak=section.on_leak, resized=section.resized, **options)
-    found = data.told(owner.studies, config.sections, frontal_only=config.frontal_only)
+    found = data.told(owner.studies, config.sections, frontal_only=config.frontal_only, silent=silent)
     left_out = Counter(owner.left_out) + found.left_out
-    notes = [*owner.notes, *(f"{count} studies left out: {reason}" for reason, count in left_out.items() if count)]
+    notes = [*owner.notes, *(f"{count} {'study' if count == 1 else 'studies'} left out: {reason}" for reason, count in left_out.items() if count)]
     here = {study.split for study in found.studies}
     for split in (*needed, *config.splits):
         if split not in here:
