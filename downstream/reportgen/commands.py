@@ -130,7 +130,7 @@ def generate(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path
         if bad := found.unreadable:
             print(f"  {len(bad)} cannot be read: " + ", ".join(f"{id} ({reason})" for id, reason in list(bad.items())[:3]) + ", ..." * (len(bad) > 3))
         shown = images or {s.id: show.small(read(s.images[0]), config.page.size) for s in found.studies[: config.page.cases]}
-        if cases := show.written(found, shown, config, name="model"):
+        if cases := show.written(found, shown, config, name="model", phantoms=public):
             title = f"Reports: {name or generator.recipe['name']} on {split}"
             path = out / f"{split}.html"
             page.write(path, cases, title=title, private=not public, total=len(rows), side=config.page.size, config_yaml=shareable(config))

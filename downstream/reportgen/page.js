@@ -249,7 +249,7 @@
   function said(card, report) {
     const { sentences } = report;
     const list = make("ol", "", ...sentences.map((sentence, i) => entry(card, sentence, `generated ${i + 1}`, report)));
-    const parts = [compared(report.labels), list];
+    const parts = card.item.reference.length ? [compared(report.labels), list] : [list];
     if (!sentences.length) parts.push(make("p", "none", "Nothing was generated."));
     else if (!sentences.some((sentence) => sentence.kept)) parts.push(make("p", "ending", "Every sentence was withheld: the report is empty."));
     if (report.cut) parts.push(make("p", "ending", "… cut: the report reached its limit before it came to its end."));

@@ -79,14 +79,20 @@ def small(pixels: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))))
 
 
-def written(found: Split, images: Mapping[str, np.ndarray], config: Reportgen, *, name: str) -> list[PageCase]:
-    """Reports as they were written, beside what their studies say where that is known; nothing is judged. images: id -> uint8 H W, small."""
+def written(found: Split, images: Mapping[str, np.ndarray], config: Reportgen, *, name: str, phantoms: bool) -> list[PageCase]:
+    """Reports as they were written, beside what their studies say and its labels where that is known. images: id -> uint8 H W, small."""
     reference = {study.id: [s.text for s in study.sentences] for study in found.studies}
-    return [
-        PageCase(r.id, images[r.id], found.frames[r.id], reference.get(r.id, []), [Row(name, r, {}, threshold=config.decode.threshold)])
-        for r in found.reports[name]
-        if r.id in images
-    ]
+    cases = []
+    for report in found.reports[name]:
+        if report.id in images:
+            true = reference.get(report.id, [])
+            said, told = ([score.labels(text, phantoms=phantoms) for text in side] for side in ([s.text for s in report.sentences], true))
+            kept = score.labels(report.text, phantoms=phantoms)
+            marks = page.label_sets(score.labels(" ".join(true), phantoms=phantoms), kept) if true else {}
+            tags = frozenset([page.ABNORMAL if score.is_abnormal(" ".join(true)) else "normal"] if true else [])
+            row = Row(name, report, marks, said if true else (), threshold=config.decode.threshold)
+            cases.append(PageCase(report.id, images[report.id], found.frames[report.id], true, [row], tags, told))
+    return cases
 
 
 def _maps(generator: Generator, codes: Sequence[int], sentences: int) -> list[np.ndarray | None]:
