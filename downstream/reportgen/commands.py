@@ -74,7 +74,8 @@ def train(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, a
         score=lambda g: score.quick(g, held_out, config.decode, config.batch_size, config.select),
     )  # fmt: skip
     if fabric.is_global_zero:
-        report(generator, config, table, out, name=name or config.decoder["name"], extra=[])
+        how = Setting.of(config, table.name, table.split("train"))
+        report(generator, config, table, out, name=name or config.decoder["name"], how=how)
     return 0
 
 
@@ -100,6 +101,7 @@ def tune(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, ar
             table,
             out,
             name=name or f"{generator.recipe['name']}, tuned",
+            how=Setting.of(config, table.name, table.split("train")),
             extra=tuning.rows(before, after, config, table),
             start=checkpoint,
         )
@@ -144,23 +146,21 @@ def evaluate(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path
     """Judge a generator, or reports that any model wrote."""
     _apart(out, checkpoint)
     if args.generated:
-        code = _evaluate_file(config, Path(args.generated), out)
-        return _sanity(config, out) if args.sanity else code
-    generator = _device(model.load(checkpoint), config)  # type: ignore[arg-type]
-    _, table = _table(config, generator)
-    generator.wishes(config.decode)
-    report(generator, config, table, out, name=name or generator.recipe["name"], extra=[])
-    return _sanity(config, out) if args.sanity else 0
-
-
-def _sanity(config: Reportgen, out: Path) -> int:
-    """sanity.md: every metric on references of the first split that were changed."""
-    section, options = configs.data_section(schemas.pretraining(config))
-    table = training.table(config, section, options, ())
-    references = [" ".join(s.text for s in study.sentences) for study in table.split(config.splits[0])]
-    text = score.answers(references, Setting.of(config, table.name, table.split("train")))
-    results.write_file(out / "sanity.md", text.encode())
-    print(f"\n{text}\nsanity: {out / 'sanity.md'}")
+        section, options = configs.data_section(schemas.pretraining(config))
+        table = training.table(config, section, options, ())
+        how = Setting.of(config, table.name, table.split("train"))
+        _evaluate_file(config, Path(args.generated), table, how, out)
+    else:
+        generator = _device(model.load(checkpoint), config)  # type: ignore[arg-type]
+        _, table = _table(config, generator)
+        generator.wishes(config.decode)
+        how = Setting.of(config, table.name, table.split("train"))
+        report(generator, config, table, out, name=name or generator.recipe["name"], how=how)
+    if args.sanity:
+        references = [" ".join(s.text for s in study.sentences) for study in table.split(config.splits[0])]
+        text = score.answers(references, how)
+        results.write_file(out / "sanity.md", text.encode())
+        print(f"\n{text}\nsanity: {out / 'sanity.md'}")
     return 0
 
 
@@ -168,16 +168,23 @@ def _sanity(config: Reportgen, out: Path) -> int:
 
 
 def report(
-    generator: Generator, config: Reportgen, table: Table, out: Path, *, name: str, extra: Sequence[Result], start: Path | None = None
+    generator: Generator,
+    config: Reportgen,
+    table: Table,
+    out: Path,
+    *,
+    name: str,
+    how: Setting,
+    extra: Sequence[Result] = (),
+    start: Path | None = None,
 ) -> list[Result]:
     """Write the reports of every split, judge them beside the priors, and write tables and pages.
 
-    start: an earlier generator that is judged beside it, under the same draws (what tuning began with).
+    extra: results that stand before them; start: an earlier generator that is judged beside it, under the same draws (what tuning began with).
     """
     alarms = _refuse_leak(generator.patients, table, config, name)
     out.mkdir(parents=True, exist_ok=True)
     public = table.name == "phantom"
-    how = Setting.of(config, table.name, table.split("train"))
     found_results: list[Result] = [*extra]
     cases: list[Any] = []
     for split in config.splits:
@@ -309,15 +316,13 @@ def _of_folder(generator: Generator, config: Reportgen, root: Path, images: dict
     return found
 
 
-def _evaluate_file(config: Reportgen, path: Path, out: Path) -> int:
+def _evaluate_file(config: Reportgen, path: Path, table: Table, how: Setting, out: Path) -> None:
     """Reports of a file, ours or a ReXrank submission, against the references of the config's data."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}", "give a reports.json or a ReXrank submission", "D003") from None
-    section, options = configs.data_section(schemas.pretraining(config))
     name = score.named(path.stem)
-    table = training.table(config, section, options, ())
     if output.is_ours(text):
         written = output.from_json(text)
     else:
@@ -327,7 +332,6 @@ def _evaluate_file(config: Reportgen, path: Path, out: Path) -> int:
         raise DataError(f"{path.name} has {twice} second reports of a study", "give one report a study", "D050")
     everything: list[Result] = []
     alarms: list[str] = []
-    how = Setting.of(config, table.name, table.split("train"))
     for split in config.splits:
         listed = [s for s in table.split(split, config.limit) if s.id in told]
         if not listed:
@@ -346,7 +350,6 @@ def _evaluate_file(config: Reportgen, path: Path, out: Path) -> int:
         private=table.name != "phantom",
     )  # fmt: skip
     print("\n" + results.table(everything) + "\n\n" + "\n".join([*(f"RED: {alarm}" for alarm in alarms), f"page: {index}"]))
-    return 0
 
 
 def _split(id: str, text: str) -> Generated:

@@ -26,13 +26,12 @@ from downstream.reportgen.decoders.base import Decoder, Draft, Memory, Said, Wis
 from downstream.reportgen.reports import Box, Generated, Spoken
 from downstream.reportgen.vocabulary import Vocabulary, Words
 from elvis import checkpoints
-from elvis.data.batches import StudyDataset
 from elvis.data.images import Frame, read
 from elvis.data.inputs import ToInput
 from elvis.data.reports import flags
 from elvis.errors import CheckpointError, ConfigError
 from elvis.pretrained import Pretrained
-from elvis.types import Batch, Codes, ImageFeatures, Pair, Study
+from elvis.types import Batch, Codes, ImageFeatures, Pair
 
 
 @dataclass
@@ -286,16 +285,3 @@ def vocabulary_of(recipe: Mapping[str, Any], folder: Path) -> Words:
     """The vocabulary a checkpoint holds: ours, or the tokenizer that its decoder brought."""
     own = getattr(decoders.DECODERS.get(recipe["name"]), "load_vocabulary", None)
     return Vocabulary.load(folder) if own is None else own(folder)
-
-
-def dataset(generator: Generator, studies: Sequence[Study]) -> StudyDataset:
-    """Studies as they are shown to the generator, without augmentation."""
-    pretrained = generator.pretrained
-    return StudyDataset(
-        studies,
-        pretrained.tokenizer,
-        pretrained.preprocess,
-        max_tokens=pretrained.max_tokens,
-        views=generator.views,
-        max_views=generator.max_views,  # type: ignore[arg-type]
-    )

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from downstream.reportgen import model
 from downstream.reportgen.config import Decode, Reportgen
 from downstream.reportgen.data import context_of
 from downstream.reportgen.metrics import adapters, clinical, diversity, phantom, sanity
@@ -29,6 +28,7 @@ from downstream.reportgen.metrics.nlg import nlg
 from downstream.reportgen.metrics.sums import Sums
 from downstream.reportgen.model import Generator
 from downstream.reportgen.reports import Generated, Spoken
+from elvis.data.batches import shown_views
 from elvis.data.images import BadImage, Frame, read
 from elvis.data.reports import flags
 from elvis.data.texts import text_tensors
@@ -75,12 +75,11 @@ def batches(
     generator: Generator, studies: Sequence[Study], size: int, unreadable: dict[str, str]
 ) -> Iterator[tuple[list[Study], Batch, list[Frame]]]:
     """Studies with their images (normalised, on the generator's device) and their reports; frames of the first image of each."""
-    shown = model.dataset(generator, studies)
     for start in range(0, len(studies), size):
         kept, images, frames = [], [], []
         for study in studies[start : start + size]:
             try:
-                pixels = [read(study.images[view]) for view in shown._views(study, 0)]
+                pixels = [read(study.images[view]) for view in shown_views(study, generator.views, generator.max_views)]
             except BadImage as error:
                 unreadable[study.id] = error.reason
                 continue

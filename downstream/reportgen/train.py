@@ -34,7 +34,6 @@ from elvis.data.order import StepSampler
 from elvis.data.studies import BadStudies
 from elvis.distributed import everyones
 from elvis.errors import ConfigError
-from elvis.ops import masked_zero
 from elvis.pretrained import Pretrained
 from elvis.training import RunLog, fit
 from elvis.types import Batch, ImageFeatures, Study
@@ -151,7 +150,7 @@ def prepare(model: Any, objectives: nn.ModuleDict, units: list[str], mode: str, 
     """What trains: `joint` everything an objective or the decoder reads, `finetune` the image side, `frozen` nothing."""
     model.requires_grad_(True)
     if mode == "joint":
-        needs = assembly.needs_of(objectives) if len(objectives) else frozenset()
+        needs = assembly.needs_of(objectives)
         if not needs:
             raise ConfigError("visual=joint, but the checkpoint's config names no objective", "set visual=finetune or frozen")
         model.wire(needs | ({"image.tokens"} if tokens == "projected" else set()), units)
@@ -194,7 +193,7 @@ def run(
     score(generator): one number on val, higher is better; it chooses the checkpoint.
     """
     train, lead = config.train, fabric.is_global_zero
-    units = ["report", "sentence"] + ["word"] * any("word" in need for need in assembly.needs_of(seen.objectives) if len(seen.objectives))
+    units = ["report", "sentence"] + ["word"] * any("word" in need for need in assembly.needs_of(seen.objectives))
     prepare(generator.pretrained.model, seen.objectives, units, config.visual, config.tokens)
     augment = Augment(**section.augment) if any(section.augment.values()) else None
     to_input = ToInput(generator.pretrained.preprocess, generator.pretrained.model.image.spec.in_channels, augment)
@@ -314,9 +313,7 @@ def codes(pretrained: Pretrained, sentences: Sequence[str], batch_size: int = 25
     for start in range(0, len(sentences), batch_size):
         some = sentences[start : start + batch_size]
         units = pretrained.phrases(some)[1].units[net.asked_by[of]]
-        blank = masked_zero(
-            units.vectors.new_zeros(len(some), net.heads[of].positions, net.dim), units.mask[:, :1]
-        )  # a topic is read from the sentence alone
+        blank = units.vectors.new_zeros(len(some), net.heads[of].positions, net.dim)  # a topic is read from the sentence alone
         image = ImageFeatures(blank[:, 0], blank, torch.ones(blank.shape[:2], dtype=torch.bool, device=blank.device), blank.shape[1:2])
         found += net.heads[label](net.look(of, image, units)).index[:, 0].tolist()
     net.train(training)

@@ -117,7 +117,7 @@ class StudyDataset(Substituting):
     def item(self, index: int, epoch: int = 0, bad: tuple[tuple[str, str], ...] = ()) -> Item:
         """One study as a pure function of (seed, epoch, id). Raises BadImage."""
         study = self.studies[index]
-        views = self._views(study, epoch)
+        views = shown_views(study, self.views, self.max_views, self.seed, epoch)
         images = [self._image(index, view) for view in views]
         seeds = [draw(self.seed, epoch, study.id, f"augment {view}") for view in views]
         numbers: list[list[float]] = [[] for _ in views]
@@ -129,13 +129,6 @@ class StudyDataset(Substituting):
         group = stable_hash(study.group or study.id)
         return Item(study.id, group, pixels, self.reports[index], np.array(numbers, np.float32), np.array(seeds), bad)
 
-    def _views(self, study: Study, epoch: int) -> Sequence[int]:
-        if self.views == "random":
-            return [draw(self.seed, epoch, study.id, "view") % len(study.images)]
-        if self.views == "frontal":
-            return [next((number for number, view in enumerate(study.views) if view in ("AP", "PA")), 0)]
-        return range(len(study.images))[: self.max_views if self.views == "all" else 1]
-
     def _image(self, index: int, view: int) -> np.ndarray:
         image = None if self.cached is None else self.cached.get((index, view))
         if image is None:
@@ -143,6 +136,15 @@ class StudyDataset(Substituting):
             if self.cached is not None:
                 self.cached[index, view] = image
         return image
+
+
+def shown_views(study: Study, views: str, max_views: int, seed: int = 0, epoch: int = 0) -> Sequence[int]:
+    """Which images of a study are shown, by the words of `data.views`: indices into Study.images."""
+    if views == "random":
+        return [draw(seed, epoch, study.id, "view") % len(study.images)]
+    if views == "frontal":
+        return [next((number for number, view in enumerate(study.views) if view in ("AP", "PA")), 0)]
+    return range(len(study.images))[: max_views if views == "all" else 1]
 
 
 def collate(items: Sequence[Item | DataError], pad_id: int) -> Batch | DataError:

@@ -8,6 +8,7 @@ layer, mean over heads and over its tokens). What R2Gen is without its memory (V
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,9 +39,9 @@ class Sequential(Decoder):
         allowed[list(self.never)] = False
         return allowed
 
+    @abc.abstractmethod
     def prompt(self, memory: Memory) -> Prompt:
         """What the language model is given: B rows."""
-        raise NotImplementedError
 
     def forward(self, memory: Memory, target: Target) -> dict[str, tuple[Tensor, Tensor]]:
         report = target.report[:, 1 : self.max_report + 1]  # the prompt holds the first token
