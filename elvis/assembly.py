@@ -40,6 +40,11 @@ class Run:
         return {label: (recipes[label], module) for label, module in self.objectives.items() if hasattr(module, "attention")}
 
     @property
+    def trains_pooled(self) -> bool:
+        """Whether an objective reads the pooled image and text: else nothing is known of their similarity."""
+        return {"image.pooled", "text.pooled"} <= needs_of(self.objectives) or self.pretrained.model.learned_query == ""
+
+    @property
     def to_input(self) -> Any:
         """From a batch of the loader to a batch of the model, on the model's device."""
         from elvis.data.augment import Augment
@@ -62,6 +67,8 @@ class Run:
             units=list(dict.fromkeys(["report", *data.units])),  # equal reports are never negatives
             max_tokens=data.max_tokens,
             max_units=data.max_units,
+            structures=self.pretrained.structures,
+            fill=data.fill_structures,
             views=data.views,
             max_views=data.max_views,
             augment=Augment(**data.augment) if data.augment else None,
@@ -93,6 +100,7 @@ def assemble(config: configs.Config, tokenizer: Any = None) -> Run:
 
     from elvis.data import studies
     from elvis.data.augment import Augment
+    from elvis.data.volumes import windowed
     from elvis.pretrained import Pretrained
     from elvis.registry import check_call
     from elvis.training import freeze
@@ -101,24 +109,33 @@ def assemble(config: configs.Config, tokenizer: Any = None) -> Run:
     if wrong := check_call("data.augment", Augment, data.augment):
         raise ConfigError("; ".join(wrong), "see elvis/data/augment.py")
     table = studies.load(data.name, strict=data.strict, on_leak=data.on_leak, resized=data.resized, **options)
+    table = replace(table, studies=windowed(table.studies, data.window))
     studies.boxes_fit(table.studies)
     notes = list(table.notes) + [f"{count} studies left out: {reason}" for reason, count in table.left_out.items() if count]
     spoken = tuple(study for study in table.studies if study.sentences or study.split != "train")
     if silent := len(table.studies) - len(spoken):
         notes.append(f"{silent} training studies left out: they have no sentence")
+    structures = create_structures(data)
+    if structures is not None:
+        spoken, more = of_a_structure(spoken, structures)
+        notes += more
     table = replace(table, studies=spoken)
     train = studies.split(table.studies, "train")
     texts = [s.text for study in train for s in study.sentences]
+    if structures is not None and data.fill_structures:
+        texts += [structures.missing(s) for s in range(len(structures.names))]
     tokenizer = tokenizer or create_tokenizer(config, texts)
     torch.manual_seed(config.train.seed)
     model = create_model(config, tokenizer)
     objectives, weights = create_objectives(config)
-    model.wire(needs_of(objectives), data.units)
+    model.wire(needs_of(objectives), data.units, trained_by(objectives))
     check_positions(config, model, objectives)
+    check_structures(structures, model, objectives, len(train))
     frozen = freeze(model, config.freeze)
     if frozen:
         notes.append(f"frozen: {len(frozen)} parameters, {frozen[0]} ... {frozen[-1]}")
-    pretrained = Pretrained(model, tokenizer, create_preprocess(config, model), max_tokens=data.max_tokens)
+    about = {"max_tokens": data.max_tokens, "structures": structures, "fill": data.fill_structures}
+    pretrained = Pretrained(model, tokenizer, create_preprocess(config, model), **about)
     patients = studies.fingerprints(table, "train", data.name)
     run = Run(config, table.studies, notes, pretrained, objectives, weights, table.excluded, patients)
     if run.classes:
@@ -238,9 +255,11 @@ def check_positions(config: configs.Config, model: Any, objectives: Any) -> None
     """ConfigError unless each region query by position has as many of them as an image has tokens, and those are by position that have to be."""
     data, _ = configs.data_section(config)
     spec, views = model.image.spec, data.max_views if data.views == "all" and config.model.views == "concat" else 1
-    grid = (data.size // spec.strides[-1],) * spec.ndim
+    size = configs.size_of(data, spec.ndim)
+    grid = spec.grid(size)
     tokens = math.prod(grid) * views
     said = f"{' x '.join(map(str, grid))}{f' x {views} views' if views > 1 else ''} = {tokens}"
+    shown = data.size if isinstance(data.size, int) else " x ".join(map(str, size))
     for label, head in model.heads.items():
         positions = getattr(head, "positions", None)
         if positions is None and (askers := [name for name, objective in objectives.items() if label in getattr(objective, "by_position", ())]):
@@ -250,16 +269,69 @@ def check_positions(config: configs.Config, model: Any, objectives: Any) -> None
             )
         if positions not in (None, tokens):
             raise ConfigError(
-                f"heads.{label} has {positions} positions, an image of {data.size} pixels has {said} tokens", f"set heads.{label}.positions={tokens}"
+                f"heads.{label} has {positions} positions, an image of {shown} pixels has {said} tokens", f"set heads.{label}.positions={tokens}"
+            )
+
+
+def create_structures(data: configs.Data) -> Any:
+    """The lexicon of the unit structure; None where no text is cut into structures."""
+    from elvis.data.structures import Structures
+
+    return Structures.load(data.structures) if "structure" in data.units else None
+
+
+def of_a_structure(listed: Sequence[Any], structures: Any) -> tuple[tuple[Any, ...], list[str]]:
+    """Studies without the training ones whose report names no structure (all their texts would be made up), and a note of how many those are."""
+
+    def named(study: Any) -> bool:
+        return any(structures.assign([s.text for s in study.sentences], [s.region for s in study.sentences]))
+
+    kept = tuple(study for study in listed if study.split != "train" or named(study))
+    lost = len(listed) - len(kept)
+    return kept, [f"{lost} training studies left out: no sentence is about a structure of the lexicon"] * bool(lost)
+
+
+def check_structures(structures: Any, model: Any, objectives: Any, studies: int) -> None:
+    """ConfigError unless a head has a query for each structure of the lexicon, and no queue is longer than the training studies could fill."""
+    for label, objective in objectives.items():
+        head = getattr(objective, "structures", "")  # the region query it reads as structures
+        if not head:
+            continue
+        learned = getattr(model.heads[head], "learned", None)
+        if learned is None:
+            raise ConfigError(
+                f"objectives.{label} reads heads.{head} as structures, but text asks its queries",
+                f"set heads.{head}={{name: region_query, queries: {len(structures.names)}, blocks: 2}}",
+            )
+        queries = len(learned)
+        if queries != len(structures.names):
+            raise ConfigError(
+                f"heads.{head} has {queries} queries, the lexicon has {len(structures.names)} structures",
+                f"set heads.{head}.queries={len(structures.names)}",
+            )
+        if objective.queue and len(objective.vectors) != queries:
+            raise ConfigError(
+                f"objectives.{label} keeps a queue of {len(objective.vectors)} structures, heads.{head} has {queries} queries",
+                f"set objectives.{label}.structures={queries}",
+            )
+        if objective.queue > studies:
+            raise ConfigError(
+                f"objectives.{label}.queue={objective.queue} texts of each structure, and there are {studies} training studies",
+                f"set objectives.{label}.queue={studies // 2}, or less",
             )
 
 
 def create_preprocess(config: configs.Config, model: Any) -> Any:
+    """Preprocess, of a 3D backbone VolumePreprocess."""
+    from elvis.data.frames import VolumePreprocess
     from elvis.data.images import Preprocess
 
     data, _ = configs.data_section(config)
     spec = model.image.spec
-    return Preprocess(size=(data.size,) * spec.ndim, fit=data.fit, mean=spec.mean, std=spec.std)
+    size = configs.size_of(data, spec.ndim)
+    if spec.ndim == 2:
+        return Preprocess(size=size, fit=data.fit, mean=spec.mean, std=spec.std)
+    return VolumePreprocess(size=size, fit=data.fit, mean=spec.mean, std=spec.std, spacing=tuple(data.spacing), window=tuple(data.window))
 
 
 def pretraining_module(model: Any, objectives: Any, to_input: Callable[[Any], Any] | None = None) -> Any:
@@ -285,3 +357,8 @@ def pretraining_module(model: Any, objectives: Any, to_input: Callable[[Any], An
 
 def needs_of(objectives: Any) -> frozenset[str]:
     return frozenset().union(*(o.needs for o in objectives.values()))
+
+
+def trained_by(objectives: Any) -> frozenset[str]:
+    """Of what objectives need, that to which one of them gives a gradient."""
+    return frozenset().union(*(o.needs - getattr(o, "detached", frozenset()) for o in objectives.values()))

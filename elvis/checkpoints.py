@@ -1,6 +1,7 @@
 """The checkpoint directory: everything another program needs, rebuilt from itself, verified before it is believed.
 
     config.yaml  model.json  model.safetensors  preprocess.json  tokenizer/  MODEL_CARD.md  metrics.json  provenance.json
+    structures.yaml (the lexicon of a model whose texts are units of structures)
     objectives.json, .safetensors (the objectives whose attention can be looked at; nothing else reads them)
     patients.npy (hashes of the training patients, so that a benchmark can refuse a leak)
     state/trainer.pt (for --resume only)  manifest.json (sha256 of every other file)
@@ -19,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+STRUCTURES = "structures.yaml"
 NEEDED = ("model.json", "model.safetensors", "preprocess.json")
 
 
@@ -101,7 +103,10 @@ def save(
 
     def fill(stage: Path) -> None:
         (stage / "config.yaml").write_text(config_yaml)
-        write_json(stage / "model.json", {"format": FORMAT, **pretrained.model.recipe, "max_tokens": pretrained.max_tokens})
+        recipe = {"format": FORMAT, **pretrained.model.recipe, "max_tokens": pretrained.max_tokens, "fill": pretrained.fill}
+        write_json(stage / "model.json", recipe)
+        if pretrained.structures is not None:
+            (stage / STRUCTURES).write_text(pretrained.structures.to_yaml(), encoding="utf-8")
         write_tensors(stage / "model.safetensors", pretrained.model.state_dict())
         write_json(stage / "preprocess.json", pretrained.preprocess.to_json())
         pretrained.tokenizer.save(stage / "tokenizer")
@@ -176,10 +181,11 @@ def commit() -> str:
 def card(pretrained: Pretrained, metrics: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     """MODEL_CARD.md: what it is, how to load it, what was measured, what it is not."""
     spec = pretrained.model.image.spec
+    stride = " x ".join(map(str, spec.cell if len(set(spec.cell)) > 1 else spec.cell[:1]))
     rows = "".join(f"| {k} | {v:.4g} |\n" for k, v in metrics.items() if isinstance(v, (int, float)))
     measured = f"| metric | value |\n|---|---|\n{rows}" if rows else "Nothing was measured yet.\n"
     return (
-        f"# elvis checkpoint\n\n{spec.name}, {spec.ndim}D, {spec.in_channels} channel(s), tokens of width {spec.width} at stride {spec.strides[-1]}; "
+        f"# elvis checkpoint\n\n{spec.name}, {spec.ndim}D, {spec.in_channels} channel(s), tokens of width {spec.width} at stride {stride}; "
         f"shared space of {pretrained.model.dim} dimensions.\n\n"
         "```python\nimport elvis\nbackbone = elvis.load_backbone(DIR)          # tokens, grid, pyramid\n"
         'model = elvis.load_pretrained(DIR)           # + text: model.similarity(images, ["small left effusion"])\n```\n\n'
@@ -192,8 +198,8 @@ def card(pretrained: Pretrained, metrics: Mapping[str, Any], provenance: Mapping
 # ----------------------------------------------------------------------------------------------------------- read
 
 
-def verify(path: Path) -> dict[str, str]:
-    """Every file of a checkpoint against its manifest; returns the hashes. Raises CheckpointError with the first bad file."""
+def verify(path: Path, needed: Sequence[str] = NEEDED) -> dict[str, str]:
+    """Every file of a checkpoint against its manifest; returns the hashes. Raises CheckpointError with the first bad file, or `needed` one."""
     path = Path(path)
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint directory at {path}", "give a directory that holds model.safetensors, or a run directory")
@@ -208,7 +214,7 @@ def verify(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path / MANIFEST} is unreadable ({type(error).__name__})", "copy the whole directory again") from error
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path} has format {manifest.get('format')!r}, this version reads {FORMAT}", "use the version that wrote it")
-    for name in NEEDED:
+    for name in needed:
         if name not in hashes:
             raise CheckpointError(f"{path} lacks {name}", "copy the whole directory again")
     for name, digest in hashes.items():
@@ -317,7 +323,8 @@ def load_whole(path: Path | str) -> Whole:
 def _pretrained(folder: Path) -> Pretrained:
     from safetensors.torch import load_file
 
-    from elvis.data.images import Preprocess
+    from elvis.data import frames
+    from elvis.data.structures import Structures
     from elvis.data.tokenizer import Tokenizer
     from elvis.model import build_model
     from elvis.pretrained import Pretrained
@@ -325,8 +332,9 @@ def _pretrained(folder: Path) -> Pretrained:
     recipe = _recipe(folder)
     model = build_model(recipe)
     load_into(model, load_file(folder / "model.safetensors"), folder)
-    preprocess = Preprocess.from_json(json.loads((folder / "preprocess.json").read_text()))
-    return Pretrained(model.eval(), Tokenizer.load(folder / "tokenizer"), preprocess, max_tokens=recipe["max_tokens"])
+    preprocess = frames.from_json(json.loads((folder / "preprocess.json").read_text()))
+    about = {"structures": Structures.load(folder / STRUCTURES), "fill": recipe["fill"]} if (folder / STRUCTURES).is_file() else {}
+    return Pretrained(model.eval(), Tokenizer.load(folder / "tokenizer"), preprocess, max_tokens=recipe["max_tokens"], **about)
 
 
 def _objectives(folder: Path) -> dict[str, nn.Module]:

@@ -31,12 +31,16 @@ class Data:
 
     name: str = "phantom"
     units: list[str] = field(default_factory=lambda: ["report", "sentence"])
-    size: int = 224  # pixels, the square the model sees
+    size: Any = 224  # pixels of the square the model sees (of a 3D backbone: the cube), or [z, y, x]
+    spacing: list[float] = field(default_factory=list)  # mm, z y x, that volumes are resampled to (CT-CLIP: [1.5, 0.75, 0.75]); empty: fitted to size
+    window: list[float] = field(default_factory=list)  # [low, high] in HU of volumes, becomes 0..255; empty: that of the dataset
     fit: str = "pad"  # pad: the long side fits, zeros around | crop: the short side fits, centre kept
     views: str = "first"  # first | frontal (AP or PA if there is one) | random (pure function of seed, epoch, id) | all
     max_views: int = 1
     max_tokens: int = 256
     max_units: int = 64  # per kind of unit
+    structures: str = ""  # of the unit structure: ct, cxr or a YAML file (elvis.data.structures)
+    fill_structures: bool = True  # one that a report does not mention has the text "No abnormality found in ..." (SO-ITC); false: it is absent
     vocab_size: int = 1000  # of a tokenizer trained on the corpus (text encoders without their own)
     augment: dict[str, Any] = field(default_factory=dict)  # keywords of elvis.data.augment.Augment; empty = none
     augment_on: str = "cpu"  # cpu: in the workers | device: the same transforms, on whole batches
@@ -58,6 +62,7 @@ class Model:
     dim: int = 512  # of the shared space (LoVT: 512)
     hidden: int = 2048  # of the projection heads (mlp; LoVT: 2048)
     projection: str = "mlp"  # mlp (LoVT) | linear (SILC) | none: the encoders share a space already
+    text_projection: str = ""  # of the text side where it differs; none: its encoder's space is the shared one (a frozen tower)
     norm: str = "layer"  # inside the projection heads (mlp): layer | batch (over real tokens only; LoVT) | none
     image_pool: str = "attention"  # attention (LoVT) | backbone (mean of a CNN, CLS of a ViT)
     text_pool: str = "attention"  # attention | mean, over the sentences
@@ -135,6 +140,7 @@ CHOICES = {
     "data.augment_on": ("cpu", "device"),
     "data.on_leak": ("error", "drop", "allow"),
     "model.projection": ("mlp", "linear", "none"),
+    "model.text_projection": ("", "mlp", "linear", "none"),
     "model.norm": ("layer", "batch", "none"),
     "model.image_pool": ("attention", "backbone"),
     "model.text_pool": ("attention", "mean"),
@@ -142,11 +148,11 @@ CHOICES = {
     "model.views": ("concat", "mean", "max"),
     "train.precision": ("32-true", "bf16-mixed"),
     "train.accelerator": ("auto", "cpu", "cuda", "mps"),
-    "text.context": ("report", "sentence"),
+    "text.context": ("report", "sentence", "structure"),
 }
-UNITS = ("report", "sentence", "word")
+UNITS = ("report", "sentence", "word", "structure")
 POSITIVE = (
-    "train.steps", "train.batch_size", "train.accumulate", "train.lr", "train.checkpoint_every", "train.keep", "train.log_every", "data.size",
+    "train.steps", "train.batch_size", "train.accumulate", "train.lr", "train.checkpoint_every", "train.keep", "train.log_every",
     "data.max_tokens", "data.max_units", "data.max_views", "data.vocab_size", "data.length_window", "model.dim", "model.hidden", "model.scale",
     "evaluate.batch_size",
 )  # fmt: skip
@@ -254,6 +260,7 @@ def build(raw: Mapping[str, Any], schema: type = Config, *, where: str = "config
             values[key] = value if value is not None else default
     config = schema(**values)
     if isinstance(config, Config):
+        config.heads = {label: head for label, head in config.heads.items() if head is not None}  # null takes an inherited one away
         wrong += [w for w in check(config) if w not in wrong]
     if wrong:
         raise ConfigError(f"{where}: " + "; ".join(wrong), "mend the keys above; --print-config shows the whole config")
@@ -269,7 +276,8 @@ def data_section(config: Config) -> tuple[Data, dict[str, Any]]:
     if wrong:
         raise ConfigError("; ".join(wrong))
     options = {k: v for k, v in config.data.items() if k not in COMMON}
-    shared = {k: getattr(section, k) for k in COMMON & DATASETS.options(section.name).keys()}  # a phantom is drawn at data.size
+    asked = COMMON & DATASETS.options(section.name).keys()
+    shared = {k: value for k in asked if (value := getattr(section, k)) != []}  # a phantom is drawn at data.size; an empty window is its own
     return section, {**options, **shared}
 
 
@@ -287,6 +295,9 @@ def check(config: Config) -> list[str]:
         wrong += [w for w in DATASETS.check(data.name, options) if "has no option" not in w]
     else:
         wrong += DATASETS.check(data.name, {})
+    wrong += _volume_problems(data)
+    if "size" in (DATASETS.options(data.name) if data.name in DATASETS else {}):
+        wrong += [w for w in DATASETS.check(data.name, {**options, "size": data.size}) if "'size'" in w]
     wrong += [f"data.units: no unit '{u}'{nearest(u, UNITS)}" for u in data.units if u not in UNITS]
     if not all(isinstance(name, str) for name in (data.balance if isinstance(data.balance, list) else [data.balance])):
         wrong.append(f"data.balance must be abnormal, a label's name or a list of names, not {data.balance!r}")
@@ -305,8 +316,10 @@ def check(config: Config) -> list[str]:
     wrong += TEXT_ENCODERS.check(name, text, provided=frozenset({"vocab_size"}))
     for label, given in config.heads.items():
         wrong += [f"heads.{label}: {problem}" for problem in _head_problems(given, config.heads)]
-    if config.model.sentence_pool == "cls" and config.text.get("context", "report") != "sentence":
+    if config.model.sentence_pool == "cls" and config.text.get("context", "report") == "report":
         wrong.append("model.sentence_pool=cls needs text.context=sentence: only a sentence that is read alone has a [CLS] of its own")
+    if "structure" in data.units and not data.structures:
+        wrong.append("data.units: structure needs data.structures: ct, cxr or a YAML file")
     if not any(config.objectives.values()) and not any(isinstance(v, Mapping) for v in config.objectives.values()):
         wrong.append(f"no objective; choose from {', '.join(OBJECTIVES.names())}")
     for label, given in config.objectives.items():
@@ -359,6 +372,35 @@ def train_problems(train: Train) -> list[str]:
     return wrong
 
 
+def _volume_problems(data: Data) -> list[str]:
+    """What is wrong with the keys that have one value for each axis of a volume."""
+    wrong = []
+    size, spacing, window = data.size, data.spacing, data.window
+    three = size if isinstance(size, list) and len(size) == 3 else [size]
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in three):
+        wrong.append(f"data.size must be positive, a whole number or [z, y, x], not {size}")
+    if spacing and (len(spacing) != 3 or min(spacing) <= 0):
+        wrong.append(f"data.spacing must be three positive numbers of mm, [z, y, x], not {spacing}")
+    if window and (len(window) != 2 or window[0] >= window[1]):
+        wrong.append(f"data.window must be [low, high] in Hounsfield units, low below high, not {window}")
+    return wrong
+
+
+def size_of(data: Data, ndim: int) -> tuple[int, ...]:
+    """*S that a backbone of so many dimensions sees. ConfigError for keys of volumes with a 2D backbone."""
+    given = [
+        f"data.{key}={value}"
+        for key, value in (("size", data.size), ("spacing", data.spacing), ("window", data.window))
+        if isinstance(value, list) and value
+    ]
+    if given and ndim == 2:
+        raise ConfigError(
+            f"{', '.join(given)}: for volumes, and the image backbone is 2D",
+            "set data.size to one number and leave the others out, or image.name to a 3D backbone",
+        )
+    return tuple(data.size) if isinstance(data.size, list) else (data.size,) * ndim
+
+
 def _signs(key: str, value: float) -> list[str]:
     if value < 0 or (key in POSITIVE and value == 0):
         return [f"{key} must {'be positive' if key in POSITIVE else 'not be negative'}, not {value}"]
@@ -369,10 +411,10 @@ def _head_problems(given: Any, heads: Mapping[str, Any]) -> list[str]:
     """A head is one of
 
     {name: region_query, unit: WORD}       queries predicted from text; with positions: N by position (SILC's topics)
-    {name: region_query, queries: N}       learned ones
+    {name: region_query, queries: N}       learned ones; with blocks: they and the tokens look at each other (SO-ITC's structures)
     {name: codebook, of: LABEL}            codes of the maps of a region query by position
     """
-    from elvis.pooling import Codebook, RegionQuery
+    from elvis.pooling import Codebook, CrossQuery, RegionQuery
     from elvis.registry import check_call
 
     name = given.get("name") if isinstance(given, Mapping) else None
@@ -385,6 +427,9 @@ def _head_problems(given: Any, heads: Mapping[str, Any]) -> list[str]:
         forms = "{name: region_query, unit: sentence}, {name: region_query, queries: 10} or {name: codebook, of: LABEL}"
         return [f"no head {given!r}; write {forms}"]
     options = {k: v for k, v in given.items() if k not in ("name", "unit")}
+    if "blocks" in given:
+        wrong = check_call("region_query with blocks", CrossQuery, options, provided=frozenset({"width"}))
+        return wrong + ["blocks are for learned queries: leave out unit"] * ("unit" in given)
     wrong = check_call("region_query", RegionQuery, options, provided=frozenset({"width", "query_width"}))
     if ("unit" in given) == ("queries" in given):
         wrong.append("give either unit (queries predicted from text) or queries (learned)")

@@ -3,7 +3,10 @@
     grounding      every phrase with a box: CNR, pointing game, mIoU (macro over findings), and the same over phrases of a focal
                    finding that name no place (`lf_*`: the headline, a text prior cannot help there); WID within an image
     swap           twin images that differ in one finding's place: does each image prefer its own sentence to its twin's?
-    retrieval      recall at 1 and 5 among the held-out studies, both ways, an equal report counts as correct
+    retrieval      recall at 1, 5 and 10 among the held-out studies, both ways, an equal report counts as correct
+    structures     of a model with learned structure queries: retrieval by structures (`structure_r@k`: mean cosine of what each query saw with the
+                   text of its structure), and the share of each query's attention that lies inside its structure (`mass`, macro over structures;
+                   `mass_chance`: of even attention)
     preservation   ELVIS' Figure 1: are similarities inside an image, inside a report, the same before and after the projection?
 
 Beside the model stand priors that never look at the image, and the oracle: the true mask seen through the model's token grid (what a
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,13 +26,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from elvis.data.images import BadImage, read
+from elvis.data.images import BadImage, Look, read
+from elvis.data.masks import resized
 from elvis.data.reports import text_hash
 from elvis.data.studies import in_frame, placed
+from elvis.metrics import attention as attention_metrics
 from elvis.metrics import bootstrap, grounding, representation, retrieval, twins
 from elvis.metrics.priors import LocationPrior, gaussian
 from elvis.ops import normalize
-from elvis.types import Grounding, Metric, Result, Study
+from elvis.types import Grounding, Mask, Metric, Regions, Result, Study
 
 if TYPE_CHECKING:
     from elvis.pretrained import Pretrained
@@ -46,6 +51,7 @@ SWAP = "swap: the maximum of the map (*_global: cosine of pooled features) of ea
 PIXELS = 2**18  # map pixels scored at once: few enough to stay in a core's cache (three times faster than 2**23)
 PRIOR_PHRASES = 4000  # of training, evenly spread: enough for a mean, and an image is opened for each
 PRESERVATION_STUDIES = 1000
+RECALLS = (1, 5, 10)
 
 
 def evaluate(
@@ -55,6 +61,7 @@ def evaluate(
     row: str = "model",
     dataset: str = "",
     start: Mapping[str, Metric] | None = None,
+    pooled: bool = True,
     batch_size: int = 64,
     resamples: int = 1000,
     seed: int = 0,
@@ -63,6 +70,7 @@ def evaluate(
     """Rows for every split but "train" (which only feeds the priors): `row`, "mean_box", "text_prior", "oracle"; without boxes in training
     "centre_prior" stands for the two priors.
 
+    `pooled`: False where no objective trained the pooled features, so that retrieval by them would say nothing.
     `start`: what `preservation` said before training; it becomes the row "{row}, step 0". What a split does not allow (no
     boxes, no twins, no text, fewer than two studies) is simply not among its metrics; `config["absent"]` says why a row is missing.
     Retrieval and preservation are measured on "test", or on "val" where there is no test split.
@@ -80,8 +88,9 @@ def evaluate(
         config = {"studies": len(studies), "patients": len({s.patient for s in studies}), "unreadable": seen.unreadable, "resamples": resamples}
         cases = seen.cases.get("model", [])
         metrics = _grounding(cases, resamples, seed) | _swap(seen, studies, resamples, seed)
+        metrics |= _mass(seen, resamples, seed)
         if split == held_out:
-            metrics |= _retrieval(pretrained, seen, studies, batch_size, resamples, seed) | _preserved(seen, resamples, seed)
+            metrics |= _retrieval(pretrained, seen, studies, batch_size, resamples, seed, pooled) | _preserved(seen, resamples, seed)
             if start:
                 results.append(new(row=f"{row}, step 0", protocol="preservation only", metrics=start, config=config))
         about = config | _counts(cases)
@@ -113,7 +122,7 @@ def score(pretrained: Pretrained, studies: Sequence[Study], *, batch_size: int =
     pretrained.model.eval()
     seen = _look(pretrained, studies, priors=None, batch_size=batch_size)
     found = _grounding(seen.cases.get("model", []), 1, 0) or _retrieval(pretrained, seen, studies, batch_size, 1, 0)
-    best = found.get("pointing") or found.get("r@5")
+    best = found.get("pointing") or found.get("structure_r@5") or found.get("r@5")
     return best.value if best else float("nan")
 
 
@@ -157,6 +166,8 @@ class _Seen:
 
     cases: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # row -> a dict a phrase
     pooled: dict[str, Tensor] = field(default_factory=dict)  # study id -> D, of its first image
+    observed: dict[str, Tensor] = field(default_factory=dict)  # study id -> S D, what each structure's query saw in it
+    mass: list[tuple[str, str, float, float]] = field(default_factory=list)  # (patient, structure, attention inside it, by chance)
     swap: dict[str, np.ndarray] = field(default_factory=dict)  # study id -> (own, twin's) x (map, global)
     moments: dict[str, list[tuple[str, np.ndarray]]] = field(default_factory=lambda: {"image": [], "report": []})  # of (patient, 6)
     spaces: dict[str, representation.Covariance] = field(default_factory=dict)  # image_before, ...
@@ -169,7 +180,11 @@ class _Shot:
 
     study: Study
     number: int
-    pixels: np.ndarray
+    look: Look
+
+    @property
+    def pixels(self) -> np.ndarray:
+        return self.look.pixels
 
     @property
     def truths(self) -> list[Grounding]:
@@ -198,8 +213,11 @@ def _look(pretrained: Pretrained, studies: Sequence[Study], *, priors: LocationP
     altered = _twins(studies)
     phrases = {g.phrase for s in studies for g in s.groundings if g.boxes} | {text for pair in altered.values() for text in pair}
     vectors = _encode_phrases(pretrained, sorted(phrases), batch_size)
-    for shots in _batches(studies, batch_size, seen):
-        after, before = pretrained.images([shot.pixels for shot in shots])
+    query = pretrained.model.learned_query
+    for shots in _batches(pretrained, studies, batch_size, seen):
+        after, before = pretrained.images([shot.pixels for shot in shots], [shot.look.spacing for shot in shots])
+        if query and pretrained.structures is not None:
+            _observe(pretrained, seen, shots, pretrained.model.look(query, after), after.grid)
         if preservation:
             first = [i for i, shot in enumerate(shots) if shot.number == 0 and shot.study.id in watched]
             patients = [shots[i].study.patient for i in first]
@@ -222,13 +240,13 @@ def _look(pretrained: Pretrained, studies: Sequence[Study], *, priors: LocationP
     return seen
 
 
-def _batches(studies: Sequence[Study], batch_size: int, seen: _Seen) -> Iterator[list[_Shot]]:
+def _batches(pretrained: Pretrained, studies: Sequence[Study], batch_size: int, seen: _Seen) -> Iterator[list[_Shot]]:
     """Images that are needed: the first of a study, and those with a box. What cannot be read is counted, not raised."""
     shots: list[_Shot] = []
     for study in studies:
         for number in sorted({0, *(g.image for g in study.groundings if g.boxes)}):
             try:
-                shots.append(_Shot(study, number, read(study.images[number])))
+                shots.append(_Shot(study, number, pretrained.see(study.images[number], study.spacing)))
             except BadImage:
                 seen.unreadable += 1
             if len(shots) == batch_size:
@@ -236,6 +254,57 @@ def _batches(studies: Sequence[Study], batch_size: int, seen: _Seen) -> Iterator
                 shots = []
     if shots:
         yield shots
+
+
+def _observe(pretrained: Pretrained, seen: _Seen, shots: Sequence[_Shot], regions: Regions, grid: tuple[int, ...]) -> None:
+    """What each structure's query saw in the first image of a study, and how much of its attention lies inside the structure's true mask."""
+    attention = regions.attention.mean(2).float().cpu()  # B S N
+    for i, shot in enumerate(shots):
+        if shot.number:
+            continue
+        seen.observed[shot.study.id] = regions.vectors[i].float().cpu()
+        share = structure_shares(pretrained, shot.study, shot.look, grid)
+        if share.any():
+            inside, even = attention_metrics.mass(attention[i], share), attention_metrics.chance(share)
+            seen.mass += [
+                (shot.study.patient, name, float(inside[s]), float(even[s]))
+                for s, name in enumerate(pretrained.structures.names)  # type: ignore[union-attr]
+                if share[s].any()
+            ]
+
+
+def structure_shares(pretrained: Pretrained, study: Study, seen: Look, grid: tuple[int, ...]) -> Tensor:
+    """How much of each cell of the token grid is each structure, by the study's masks of its first image: S N in [0, 1]; 0 without a mask.
+
+    A mask is of the structure that the lexicon gives its name to (the five lobes are the lung).
+    """
+    structures, frame = pretrained.structures, pretrained.frame(seen.pixels, seen.spacing)
+    share = np.zeros((len(structures.names), int(np.prod(grid))))  # type: ignore[union-attr]
+    of: dict[int | None, list[Mask]] = {}
+    for mask in study.masks:
+        if not mask.image:
+            of.setdefault(structures.of_region(mask.name), []).append(mask)  # type: ignore[union-attr]
+    of.pop(None, None)
+    for s, masks in of.items():  # a lung and its lobes lie on each other: their union
+        where = reduce(np.logical_or, (resized(mask, seen.pixels.shape) for mask in masks))
+        cells = frame.to_cells(grid, where) if where.ndim == 3 else frame.to_cells(grid, (slice(0, None), slice(0, None)), where)  # type: ignore[arg-type,call-arg]
+        share[s] = cells.ravel()
+    return torch.from_numpy(share.clip(0, 1)).float()
+
+
+def _mass(seen: _Seen, resamples: int, seed: int) -> dict[str, Metric]:
+    """Attention inside the structures: macro over structures, each by itself, and what chance gives."""
+    rows = [row for row in seen.mass if np.isfinite(row[2])]
+    if not rows:
+        return {}
+    patients, names, inside, even = (list(column) for column in zip(*rows, strict=True))
+    options = {"resamples": resamples, "seed": seed}
+    found = {"mass": bootstrap.mean(np.array(inside), patients, categories=names, **options)}
+    found["mass_chance"] = bootstrap.mean(np.array(even), patients, categories=names, **options)
+    for name in dict.fromkeys(names):
+        own = [i for i, other in enumerate(names) if other == name]
+        found[f"mass[{name}]"] = bootstrap.mean(np.array(inside)[own], [patients[i] for i in own], **options)
+    return found
 
 
 def _chunks(shots: Sequence[_Shot]) -> Iterator[list[int]]:
@@ -404,21 +473,35 @@ def _swap(seen: _Seen, studies: Sequence[Study], resamples: int, seed: int) -> d
 
 
 @torch.inference_mode()
-def _retrieval(pretrained: Pretrained, seen: _Seen, studies: Sequence[Study], batch_size: int, resamples: int, seed: int) -> dict[str, Metric]:
-    """Recall at k among studies with a readable image and a text; `r@k` is the mean of both ways. The first image stands for the study."""
+def _retrieval(
+    pretrained: Pretrained, seen: _Seen, studies: Sequence[Study], batch_size: int, resamples: int, seed: int, pooled: bool = True
+) -> dict[str, Metric]:
+    """Recall at k among studies with a readable image and a text; `r@k` is the mean of both ways. The first image stands for the study.
+
+    structure_r@k: by structures, of a model that has queries for them.
+    """
     usable = [study for study in studies if study.sentences and study.id in seen.pooled]
     if len(usable) < 2:
         return {}
     reports = [[sentence.text for sentence in study.sentences] for study in usable]
-    text = torch.cat([pretrained.reports(some)[0].pooled.float().cpu() for some in _cut(reports, batch_size)])  # n D
-    image = torch.stack([seen.pooled[study.id] for study in usable])  # n D
+    text = [pretrained.reports(some)[0] for some in _cut(reports, batch_size)]
     group = torch.tensor([text_hash(" ".join(report)) for report in reports])
-    to_text, to_image = (ranks.numpy() for ranks in retrieval.ranks(image, text, group))
     patients = [study.patient for study in usable]
+    compared = {}
+    if pooled:
+        image = torch.stack([seen.pooled[study.id] for study in usable])  # n D
+        compared[""] = retrieval.ranks(image, torch.cat([t.pooled.float().cpu() for t in text]), group)
+    if all(study.id in seen.observed for study in usable):
+        units = [t.units["structure"] for t in text]
+        told, mask = torch.cat([u.vectors.float().cpu() for u in units]), torch.cat([u.mask.cpu() for u in units])  # n S D, n S
+        observed = torch.stack([seen.observed[study.id] for study in usable])  # n S D
+        compared["structure_"] = retrieval.structure_ranks(observed, told, mask, group)
     found = {}
-    for k in (1, 5):
-        hits = {"": ((to_text < k) * 1.0 + (to_image < k)) / 2, "_image_to_text": to_text < k, "_text_to_image": to_image < k}
-        found |= {f"r@{k}{way}": bootstrap.mean(values, patients, resamples=resamples, seed=seed) for way, values in hits.items()}
+    for name, ranks in compared.items():
+        to_text, to_image = (each.numpy() for each in ranks)
+        for k in RECALLS:
+            hits = {"": ((to_text < k) * 1.0 + (to_image < k)) / 2, "_image_to_text": to_text < k, "_text_to_image": to_image < k}
+            found |= {f"{name}r@{k}{way}": bootstrap.mean(values, patients, resamples=resamples, seed=seed) for way, values in hits.items()}
     return found
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from elvis.errors import ConfigError
 from elvis.ops import masked_max, masked_mean, upcast
-from elvis.pooling import AttentionPool, Codebook, RegionQuery, pool_units
+from elvis.pooling import AttentionPool, Codebook, CrossQuery, RegionQuery, pool_units
 from elvis.types import Batch, ImageFeatures, Pair, Regions, TextFeatures, TextUnits, UnitFeatures
 
 MAX_SCALE = 100.0  # CLIP's clamp of the learned inverse temperature
@@ -96,6 +96,7 @@ class VisionLanguageModel(nn.Module):
         dim: int = 512,
         hidden: int = 2048,
         projection: str = "mlp",
+        text_projection: str = "",
         norm: str = "layer",
         image_pool: str = "attention",
         text_pool: str = "attention",
@@ -110,7 +111,7 @@ class VisionLanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         self.options = {
-            "dim": dim, "hidden": hidden, "projection": projection, "norm": norm,
+            "dim": dim, "hidden": hidden, "projection": projection, "text_projection": text_projection, "norm": norm,
             "image_pool": image_pool, "text_pool": text_pool, "sentence_pool": sentence_pool,
             "context": context, "views": views, "local_heads": local_heads, "scale": scale, "cls_id": cls_id, "sep_id": sep_id,
             "heads": {label: dict(given) for label, given in (heads or {}).items()},
@@ -127,15 +128,17 @@ class VisionLanguageModel(nn.Module):
                 f"without a projection the encoders share a space, but they are {wide} and {long} wide, dim is {dim}, local_heads {local_heads}",
                 "set model.dim to their width and model.local_heads=false, or model.projection=mlp",
             )
-        if sentence_pool == "cls" and context != "sentence":
+        if sentence_pool == "cls" and context == "report":
             raise ConfigError(
                 "model.sentence_pool is 'cls', but a sentence has a [CLS] of its own only where it is read alone",
-                "set text.context=sentence, or model.sentence_pool=max",
+                "set text.context=sentence (or structure), or model.sentence_pool=max",
             )
-        project = partial(_projection, projection, hidden=hidden, dim=dim, norm=norm)
-        self.image_global, self.text_global = project(wide), project(long)
+        if text_projection == "none" and long != dim:
+            raise ConfigError(f"without a projection the text lies in the shared space, but it is {long} wide, dim is {dim}", f"set model.dim={long}")
+        project, spell = (partial(_projection, kind, hidden=hidden, dim=dim, norm=norm) for kind in (projection, text_projection or projection))
+        self.image_global, self.text_global = project(wide), spell(long)
         self.image_local = project(wide) if local_heads else None
-        self.text_local = project(long) if local_heads else None
+        self.text_local = spell(long) if local_heads else None
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         given = dict(heads or {})
         self.asked_by = {label: one["unit"] for label, one in given.items() if "unit" in one}  # a region query that text asks -> its unit
@@ -143,6 +146,11 @@ class VisionLanguageModel(nn.Module):
         self.heads = nn.ModuleDict({label: _region_query(dim, long, **one) for label, one in given.items() if label not in self.codes_of})
         for label in self.codes_of:
             self.heads[label] = _codebook(self.heads, label, given[label])
+
+    @property
+    def learned_query(self) -> str:
+        """The region query whose queries are learned (structures); "" where there is none."""
+        return next((label for label, head in self.heads.items() if getattr(head, "learned", None) is not None), "")
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -171,8 +179,10 @@ class VisionLanguageModel(nn.Module):
         codes = {label: self.heads[label](regions[of]) for label, of in self.codes_of.items()}
         return Pair(image=image, text=text, image_raw=image_raw, text_raw=text_raw, scale=self.scale, regions=regions, codes=codes)
 
-    def look(self, label: str, image: ImageFeatures, units: UnitFeatures | None = None) -> Regions:
+    def look(self, label: str, image: ImageFeatures, units: UnitFeatures | None = None, *, whole: bool = False) -> Regions:
         """What the region query `label` sees: projected image, and the units that ask, BEFORE their projection (None where it is learned).
+
+        whole: of one with cross blocks, also the tokens after they have looked at the queries.
 
         Raises ConfigError where positions are asked for, and a view has another number of them than the head was made for.
         """
@@ -182,6 +192,8 @@ class VisionLanguageModel(nn.Module):
                 f"a view has {' x '.join(map(str, image.grid))} = {cells} tokens, heads.{label} knows {head.positions} positions: no whole views",
                 "give images of the size it was trained with, or train with other positions",
             )
+        if isinstance(head, CrossQuery):
+            return head(image.tokens, image.mask, whole=whole)
         return head(image.tokens, image.mask, *(() if units is None else (units.vectors, units.mask)))
 
     # ------------------------------------------------------------------------------------------------ image
@@ -211,16 +223,22 @@ class VisionLanguageModel(nn.Module):
     # ------------------------------------------------------------------------------------------------- text
 
     def encode_text(self, ids: Tensor, mask: Tensor, units: Mapping[str, TextUnits]) -> tuple[TextFeatures, TextFeatures]:
-        """B L, B L, units -> features after and before the projection. Pooled over sentences where there are any, else tokens."""
-        alone = self.context == "sentence"
-        tokens, starts = self._alone(ids, units["sentence"]) if alone else (self.text(ids, mask), None)  # B L D, B U D
+        """B L, B L, units -> features after and before the projection. Pooled over the units that are read alone, else over sentences, else tokens.
+
+        Where structures are read alone and there are none (a phrase by itself), sentences are.
+        """
+        alone = self.context if self.context in units else "sentence" if self.context != "report" else ""
+        tokens, own = self._alone(ids, units[alone]) if alone else (self.text(ids, mask), None)  # B L D, B U D
+        if alone and alone != "sentence":  # what is in no structure was not read
+            read = (units[alone].tokens & units[alone].mask.unsqueeze(-1)).any(1, keepdim=True)  # B 1 L
+            rest = {n: replace(u, tokens=u.tokens & read) for n, u in units.items() if n != alone}
+            units = {alone: units[alone], **{n: replace(u, mask=u.mask & u.tokens.any(-1)) for n, u in rest.items()}}
         how = {n: "mean" if n == "word" or self.sentence_pool == "cls" else self.sentence_pool for n in units}
-        vectors = {n: pool_units(tokens, u, how[n]) for n, u in units.items()}  # B U D each
-        if self.sentence_pool == "cls":  # (checked when the model was built: then sentences are read alone)
-            vectors["sentence"] = upcast(starts)
-        over, real = (vectors["sentence"], units["sentence"].mask) if "sentence" in units else (tokens, mask)
+        vectors = {n: own if n == alone else pool_units(tokens, u, how[n]) for n, u in units.items()}  # B U D each
+        main = alone or ("sentence" if "sentence" in units else "")
+        over, real = (vectors[main], units[main].mask) if main else (tokens, mask)
         pooled, weights = self.text_pool(over, real)
-        raw = {n: UnitFeatures(v, units[n].mask, units[n].group, weights if n == "sentence" else None) for n, v in vectors.items()}
+        raw = {n: UnitFeatures(v, units[n].mask, units[n].group, weights if n == main else None) for n, v in vectors.items()}
         before = TextFeatures(pooled=pooled, tokens=tokens, mask=mask, grid=(mask.shape[1],), weights=None, units=raw)
         after = replace(
             before,
@@ -246,7 +264,10 @@ class VisionLanguageModel(nn.Module):
         return self.get_submodule(f"{side}_global")(self.get_submodule(f"{side}_pool").values(x), mask)
 
     def _alone(self, ids: Tensor, units: TextUnits) -> tuple[Tensor, Tensor]:
-        """Each sentence through the encoder by itself: its tokens put back where they stood, B L D, and what came out at its [CLS], B U D."""
+        """Each unit through the encoder by itself: its tokens put back where they stood, B L D, and its own vector (`sentence_pool`), B U D.
+
+        A token of several units comes back as the first of them had it; each unit's vector is of its own reading.
+        """
         member = units.tokens & units.mask.unsqueeze(-1)  # B U L
         study, unit = member.any(-1).nonzero(as_tuple=True)
         mine = member[study, unit]  # S L, one row a sentence
@@ -260,15 +281,22 @@ class VisionLanguageModel(nn.Module):
         ends.scatter_(1, length[:, None] + 1, sep)
         seen = torch.arange(longest + 2, device=ids.device) < length[:, None] + 2
         out = self.text(ends, seen)  # S longest+2 D
-        first, rest = out[:, 0], out[:, 1 : longest + 1]
-        tokens, starts = out.new_zeros(*ids.shape, out.shape[-1]), out.new_zeros(*member.shape[:2], out.shape[-1])
-        where = real.nonzero(as_tuple=True)
-        return tokens.index_put((study[where[0]], place[where]), rest[where]), starts.index_put((study, unit), first)
+        first, rest = upcast(out[:, 0]), out[:, 1 : longest + 1]
+        if self.sentence_pool != "cls":
+            one = real.any(1, keepdim=True)
+            first = pool_units(rest, TextUnits(real.unsqueeze(1), one, one.long()), self.sentence_pool)[:, 0]
+        tokens, own = out.new_zeros(*ids.shape, out.shape[-1]), first.new_zeros(*member.shape[:2], out.shape[-1])
+        firsts = member & (member.cumsum(1) == 1)  # B U L
+        where = (real & firsts[study, unit].gather(1, place)).nonzero(as_tuple=True)
+        return tokens.index_put((study[where[0]], place[where]), rest[where]), own.index_put((study, unit), first)
 
     # ------------------------------------------------------------------------------------------------- wiring
 
-    def wire(self, needs: frozenset[str], units: list[str]) -> None:
-        """Check that the batch and the model give what the objectives need, and freeze the projections none of them reads."""
+    def wire(self, needs: frozenset[str], units: list[str], trained: frozenset[str] | None = None) -> None:
+        """Check that the batch and the model give what the objectives need, and freeze what none of them trains.
+
+        trained: those of the needs that get a gradient; None = all.
+        """
         for need in sorted(needs):
             owner, _, field = need.partition(".")
             owner = owner.removesuffix("_raw")
@@ -287,16 +315,17 @@ class VisionLanguageModel(nn.Module):
                 raise ConfigError(f"no objective reads the head '{label}'", f"remove heads.{label}, or add an objective that needs {wanted}")
             if label in self.asked_by and self.asked_by[label] not in units:
                 raise ConfigError(f"heads.{label} asks with '{self.asked_by[label]}', but data.units is {units}", "add it to data.units")
-        if self.context == "sentence" and "sentence" not in units:
-            raise ConfigError(f"text.context is 'sentence', but data.units is {units}", "add sentence to data.units")
+        if self.context != "report" and self.context not in units:
+            raise ConfigError(f"text.context is '{self.context}', but data.units is {units}", f"add {self.context} to data.units")
         asked = {f"text_raw.{unit}" for unit in self.asked_by.values()} | ({"image.tokens"} if self.heads else set())
         self.reads = needs | asked
-        local = {side: any(n.startswith(f"{side}.") and n != f"{side}.pooled" for n in self.reads) for side in ("image", "text")}
+        trained = (needs if trained is None else trained) | asked
+        local = {side: any(n.startswith(f"{side}.") and n != f"{side}.pooled" for n in trained) for side in ("image", "text")}
         if self.image_local is not None and not any(local.values()):
             raise ConfigError("no objective trains the local projections", "set model.local_heads=false, or add a local objective")
         for side in ("image", "text"):  # what no objective reaches must not wait for a gradient
             pool, wide, own = self.get_submodule(f"{side}_pool"), self.get_submodule(f"{side}_global"), getattr(self, f"{side}_local")
-            pooled = f"{side}.pooled" in needs
+            pooled = f"{side}.pooled" in trained
             through_pool = local[side] and own is None
             if not pooled:
                 pool.requires_grad_(False)
@@ -306,7 +335,7 @@ class VisionLanguageModel(nn.Module):
                     pool.out.requires_grad_(True)
             if own is not None and not local[side]:
                 own.requires_grad_(False)
-            if not any(n.startswith((f"{side}.", f"{side}_raw.")) for n in self.reads):
+            if not any(n.startswith((f"{side}.", f"{side}_raw.")) for n in trained):
                 self.get_submodule(side).requires_grad_(False)
         if not {"image.pooled", "text.pooled"} <= needs:
             self.log_scale.requires_grad_(False)
@@ -337,7 +366,7 @@ class Projected(nn.Module):
         self.image_local, self.image_global, self.image_pool = (project, None, None) if local_heads else (None, project, None)
         if not local_heads:
             self.image_pool = AttentionPool(wide) if image_pool == "attention" else MeanPool()
-        self.spec = replace(image.spec, width=dim, channels=(dim,), strides=image.spec.strides[-1:])
+        self.spec = replace(image.spec, width=dim, channels=(dim,), strides=image.spec.strides[-1:], depth_strides=image.spec.depth_strides[-1:])
         self.requires_grad_()
 
     def requires_grad_(self, requires_grad: bool = True) -> Projected:
@@ -372,8 +401,9 @@ def _unfold(x: Tensor, view_mask: Tensor) -> Tensor:
     return x.new_zeros(*view_mask.shape, *x.shape[1:]).index_put(view_mask.nonzero(as_tuple=True), x)
 
 
-def _region_query(width: int, long: int, *, name: str = "region_query", unit: str = "", **options: Any) -> RegionQuery:
-    return {"region_query": RegionQuery}[name](width=width, **({"query_width": long} if unit else {}), **options)
+def _region_query(width: int, long: int, *, name: str = "region_query", unit: str = "", **options: Any) -> RegionQuery | CrossQuery:
+    kind = CrossQuery if "blocks" in options else {"region_query": RegionQuery}[name]
+    return kind(width=width, **({"query_width": long} if unit else {}), **options)
 
 
 def _codebook(heads: Mapping[str, nn.Module], label: str, given: Mapping[str, Any]) -> Codebook:

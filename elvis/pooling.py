@@ -4,11 +4,12 @@
     AttentionPool    q = W_q mean(x);        p   = W_o sum_n softmax_n(q . W_k x_n / sqrt(d)) W_v x_n     LoVT's and CLIP's pooling
     RegionQuery      q = W_q s, or learned;  v_q = W_o sum_n softmax_n(q . W_k x_n / (t sqrt(d))) W_v x_n
                      by position:            v_q = sum_n softmax_n( (W_q s)_n / t ) x_n                       SILC's topics
+    CrossQuery       learned queries and tokens look at each other, block by block; v_q = W_o q               SO-ITC's structure queries
     Codebook         index_u = argmin_k | a_u - e_k |                                                         SILC's codes
 
 (several heads, d = D / heads). Sources: LoVT (average-pooled query, 8 heads), CLIP's AttentionPool2d (Radford et al. 2021;
-here without positions, so that any grid works). RegionQuery is ours: one form for what SILC (topics from sentences) and SO-ITC (learned
-structure queries) do with different blocks around it. Padding never matters; where nothing is real, the result is 0.
+here without positions, so that any grid works). RegionQuery is ours: one form for topics from sentences and learned queries; CrossQuery is what
+SO-ITC builds around such queries. Padding never matters; where nothing is real, the result is 0.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from elvis.distributed import sum_over_ranks
 from elvis.errors import ConfigError
@@ -131,6 +132,99 @@ class RegionQuery(nn.Module):
         if tokens > query.shape[-1]:
             raise ConfigError(f"an image has {tokens} tokens, this region query knows {query.shape[-1]} positions", f"set positions: {tokens}")
         return query[..., :tokens] * self.scale
+
+
+class CrossQuery(nn.Module):
+    """Learned queries that look at the tokens while the tokens look at them: SO-ITC's structure queries (arXiv 2603.04878; the authors' code).
+
+    q, x = learned, W_i x;   blocks times:  q, x = block(q, x), block(x, q)    the same weights both ways, each from the other's old state
+    block(a, b):  a = norm(a + self-attention(a)),  a = norm(a + attention(a to b)),  a = norm(a + mlp(a))             BERT's cross layer, post-norm
+    v_q = W_o q (no bias),   attention = that of the queries in the last block
+
+    A region query of a config that says `blocks`. It costs N N where RegionQuery costs Q N: tokens attend each other, too.
+    """
+
+    positions = None  # it compares (see RegionQuery)
+
+    def __init__(
+        self,
+        *,
+        width: int,  # of the tokens that come in, and of the vectors that come out
+        queries: int,
+        blocks: int = 2,  # published
+        inner: int | None = None,  # W, width of the blocks (published: 768 between tokens and vectors of 512); None = width
+        heads: int = 12,  # at most, see AttentionPool
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if queries < 1 or blocks < 1:
+            raise ConfigError(f"a cross query of {queries} queries and {blocks} blocks", "one or more of both")
+        inner = inner or width
+        self.learned = nn.Parameter(torch.randn(queries, inner) * 0.02)
+        self.into = nn.Identity() if inner == width else nn.Linear(width, inner)
+        self.blocks = nn.ModuleList(CrossBlock(inner, _dividing(inner, heads), dropout) for _ in range(blocks))
+        self.out = nn.Linear(inner, width, bias=False)
+
+    def forward(self, tokens: Tensor, mask: Tensor, *, whole: bool = False) -> Regions:
+        """tokens B N D, mask B N -> Regions: vectors B Q D, states B Q W, attention B Q heads N; tokens B N W only if `whole`.
+
+        Zeros where there is no real token.
+        """
+        real = mask.any(1, keepdim=True)  # B 1
+        asked = real.expand(-1, len(self.learned))  # B Q
+        x = self.into(tokens.masked_fill(~mask.unsqueeze(-1), 0.0))
+        q = self.learned.expand(len(tokens), -1, -1).to(x.dtype)
+        attention = x.new_zeros(0)
+        for number, block in enumerate(self.blocks, 1):
+            seen, attention = block(q, asked, x, mask)
+            if number < len(self.blocks) or whole:
+                x, _ = block(x, mask, q, asked)
+            q = seen
+        q = q.masked_fill(~asked.unsqueeze(-1), 0.0)
+        looked = x.masked_fill(~mask.unsqueeze(-1), 0.0) if whole else None
+        return Regions(self.out(q), asked, attention.transpose(1, 2), "learned", states=q, tokens=looked)
+
+
+class CrossBlock(nn.Module):
+    """Self-attention, attention to the others, MLP; a norm behind each (BERT's layer with cross-attention)."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.own, self.other = _Attention(width, heads, dropout), _Attention(width, heads, dropout)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+
+    def forward(self, a: Tensor, a_mask: Tensor, b: Tensor, b_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """a B Q W looks at b B M W -> a B Q W, and where it looked, B heads Q M (0 at what is not real)."""
+        a = self.norms[0](a + self.own(a, a, a_mask))
+        seen, attention = self.other.looked(a, b, b_mask)
+        a = self.norms[1](a + seen)
+        return self.norms[2](a + self.mlp(a)), attention
+
+
+class _Attention(nn.Module):
+    """Multi-head attention of a B Q W to b B M W."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
+        query, key, value = self._split(a, b)
+        keys = mask | ~mask.any(1, keepdim=True)  # who has nothing to look at looks at its padding: the caller drops it
+        seen = scaled_dot_product_attention(query, key, value, attn_mask=keys[:, None, None])  # never Q M in memory: tokens are thousands
+        return self.dropout(self.out(_join(seen)))
+
+    def looked(self, a: Tensor, b: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and where it looked: B heads Q M."""
+        query, key, value = self._split(a, b)
+        seen, attention = attend(query, key, value, mask.unsqueeze(1))
+        return self.dropout(self.out(_join(seen).to(a.dtype))), attention
+
+    def _split(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return _split(self.query(a), self.heads), _split(self.key(b), self.heads), _split(self.value(b), self.heads)
 
 
 class Codebook(nn.Module):

@@ -146,6 +146,7 @@ def _at_start(out: Path, measure: Callable[[], Mapping[str, Metric]]) -> dict[st
 def _report(run: Run, out: Path, before: Mapping[str, Metric], log: Any, facts: Mapping[str, Any], devices: int) -> list[Result]:
     """Evaluate on every split but train, write the page, print the table, the checkpoint and what to type next."""
     from elvis import checkpoints, evaluation, results
+    from elvis.data.studies import COMPUTED
 
     config, pretrained = run.config, run.pretrained.eval()
     splits = {name: run.split(name) for name in dict.fromkeys(s.split for s in run.studies)}
@@ -157,9 +158,8 @@ def _report(run: Run, out: Path, before: Mapping[str, Metric], log: Any, facts: 
         device = pretrained.device
         pretrained = run.pretrained = checkpoints.load_pretrained(best)
         pretrained.model.to(device)
-    found = evaluation.evaluate(
-        pretrained, splits, dataset=config.data["name"], start=before, batch_size=config.evaluate.batch_size, provenance=facts
-    )
+    how = {"pooled": run.trains_pooled, "batch_size": config.evaluate.batch_size}
+    found = evaluation.evaluate(pretrained, splits, dataset=config.data["name"], start=before, provenance=facts, **how)
     measured = {k: m.value for r in found if r.row == "model" and r.split in ("test", "val") for k, m in r.metrics.items()}
     checkpoints.annotate(path, measured, pretrained)
     overlays = evaluation.examples(pretrained, splits.get("test") or splits.get("val", []), count=config.evaluate.overlays)
@@ -176,7 +176,7 @@ def _report(run: Run, out: Path, before: Mapping[str, Metric], log: Any, facts: 
         notes=notes,
         next_commands=commands,
         config_yaml=shareable(config),
-        public_text=config.data["name"] == "phantom",  # report text of patients stays out of pages
+        public_text=config.data["name"] in COMPUTED,  # report text of patients stays out of pages
     )
     print("\n" + results.table(found) + "\n")
     print(f"note: {notes[-1]}\ncheckpoint: {path}\npage: {out / 'index.html'}\n\nnext:\n  " + "\n  ".join(commands))

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elvis.data.images import Frame, Preprocess, read
+from elvis.data.frames import VolumeFrame, VolumePreprocess
+from elvis.data.images import Frame, Look, Preprocess, look
+from elvis.data.structures import Structures
 from elvis.data.texts import text_tensors
 from elvis.data.tokenizer import Tokenizer
 from elvis.errors import DataError
@@ -34,8 +36,10 @@ class Pretrained:
 
     model: VisionLanguageModel
     tokenizer: Tokenizer
-    preprocess: Preprocess
+    preprocess: Preprocess | VolumePreprocess
     max_tokens: int = 256
+    structures: Structures | None = None  # of a model that was trained with the unit structure
+    fill: bool = True  # structures that a report does not mention have a text, too
 
     @property
     def device(self) -> torch.device:
@@ -46,41 +50,69 @@ class Pretrained:
         return self
 
     @torch.inference_mode()
-    def images(self, images: Sequence[Any]) -> tuple[ImageFeatures, ImageFeatures]:
-        """One image per study (uint8 H W array, path or ImageSource) -> features after and before the projection."""
+    def images(self, images: Sequence[Any], spacing: Sequence[Sequence[float]] = ()) -> tuple[ImageFeatures, ImageFeatures]:
+        """One image per study (uint8 array H W or Z Y X, path or ImageSource) -> features after and before the projection.
+
+        spacing: of each volume, (z, y, x) in mm, where it does not tell itself.
+        """
+        return self._images([self.see(*each) for each in _each(images, spacing)])
+
+    def see(self, image: Any, spacing: Sequence[float] = ()) -> Look:
+        """An image or volume in its own pixels, uint8, through the window of the model, with its spacing. DataError for what is neither."""
+        if isinstance(image, str | Path | ImageSource):
+            source = Path(image) if isinstance(image, str) else image
+            return self.preprocess.look(source, spacing) if isinstance(self.preprocess, VolumePreprocess) else look(source)
+        axes = len(self.preprocess.size)
+        if getattr(image, "dtype", None) != np.uint8 or getattr(image, "ndim", 0) != axes:
+            what = f"{type(image).__name__} {getattr(image, 'dtype', '')} {tuple(getattr(image, 'shape', ()))}"
+            wanted = "an image is a path or a uint8 array of H x W" if axes == 2 else "a volume is a path or a uint8 array of Z x Y x X"
+            raise DataError(f"{wanted}, not {what}", "scale to 0..255, average the channels, astype('uint8')")
+        return Look(image, spacing=tuple(spacing))
+
+    def _images(self, seen: Sequence[Look]) -> tuple[ImageFeatures, ImageFeatures]:
         channels = self.model.image.spec.in_channels
-        pixels = torch.from_numpy(np.stack([self.preprocess.resize(_pixels(i)) for i in images])).to(self.device)  # B *S
+        pixels = torch.from_numpy(np.stack([self.preprocess.resize(s.pixels, s.spacing) for s in seen])).to(self.device)  # B *S
         stack = self.preprocess.tensor(pixels, channels).unsqueeze(1)  # B 1 C *S
         return self.model.encode_image(stack, torch.ones(len(stack), 1, dtype=torch.bool, device=self.device))
 
-    @torch.inference_mode()
     def reports(self, reports: Sequence[Sequence[str]]) -> tuple[TextFeatures, TextFeatures]:
-        """Reports as lists of sentences -> features after and before the projection; `.units["sentence"].vectors` is B U D."""
-        ids, mask, units = text_tensors(reports, self.tokenizer, units=UNITS, max_tokens=self.max_tokens)
-        return self.model.encode_text(ids.to(self.device), mask.to(self.device), {n: u.to(self.device) for n, u in units.items()})
+        """Reports as lists of sentences -> features after and before the projection; `.units["sentence"].vectors` is B U D.
+
+        With `structures` also `.units["structure"]`, in the order of their lexicon.
+        """
+        return self._text(reports, UNITS if self.structures is None else (*UNITS, "structure"))
 
     def phrases(self, phrases: Sequence[str]) -> tuple[TextFeatures, TextFeatures]:
         """Each phrase as a report of one sentence; its vector is `.units["sentence"].vectors[:, 0]`."""
-        return self.reports([[p] for p in phrases])
+        return self._text([[p] for p in phrases], UNITS)
 
     @torch.inference_mode()
-    def similarity(self, images: Sequence[Any], phrases: Sequence[str]) -> list[Tensor]:
-        """For each image a map per phrase: T H W, cosine in [-1, 1], in original pixels; NaN where the model saw nothing.
+    def _text(self, reports: Sequence[Sequence[str]], units: Sequence[str]) -> tuple[TextFeatures, TextFeatures]:
+        about = {"structures": self.structures, "fill": self.fill}
+        ids, mask, found = text_tensors(reports, self.tokenizer, units=units, max_tokens=self.max_tokens, **about)
+        return self.model.encode_text(ids.to(self.device), mask.to(self.device), {n: u.to(self.device) for n, u in found.items()})
 
-        images: uint8 H W arrays, paths or ImageSources. Raises DataError for an empty list or phrase.
+    @torch.inference_mode()
+    def similarity(self, images: Sequence[Any], phrases: Sequence[str], spacing: Sequence[Sequence[float]] = ()) -> list[Tensor]:
+        """For each image a map per phrase: T H W (T Z Y X), cosine in [-1, 1], in original pixels; NaN where the model saw nothing.
+
+        images, spacing: as for `images`. Raises DataError for an empty list or phrase.
         """
         if isinstance(phrases, str) or not len(images) or not len(phrases) or any(not p.strip() for p in phrases):
             raise DataError(
                 "similarity takes a list of images and a list of phrases, none of them empty", 'write model.similarity([image], ["effusion"])'
             )
-        pixels = [_pixels(i) for i in images]
-        seen, _ = self.images(pixels)
+        looks = [self.see(*each) for each in _each(images, spacing)]
+        seen, _ = self._images(looks)
         text, _ = self.phrases(phrases)
         maps = self.maps(seen, text.units["sentence"].vectors[:, 0])  # B T h w
-        return [self.frame(p).to_original(m) for p, m in zip(pixels, maps, strict=True)]
+        return [self.frame(s.pixels, s.spacing).to_original(m) for s, m in zip(looks, maps, strict=True)]
 
-    def frame(self, pixels: np.ndarray) -> Frame:
-        return self.preprocess.frame(*pixels.shape[-2:])
+    def frame(self, pixels: np.ndarray, spacing: Sequence[float] = ()) -> Frame | VolumeFrame:
+        """Where an image or volume lies in the model's input."""
+        if isinstance(self.preprocess, VolumePreprocess):
+            return self.preprocess.frame(pixels.shape, spacing)
+        return self.preprocess.frame(*pixels.shape)
 
     @staticmethod
     def maps(image: ImageFeatures, vectors: Tensor) -> Tensor:
@@ -88,11 +120,8 @@ class Pretrained:
         return cosine(vectors, image.tokens).unflatten(-1, image.grid)
 
 
-def _pixels(image: Any) -> np.ndarray:
-    """uint8 H W of a path, an ImageSource or an array. DataError for anything else: a float image would give a map of nothing."""
-    if isinstance(image, (str, Path, ImageSource)):
-        return read(Path(image) if isinstance(image, str) else image)
-    if getattr(image, "dtype", None) != np.uint8 or getattr(image, "ndim", 0) != 2:
-        what = f"{type(image).__name__} {getattr(image, 'dtype', '')} {tuple(getattr(image, 'shape', ()))}"
-        raise DataError(f"an image is a path or a uint8 array of H x W, not {what}", "scale to 0..255, average the channels, astype('uint8')")
-    return image
+def _each(images: Sequence[Any], spacing: Sequence[Sequence[float]]) -> list[tuple[Any, Sequence[float]]]:
+    """Each image with its spacing; () where none is given. DataError unless there are as many of one as of the other."""
+    if spacing and len(spacing) != len(images):
+        raise DataError(f"{len(spacing)} spacings for {len(images)} images", "give one (z, y, x) for each, or none")
+    return list(zip(images, spacing or [()] * len(images), strict=True))

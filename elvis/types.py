@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -56,7 +56,7 @@ class Mask:
     name: str  # what it shows: pneumothorax, left lung, a finding's category
     kind: str  # the dialect, a name of elvis.data.masks.DIALECTS
     data: Any  # what the dialect needs: run lengths, boxes, polygons, or the file (an ImageFile or VolumeFile)
-    size: tuple[int, int] | None = None  # height, width it was drawn in; None = those of its image (or its file)
+    size: tuple[int, ...] | None = None  # height, width (of a prepared volume z, y, x) it was drawn in; None = those of its image (or its file)
     image: int = 0  # index into Study.images
     value: int | None = None  # of a label map or a 4-D mask: the label or channel that is meant; None = everything above zero
 
@@ -195,6 +195,8 @@ class Regions(Tensors):
     mask: Tensor  # B Q bool
     attention: Tensor  # B Q heads M
     source: str = "text"  # text | learned | code | image
+    states: Tensor | None = None  # B Q W, queries after their blocks, before `vectors` are made of them (cross blocks only)
+    tokens: Tensor | None = None  # B M W, tokens after they have looked at the queries (cross blocks, and only where it is asked for)
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,10 @@ class Pair(Tensors):
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """What a head may rely on. `channels` and `strides` describe the pyramid, finest first; tokens lie on the last one."""
+    """What a head may rely on. `channels` and `strides` describe the pyramid, finest first; tokens lie on the last one.
+
+    A token covers `cell` voxels along *S, and an image of *S gives tokens on `grid(*S)`.
+    """
 
     name: str
     ndim: int  # 2 | 3
@@ -230,7 +235,23 @@ class BackboneSpec:
     strides: tuple[int, ...]
     mean: tuple[float, ...]  # one per input channel, of images in [0, 1]
     std: tuple[float, ...]
-    input_size: tuple[int, ...]  # *S it was made for; other sizes divisible by the last stride work
+    input_size: tuple[int, ...]  # *S it was made for; other sizes divisible by the cell work
+    depth_strides: tuple[int, ...] = ()  # of a 3D pyramid: strides along z, one a map, `strides` being those along y and x; () = the same
+
+    @property
+    def cells(self) -> tuple[tuple[int, ...], ...]:
+        """Voxels along *S that a place of each map of the pyramid covers, finest first."""
+        depth = self.depth_strides or self.strides
+        return tuple((z, s, s)[-self.ndim :] for z, s in zip(depth, self.strides, strict=True))
+
+    @property
+    def cell(self) -> tuple[int, ...]:
+        """Voxels along *S of one token."""
+        return self.cells[-1]
+
+    def grid(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Tokens along *S of an image of this size, which the cell divides."""
+        return tuple(side // voxels for side, voxels in zip(size, self.cell, strict=True))
 
 
 # ---------------------------------------------------------------------------------------------- what a command says

@@ -34,10 +34,20 @@ CASES: dict[str, dict[str, Any]] = {
     "intra_modal": {},
     "intra_modal_mse": {"kind": "intra_modal", "form": "mse", "sides": ["image"]},
     "intra_modal_shuffled": {"kind": "intra_modal", "teacher": "shuffled"},
+    "structure_contrast": {"structures": 5},
+    "structure_contrast_diverse": {"kind": "structure_contrast", "structures": 5, "queue": 3, "rescore": 2},
+    "structure_contrast_fifo": {"kind": "structure_contrast", "structures": 5, "queue": 3, "keep": "fifo", "unique": False},
 }
+STEPS = {name: 4 for name in CASES if name.startswith("structure_contrast")}  # a queue matters from the second step on; elsewhere one
 
 
-HEADS = {"topic": {"name": "region_query", "unit": "sentence", "positions": 8}, "codes": {"name": "codebook", "of": "topic", "codes": 12}}
+HEADS = {
+    "sentence_topic": {
+        "topic": {"name": "region_query", "unit": "sentence", "positions": 8},
+        "codes": {"name": "codebook", "of": "topic", "codes": 12},
+    },
+    "structure_contrast": {"structure": {"name": "region_query", "queries": 5, "blocks": 2, "heads": 2, "dropout": 0.0}},
+}
 
 
 def ragged_views(batch: Batch) -> Batch:
@@ -58,8 +68,9 @@ class Plain:
 
 
 def main(rank: int, world: int, store: str, out: str) -> None:
-    from elvis.assembly import create_objectives, needs_of, pretraining_module
+    from elvis.assembly import create_objectives, needs_of, pretraining_module, trained_by
     from elvis.config import Config
+    from elvis.distributed import everyones
     from elvis.training import _backward
 
     torch.set_num_threads(1)
@@ -68,28 +79,36 @@ def main(rank: int, world: int, store: str, out: str) -> None:
     share = len(SENTENCES) // world
     results = {}
     for name, options in CASES.items():
-        whole = random_batch(SENTENCES, seed=3, views=2 if name.endswith("views") else 1)
+        structures = 5 if name in STEPS else 0
+        views = 2 if name.endswith("views") else 1
+        steps = [random_batch(SENTENCES, seed=3 + k, views=views, structures=structures) for k in reversed(range(STEPS.get(name, 1)))]
         for micro in (1, 3) if name in ("intra_modal", "sentence_region") else (1,):  # micro-batches: losses inside a study stay exact
-            heads = HEADS if name.startswith("sentence_topic") else {}
-            model = tiny_model(1, local_heads=not name.startswith("global"), heads=heads).double()
+            heads = HEADS.get(options.get("kind", name), {})
+            context = "structure" if structures else "report"
+            model = tiny_model(1, local_heads=not name.startswith("global"), heads=heads, context=context).double()
             config = Config(objectives={name: dict(options)})
             config.model.dim = model.dim
             torch.manual_seed(5)
             objectives, weights = create_objectives(config)
             objectives.double()
-            model.wire(needs_of(objectives), ["report", "sentence", "word"])
+            model.wire(needs_of(objectives), ["report", "sentence", "word", "structure"], trained_by(objectives))
             module = pretraining_module(model, objectives)
-            wrapped = torch.nn.parallel.DistributedDataParallel(module) if world > 1 else module
-            mine = rows(whole, rank * share, (rank + 1) * share)
-            size = share // micro if world == 1 else share
-            batches = [ragged_views(rows(mine, k, k + size)) for k in range(0, share, size)]
-            batches = [b.map(lambda t: t.double() if t.is_floating_point() else t) for b in batches]
-            means = _backward(Plain(), wrapped, batches, weights)  # type: ignore[arg-type]
+            wrapped = torch.nn.parallel.DistributedDataParallel(module, broadcast_buffers=False) if world > 1 else module
+            for whole in steps:
+                module.zero_grad()
+                mine = rows(whole, rank * share, (rank + 1) * share)
+                size = share // micro if world == 1 else share
+                batches = [ragged_views(rows(mine, k, k + size)) for k in range(0, share, size)]
+                batches = [b.map(lambda t: t.double() if t.is_floating_point() else t) for b in batches]
+                means = _backward(Plain(), wrapped, batches, weights)  # type: ignore[arg-type]
+            state = {n: b for n, b in module.named_buffers() if "idle" in n or n.startswith("objectives.")}
+            others = everyones([state])
             key = name if micro == 1 else f"{name}_micro"
             results[key] = {
                 "terms": {t.partition("/")[2]: v for t, v in means.items()},
                 "gradients": {n: p.grad for n, p in module.named_parameters() if p.grad is not None},
-                "state": {n: b for n, b in module.named_buffers() if "idle" in n},
+                "state": state,
+                "alike": torch.tensor([all(torch.equal(other[n], b) for n, b in state.items()) for other in others]),
                 "views": torch.tensor([b.images.shape[1] for b in batches]),
             }
     if rank == 0:

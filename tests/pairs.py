@@ -13,6 +13,7 @@ from elvis.registry import OBJECTIVES
 from elvis.types import Batch, Codes, ImageFeatures, Pair, Regions, TextFeatures, TextUnits, UnitFeatures
 
 GRIDS = {"2D": (4, 4), "3D": (2, 3, 4)}
+STRUCTURES = 5
 
 
 def make(
@@ -31,7 +32,8 @@ def make(
 
     A study without words has no report. With two views study 1 has one. The first sentence of studies 0 and 2 is the same, as
     is the second sentence of study 2 (a sentence twice in a report). Padding holds random numbers; pooling weights are given. The region
-    query `topic` gives each sentence a map; `codes` holds five of them, the last is dead.
+    query `topic` gives each sentence a map; `codes` holds five of them, the last is dead. The queries of `structure` are learned; a report
+    tells of some of the structures, and of the first two those of studies 0 and 2 say the same.
     """
     draw = torch.Generator().manual_seed(seed)
     studies, cells = len(sentences), math.prod(grid)
@@ -85,6 +87,17 @@ def make(
         study=torch.arange(studies),
         ids=tuple(f"s{b}" for b in range(studies)),
     )
+    told = real["report"] & (torch.rand(studies, STRUCTURES, generator=draw) < 0.6)
+    told[:, :1] = real["report"]
+    group["structure"] = torch.randint(1, 2**40, told.shape, generator=draw)
+    if studies > 2:
+        group["structure"][2, :2] = group["structure"][0, :2]
+    units["structure"] = TextUnits(told.unsqueeze(-1) & real["word"].unsqueeze(1), told, group["structure"])
+    for features, d in ((text, width), (text_raw, raw)):
+        features.units["structure"] = UnitFeatures(noise(*told.shape, d), told, group["structure"])  # type: ignore[index]
+    asked = image_mask.any(1, keepdim=True).expand(-1, STRUCTURES)  # B S
+    looks = weigh((asked.unsqueeze(-1) & image_mask.unsqueeze(1)).double()).unsqueeze(2)
+    regions["structure"] = Regions(noise(*asked.shape, width), asked, looks, "learned")
     return Pair(image=image, text=text, image_raw=image_raw, text_raw=text_raw, scale=scale, regions=regions, codes=codes), batch
 
 
@@ -107,7 +120,7 @@ def parts(pair: Pair) -> dict[str, Tensor]:
     for name in ("text", "text_raw"):
         text = getattr(pair, name)
         out |= {f"{name}.pooled": text.pooled, **{f"{name}.{unit}": u.vectors for unit, u in text.units.items()}}
-    out |= {f"regions.{name}": r.attention for name, r in pair.regions.items()}
+    out |= {f"regions.{name}": r.vectors if r.source == "learned" else r.attention for name, r in pair.regions.items()}
     return out | {f"codes.{name}": c.vectors for name, c in pair.codes.items()}
 
 

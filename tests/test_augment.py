@@ -134,14 +134,14 @@ def test_a_fixed_turn_zoom_and_shift_is_that_of_opencv():
         expected = cv2.warpAffine(image.astype(np.float32), matrix, (width, height), flags=cv2.INTER_LINEAR)
         unit = np.array([[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1], [0, 0, 1]])
         to_input = unit @ np.linalg.inv(np.vstack([matrix, [0, 0, 1]])) @ np.linalg.inv(unit)
-        ours = moved(torch.from_numpy(image)[None].float(), torch.tensor(to_input[None, :2], dtype=torch.float32), torch.ones(1, 2))
-        assert np.abs(ours[0].numpy() - expected).mean() < 0.2
-        assert np.abs(ours[0].numpy() - expected).max() < 6  # opencv knows 32 places inside a pixel
+        ours = moved(torch.from_numpy(image)[None, None].float(), torch.tensor(to_input[None, :2], dtype=torch.float32), torch.ones(1, 2))
+        assert np.abs(ours[0, 0].numpy() - expected).mean() < 0.2
+        assert np.abs(ours[0, 0].numpy() - expected).max() < 6  # opencv knows 32 places inside a pixel
 
 
 def test_the_blur_of_each_image_is_that_of_opencv_with_its_sigma():
     images, sigmas = np.stack([smooth(n) for n in range(4)]), [0.2, 0.7, 1.3, 2.0]
-    ours = blurred(torch.from_numpy(images).float(), torch.tensor(sigmas)[:, None, None], radius=7).numpy()
+    ours = blurred(torch.from_numpy(images)[:, None].float(), torch.tensor(sigmas)[:, None, None, None], radius=7)[:, 0].numpy()
     for image, sigma, mine in zip(images, sigmas, ours, strict=True):
         size = 2 * int(3.5 * sigma) + 1
         expected = cv2.GaussianBlur(image.astype(np.float32), (size, size), sigma, borderType=cv2.BORDER_REFLECT_101)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,13 @@ SMALL: dict[str, dict[str, Any]] = {  # options that keep a test quick; a new ba
         "hidden": 24,
     },  # few layers: attention is everywhere, a token must lie somewhere
     "vit": {"model": "test_vit", "depth": 2},
-}
+    "ct_vit": {
+        "patch": 4, "temporal_patch": 2, "width": 24, "spatial_depth": 1, "temporal_depth": 1, "heads": 2, "head_width": 8, "input_size": [4, 12, 16]
+    },
+    "resnet3d": {"layers": [1, 1], "channels": [8, 12], "steps": [2, 2, 2], "depth_steps": [1, 1, 2], "stem": [3, 3, 3], "input_size": [8, 16, 16]},
+    "slices": {"encoder": {"name": "test_resnet", "stride": 8}, "group": 3, "chunk": 5, "input_size": [6, 16, 24]},
+}  # fmt: skip
+SMALL_VIT = {"name": "test_vit", "depth": 2, "levels": [0]}
 CASES: dict[str, tuple[str, Mapping[str, Any]]] = {
     **{name: (name, SMALL.get(name, {})) for name in BACKBONES.names()},
     "cnn, cut at stride 8": ("cnn", {"model": "test_resnet", "stride": 8, "levels": [2, 4]}),
@@ -40,6 +46,24 @@ CASES: dict[str, tuple[str, Mapping[str, Any]]] = {
     "vit, register, no class token": ("test_vit2", {"depth": 1}),
     "vit, pooled by attention": ("test_vit3", {"depth": 1}),
     "vit, pooled by mean": ("vit_medium_patch16_gap_240", {"depth": 1, "arch": {"embed_dim": 32, "num_heads": 2}}),
+    "ct_vit, levels, voxels not normed": ("ct_vit", {**SMALL["ct_vit"], "levels": [0, 1], "temporal_depth": 2, "mlp": "gelu", "patch_norm": False}),
+    "resnet3d, cut, bottlenecks, even cells": (
+        "resnet3d",
+        {**SMALL["resnet3d"], "depth_steps": [2, 2, 2], "block": "bottleneck", "norm": "group", "stride": 4, "levels": [2]},
+    ),
+    "resnet3d, a stage that takes no step": (
+        "resnet3d",
+        {
+            "layers": [1, 1, 1],
+            "channels": [6, 8, 8],
+            "steps": [2, 1, 2, 2],
+            "depth_steps": [1, 1, 3, 1],
+            "norm": "instance",
+            "input_size": [6, 16, 16],
+        },
+    ),
+    "slices of a vit, attention": ("slices", {"encoder": SMALL_VIT, "group": 2, "pool": "attention", "input_size": [4, 32, 48]}),
+    "slices, earlier maps, max": ("slices", {**SMALL["slices"], "encoder": {"name": "test_resnet", "stride": 8, "levels": [4]}, "pool": "max"}),
     "eva, patch 14": ("eva02_tiny_patch14_224", {"depth": 1, "arch": {"embed_dim": 32, "num_heads": 2}}),
 }
 EVERY = pytest.mark.parametrize("case", CASES)
@@ -58,9 +82,9 @@ def build(case: str, in_chans: int = 1, seed: int = 0) -> nn.Module:
 
 
 def images(backbone: nn.Module, cells: int = 2, count: int = 2) -> Tensor:
-    """B C *S: `cells` token cells along the first axis, one more along the others (no two axes alike in what may be swapped)."""
+    """B C *S: `cells` token cells along the first axis, one more along each other (no two axes alike in what may be swapped)."""
     spec = backbone.spec
-    size = [spec.strides[-1] * (cells + (axis > 0)) for axis in range(spec.ndim)]
+    size = [side * (cells + axis) for axis, side in enumerate(spec.cell)]
     return torch.randn(count, spec.in_channels, *size, generator=torch.Generator().manual_seed(cells))
 
 
@@ -77,16 +101,19 @@ def test_tokens_fill_the_grid_and_the_spec_is_what_the_pyramid_gives(case: str, 
     with torch.no_grad():
         features, maps = backbone(image), backbone.pyramid(image)
     assert spec.in_channels == in_chans == len(spec.mean) == len(spec.std)
-    assert features.grid == tuple(n // spec.strides[-1] for n in image.shape[2:])
+    assert features.grid == spec.grid(image.shape[2:]) == tuple(cells + axis for axis in range(spec.ndim))
     assert features.tokens.shape == (2, math.prod(features.grid), spec.width)
     assert features.pooled.shape == (2, spec.width)
     assert features.mask.shape == features.tokens.shape[:2]
     assert features.mask.dtype == torch.bool
     assert features.mask.all()
     assert [m.shape[1] for m in maps] == list(spec.channels)
-    assert [m.shape[2:] for m in maps] == [tuple(n // s for n in image.shape[2:]) for s in spec.strides]
+    strides = [(*[depth] * (spec.ndim - 2), s, s) for depth, s in zip(spec.depth_strides or spec.strides, spec.strides, strict=True)]
+    assert [m.shape[2:] for m in maps] == [tuple(n // s for n, s in zip(image.shape[2:], each, strict=True)) for each in strides]
     assert list(spec.strides) == sorted(set(spec.strides))
-    assert all(n % spec.strides[-1] == 0 for n in spec.input_size)
+    assert list(spec.depth_strides) == sorted(spec.depth_strides)
+    assert len(spec.depth_strides) == (len(spec.strides) if spec.ndim == 3 else 0)
+    assert all(n % side == 0 for n, side in zip(spec.input_size, strides[-1], strict=True))
     assert len(spec.input_size) == spec.ndim
     for t in (*tensors(features), *maps):
         assert t.isfinite().all()
@@ -98,9 +125,9 @@ def test_a_token_lies_where_its_pixels_are(case: str) -> None:
     """What changes in the corner with the last row and the first column changes the tokens of that corner most."""
     backbone = build(case).eval()
     image = images(backbone, cells=4, count=1)
-    stride, changed = backbone.spec.strides[-1], image.clone()
-    corner = tuple(slice(-stride, None) if axis == 0 else slice(0, stride) for axis in range(backbone.spec.ndim))
-    changed[(slice(None), slice(None), *corner)] += 3.0
+    changed = image.clone()
+    corner = (..., *(slice(-side, None) if axis == 0 else slice(0, side) for axis, side in enumerate(backbone.spec.cell)))
+    changed[corner] += 3 * torch.randn(changed[corner].shape, generator=torch.Generator().manual_seed(5))  # a constant would be normed away
     with torch.no_grad():
         before, after = backbone(image), backbone(changed)
     moved = (after.tokens - before.tokens).square().sum(-1)[0].reshape(before.grid)
@@ -164,10 +191,12 @@ def test_it_works_on_the_meta_device(case: str) -> None:
 def test_a_size_that_does_not_fit_is_refused_with_the_nearest_that_do(case: str) -> None:
     backbone = build(case)
     spec = backbone.spec
-    stride = spec.strides[-1]
-    given, low, high = ([stride * 3 + rest] + [stride * 2] * (spec.ndim - 1) for rest in (1, 0, stride))
+    first, *others = spec.cell
+    given, low, high = ([first * 3 + rest, *(2 * side for side in others)] for rest in (1, 0, first))
     text = [" x ".join(map(str, s)) for s in (given, low, high)]
-    with pytest.raises(ConfigError, match=f"images of {text[0]}; each side must be a multiple of {stride}") as refusal:
+    even = len(set(spec.cell)) == 1
+    wanted = f"each side must be a multiple of {first}" if even else f"its sides must be multiples of {' x '.join(map(str, spec.cell))}"
+    with pytest.raises(ConfigError, match=f"images of {text[0]}; {wanted}") as refusal:
         backbone(torch.zeros(1, spec.in_channels, *given))
     assert refusal.value.fix == f"nearest: {text[1]} or {text[2]}"
     with pytest.raises(ConfigError, match=f"it takes B x {spec.in_channels} x"):
@@ -315,6 +344,255 @@ def test_a_hybrid_gives_earlier_maps_and_may_be_cut_as_its_cnn() -> None:
     assert torch.equal(features.levels["stride8"].tokens, maps[2].flatten(2).transpose(1, 2))
 
 
+# -------------------------------------------------------------------------------------------------------------- volumes
+
+
+def test_a_cell_and_a_grid_are_told_along_every_axis() -> None:
+    flat = create_backbone("test_resnet", in_chans=1, stride=8).spec
+    assert (flat.cells, flat.cell, flat.grid((64, 96))) == (((2, 2), (4, 4), (8, 8)), (8, 8), (8, 12))
+    deep = replace(flat, ndim=3, input_size=(8, 64, 64))
+    assert (deep.cell, deep.grid((64, 64, 96))) == ((8, 8, 8), (8, 8, 12))
+    assert replace(deep, depth_strides=(1, 1, 4)).cells == ((1, 2, 2), (1, 4, 4), (4, 8, 8))
+    with pytest.raises(ValueError, match="zip"):
+        deep.grid((64, 64))
+
+
+def test_at_full_size_volumes_give_a_few_thousand_tokens() -> None:
+    wanted = {"ct_vit": (512, (16, 16, 16), 28.07e6), "resnet3d": (512, (15, 15, 15), 33.15e6), "slices": (512, (16, 15, 15), 11.17e6)}
+    for name, (width, grid, parameters) in wanted.items():
+        options = {"input_size": [240, 480, 480]} if name == "slices" else {}
+        with torch.device("meta"):
+            backbone = create_backbone(name, in_chans=1, **options)
+            features = backbone(torch.zeros(1, 1, 240, 480, 480))
+        assert backbone.spec.input_size == (240, 480, 480)
+        assert (features.grid, features.tokens.shape) == (grid, (1, math.prod(grid), width))
+        assert sum(p.numel() for p in backbone.parameters()) == pytest.approx(parameters, rel=1e-3)
+
+
+@pytest.mark.parametrize("case", ["ct_vit, levels, voxels not normed", "resnet3d", "slices of a vit, attention", "slices"])
+def test_checkpointing_changes_no_result_no_gradient_and_no_batch_norm(case: str) -> None:
+    name, options = CASES[case]
+    plain = build(case)
+    thrifty = create_backbone(name, in_chans=1, checkpointing=True, **options)
+    thrifty.load_state_dict(plain.state_dict())
+    assert thrifty.recipe == {**plain.recipe, "checkpointing": True}
+    kept = []
+    for backbone in (plain, thrifty):
+        image = images(backbone).requires_grad_()
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t):
+            features = backbone(image)
+        kept.append(sum(sizes))
+        sum((t * torch.linspace(-1, 1, t.numel()).view_as(t)).sum() for t in tensors(features)).backward()
+        backbone.seen = [*tensors(features), image.grad, *(p.grad for p in backbone.parameters()), *backbone.buffers()]
+    for one, two in zip(plain.seen, thrifty.seen, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+    assert kept[1] < 0.5 * kept[0]
+
+
+def test_ct_vit_looks_within_slabs_and_then_along_them() -> None:
+    """Against plain loops: which tokens see which, the positions, the norms, the gate; and an earlier map."""
+    torch.manual_seed(2)
+    heads, size, width = 2, 3, 8
+    backbone = create_backbone(
+        "ct_vit", in_chans=2, patch=4, temporal_patch=2, width=width, spatial_depth=1, temporal_depth=1, heads=heads, head_width=size,
+        input_size=[6, 8, 12], levels=[0],
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    image = torch.randn(1, 2, 6, 8, 12)
+    cells = [(z, y, x) for z in range(3) for y in range(2) for x in range(3)]
+
+    def layer(module: nn.Module, rows: dict[tuple[int, ...], Tensor], alike: Callable[[tuple[int, ...]], Any]) -> dict[tuple[int, ...], Tensor]:
+        parts = {cell: (module.qkv.weight @ module.norm(row)).split(heads * size) for cell, row in rows.items()}
+        after = {}
+        for cell, row in rows.items():
+            seen = torch.zeros(heads * size)
+            others = [other for other in rows if alike(other) == alike(cell)]
+            for h in range(heads):
+                own = slice(h * size, (h + 1) * size)
+                weights = torch.stack([parts[cell][0][own] @ parts[other][1][own] / math.sqrt(size) for other in others]).softmax(0)
+                for weight, other in zip(weights, others, strict=True):
+                    seen[own] += weight * parts[other][2][own]
+            x = row + module.out.weight @ seen
+            value, gate = (module.up.weight @ module.mlp_norm(x)).chunk(2)
+            erf = torch.tensor([0.5 * g * (1 + math.erf(g / math.sqrt(2))) for g in gate.tolist()])
+            after[cell] = x + module.down.weight @ (value * erf)
+        return after
+
+    with torch.no_grad():
+        first, linear, second = backbone.embed.project
+        rows = {}
+        for z, y, x in cells:
+            voxels = [image[0, c, 2 * z + i, 4 * y + j, 4 * x + k] for c in range(2) for i in range(2) for j in range(4) for k in range(4)]
+            rows[z, y, x] = second(linear(first(torch.stack(voxels)))) + backbone.place[:, y, x]
+        rows = layer(backbone.spatial[0], rows, lambda cell: cell[0])
+        rows = {cell: backbone.spatial_norm(row) for cell, row in rows.items()}
+        features = backbone(image)
+        torch.testing.assert_close(features.levels["block0"].tokens[0], torch.stack([rows[c] for c in cells]), rtol=1e-4, atol=1e-5)
+        rows = {cell: row + backbone.slot[:, cell[0]] for cell, row in rows.items()}
+        rows = layer(backbone.temporal[0], rows, lambda cell: cell[1:])
+        torch.testing.assert_close(
+            features.tokens[0], torch.stack([backbone.temporal_norm(rows[cell]) for cell in cells]), rtol=1e-4, atol=1e-5
+        )  # fmt: skip
+
+
+def test_the_positions_of_ct_vit_are_exact_at_their_own_size_and_interpolated_at_others() -> None:
+    from elvis.backbones.ct_vit import _fitted
+
+    line = torch.arange(5.0).expand(3, 4, 5)  # grows along the last axis
+    assert torch.equal(_fitted(line, (4, 5)), line.flatten(1).T)
+    other = _fitted(line, (8, 10)).T.reshape(3, 8, 10)
+    torch.testing.assert_close(other, other[:1, :1].expand_as(other))
+    torch.testing.assert_close(other[0, 0, 4:6], torch.tensor([1.75, 2.25]))
+    slots = _fitted(torch.arange(4.0).expand(3, 4), (8,))
+    torch.testing.assert_close(slots, torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]).unsqueeze(1).expand(8, 3))
+
+
+def test_a_ct_vit_with_normed_voxels_does_not_tell_how_dense_a_patch_is() -> None:
+    """As its page says; without that norm it does."""
+    image = torch.randn(1, 1, 4, 12, 16)
+    for patch_norm in (True, False):
+        torch.manual_seed(0)
+        backbone = create_backbone("ct_vit", in_chans=1, **SMALL["ct_vit"], patch_norm=patch_norm).eval()
+        with torch.no_grad():
+            assert torch.allclose(backbone(image).tokens, backbone(2 * image + 1).tokens, atol=1e-3) == patch_norm
+
+
+def copied(to: nn.Module, source: nn.Module, by: Callable[[str, Tensor, Tensor], Tensor] = lambda name, theirs, ours: theirs) -> None:
+    """The weights of `source`, in their order, into `to`."""
+    ours, theirs = to.state_dict(), source.state_dict()
+    to.load_state_dict({mine: by(mine, value, ours[mine]) for mine, value in zip(ours, theirs.values(), strict=True)})
+
+
+@pytest.mark.parametrize(("kind", "planes"), [("basic", 12), ("bottleneck", 3)])
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_block_of_resnet3d_is_torchvisions(kind: str, planes: int, step: int) -> None:
+    from torchvision.models.video import resnet as reference
+
+    from elvis.backbones.resnet3d import Block
+
+    torch.manual_seed(0)
+    short = nn.Sequential(nn.Conv3d(8, 12, 1, step, bias=False), nn.BatchNorm3d(12))
+    theirs = {"basic": reference.BasicBlock, "bottleneck": reference.Bottleneck}[kind](8, planes, reference.Conv3DSimple, step, short)
+    ours = Block(8, 12, (step, step, step), kind, "batch")
+    copied(ours, theirs)
+    image = torch.randn(2, 8, 4, 6, 8)
+    torch.testing.assert_close(ours(image), theirs(image.clone()))
+
+
+def test_one_slice_through_resnet3d_is_an_image_through_resnet18() -> None:
+    """With the 2D kernels in the middle of the 3D ones: the stem, the pool, the steps of the stages and every map."""
+    from torchvision.models import resnet as reference
+
+    torch.manual_seed(0)
+    theirs = reference.ResNet(reference.BasicBlock, [1, 1, 1, 1]).eval()
+    theirs.fc = nn.Identity()
+    ours = create_backbone("resnet3d", in_chans=3, layers=[1] * 4, depth_steps=[1] * 5, input_size=[1, 64, 64]).eval()
+
+    def deepened(name: str, theirs: Tensor, ours: Tensor) -> Tensor:
+        if theirs.ndim < 4:
+            return theirs
+        out = torch.zeros_like(ours)
+        out[:, :, ours.shape[2] // 2] = theirs
+        return out
+
+    copied(ours, theirs, deepened)
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        x = expected = theirs.relu(theirs.bn1(theirs.conv1(image)))
+        wanted = [expected]
+        x = theirs.maxpool(x)
+        for stage in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4):
+            x = stage(x)
+            wanted.append(x)
+        for ours_map, map in zip(ours.pyramid(image.unsqueeze(2)), wanted, strict=True):
+            torch.testing.assert_close(ours_map.squeeze(2), map, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cut_resnet3d_gives_the_same_maps_as_the_whole_one() -> None:
+    whole = build("resnet3d").eval()
+    cut = create_backbone("resnet3d", in_chans=1, **SMALL["resnet3d"], stride=4, levels=[2]).eval()
+    cut.load_state_dict({k: v for k, v in whole.state_dict().items() if k in cut.state_dict()})
+    assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in whole.parameters())
+    assert (whole.spec.cells, cut.spec.cells) == (((1, 2, 2), (1, 4, 4), (2, 8, 8)), ((1, 2, 2), (1, 4, 4)))
+    image = images(whole)
+    with torch.no_grad():
+        maps = whole.pyramid(image)
+        torch.testing.assert_close(cut.pyramid(image), maps[:2])
+        torch.testing.assert_close(cut(image).levels["stride2"].tokens, maps[0].flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("pool", ["mean", "max", "attention"])
+def test_slices_are_pooled_group_by_group(pool: str) -> None:
+    """Against the encoder on each slice alone and plain loops over groups: tokens, earlier maps and the pyramid."""
+    torch.manual_seed(3)
+    encoder = {"name": "test_resnet", "stride": 8, "levels": [4]}
+    backbone = create_backbone("slices", in_chans=1, encoder=encoder, group=3, pool=pool, chunk=4, input_size=[6, 16, 24]).eval()
+    if pool == "attention":
+        nn.init.normal_(backbone.asks, std=0.3)
+    image = torch.randn(2, 1, 6, 16, 24)
+    with torch.no_grad():
+        features, maps = backbone(image), backbone.pyramid(image)
+        for b in range(2):
+            for group in range(2):
+                alone = [backbone.encoder.pyramid(image[b, :, z].unsqueeze(0)) for z in range(3 * group, 3 * group + 3)]
+                last = [m[-1][0] for m in alone]  # D h w each
+                scores = torch.stack([(m * backbone.asks.view(-1, 1, 1)).sum(0) for m in last]).softmax(0) if pool == "attention" else None
+                for level, map in enumerate(maps):
+                    seen = [m[level][0] for m in alone]
+                    if pool == "mean":
+                        expected = (seen[0] + seen[1] + seen[2]) / 3
+                    elif pool == "max":
+                        expected = seen[0].maximum(seen[1]).maximum(seen[2])
+                    else:
+                        large = nn.functional.interpolate(scores.unsqueeze(0), seen[0].shape[1:], mode="bilinear", align_corners=False)[0]
+                        expected = sum(weight * m for weight, m in zip(large, seen, strict=True))
+                    torch.testing.assert_close(map[b, :, group], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(features.levels["stride4"].tokens, maps[1].flatten(2).transpose(1, 2))
+        torch.testing.assert_close(features.tokens, maps[2].flatten(2).transpose(1, 2))
+
+
+def test_attention_over_slices_starts_as_their_mean() -> None:
+    image = torch.randn(1, 1, 6, 16, 24)
+    both = []
+    for pool in ("mean", "attention"):
+        torch.manual_seed(0)
+        both.append(create_backbone("slices", in_chans=1, **{**SMALL["slices"], "pool": pool}).eval())
+    torch.testing.assert_close(both[0](image).tokens, both[1](image).tokens)
+
+
+def test_slices_have_the_statistics_and_the_size_of_their_encoder() -> None:
+    with torch.device("meta"):
+        backbone = create_backbone("slices", in_chans=1, encoder={"name": "vit_tiny_patch16_224", "depth": 1}, group=7)
+    assert (backbone.spec.mean, backbone.spec.std) == (backbone.encoder.spec.mean, backbone.encoder.spec.std)
+    assert (backbone.spec.input_size, backbone.spec.cell) == ((238, 224, 224), (7, 16, 16))
+    volumes = create_backbone("resnet3d", in_chans=2, **SMALL["resnet3d"]).spec
+    assert (volumes.mean, volumes.std) == ((0.5, 0.5), (0.25, 0.25))
+
+
+def test_projected_tokens_of_a_volume_keep_their_cell() -> None:
+    from elvis.model import Projected
+
+    backbone = build("resnet3d").eval()
+    projected = Projected(backbone, dim=6, hidden=8, norm="layer", image_pool="mean", local_heads=True)
+    image = images(backbone)
+    assert projected.spec.cells == (backbone.spec.cell,)
+    assert projected(image).grid == projected.spec.grid(image.shape[2:])
+
+
+def test_a_volume_has_no_decoder_of_segmentation_models() -> None:
+    from elvis.interop.smp import Encoder
+
+    with pytest.raises(ConfigError, match="'resnet3d' is 3D") as refusal:
+        Encoder(build("resnet3d"), depth=3)
+    assert "2D" in refusal.value.fix
+
+
+# ------------------------------------------------------------------------------------------------------------- refused
+
+
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a typo in a timm name": ("resnet5", {}, "did you mean 'resnet50'"),
     "a typo in our name": ("vitt", {}, "did you mean 'vit'"),
@@ -332,6 +610,18 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a width that its heads do not divide": ("hybrid", {"cnn": "test_resnet", "width": 20, "heads": 8}, "width 20 and 8 heads"),
     "a hybrid of nothing": ("hybrid", {"cnn": "test_resnet", "layers": 0}, "hybrid of 0 layers"),
     "a vit as the cnn of a hybrid": ("hybrid", {"cnn": "test_vit"}, "no 'cnn' but a 'vit'"),
+    "a volume of two sides": ("resnet3d", {"input_size": [64, 64]}, "input_size of 'resnet3d' is 64 x 64, a volume has depth"),
+    "a volume that does not fit": ("ct_vit", {"input_size": [240, 480, 470]}, "240 x 480 x 470; its sides must be multiples of 15 x 30 x 30"),
+    "a ct_vit that never looks along z": ("ct_vit", {"temporal_depth": 0}, "4 spatial and 0 temporal layers"),
+    "a layer behind the last": ("ct_vit", {"levels": [7]}, "after block 7"),
+    "a resnet3d with a step too few": ("resnet3d", {"steps": [2, 2, 2, 2]}, "steps .2, 2, 2, 2."),
+    "a resnet3d with an even kernel": ("resnet3d", {"stem": [2, 7, 7]}, "kernel is .2, 7, 7."),
+    "a stride that no map of resnet3d has": ("resnet3d", {"stride": 3}, "no map at stride 3"),
+    "slices of volumes": ("slices", {"encoder": {"name": "resnet3d", **SMALL["resnet3d"]}}, "'resnet3d' is 3D"),
+    "slices of nothing": ("slices", {"encoder": {"model": "resnet18"}}, "has no name"),
+    "slices of what is not there": ("slices", {"encoder": {"name": "resnet5"}}, "did you mean 'resnet50'"),
+    "slices in no groups": ("slices", {"group": 0}, "groups of 0"),
+    "slices whose groups do not fit": ("slices", {"encoder": {"name": "test_resnet"}, "group": 4, "input_size": [6, 64, 64]}, "6 x 64 x 64"),
     "a vit whose positions cannot be interpolated": ("test_vit_relpos", {}, "cannot build 'test_vit_relpos'"),
 }
 
@@ -352,6 +642,8 @@ def test_pretrained_weights_without_network_are_refused_at_once(monkeypatch: pyt
     with pytest.raises(ConfigError, match="does not answer") as refusal:
         create_backbone("resnet18", pretrained=True)
     assert "pretrained: false" in refusal.value.fix
+    with pytest.raises(ConfigError, match="the weights of 'resnet18'"):
+        create_backbone("slices", pretrained=True)
     with torch.device("meta"):
         assert create_backbone("resnet18", pretrained=True).spec.width == 512
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 import elvis
 from elvis import checkpoints
 from elvis.data.images import Preprocess
+from elvis.data.structures import Structures
 from elvis.data.tokenizer import Tokenizer
 from elvis.errors import CheckpointError
 from elvis.pretrained import Pretrained
@@ -212,3 +214,35 @@ def test_a_checkpoint_without_objectives_or_patients_says_so(folder: Path) -> No
     whole = checkpoints.load_whole(folder)
     assert (whole.objectives, whole.patients) == ({}, None)
     assert whole.provenance["commit"] == "abc"
+
+
+def test_a_lexicon_travels_with_the_model_and_a_damaged_one_is_refused(folder: Path, tmp_path: Path) -> None:
+    assert not (folder / "structures.yaml").exists()
+    assert elvis.load_pretrained(folder).structures is None
+    for fill in (True, False):
+        heads = {"structure": {"name": "region_query", "queries": 10, "blocks": 1, "heads": 2}}
+        mine = replace(
+            pretrained(), model=tiny_model(heads=heads, context="structure").eval(), structures=Structures.load("ct"), fill=fill, max_tokens=200
+        )
+        path = checkpoints.save(tmp_path / f"it{fill}", mine, config_yaml="", metrics={}, provenance={})
+        again = elvis.load_pretrained(path)
+        assert (again.structures, again.fill) == (Structures.load("ct"), fill)
+        one, two = (whole.reports([SENTENCES[:2]])[0].units["structure"] for whole in (mine, again))
+        assert torch.equal(one.vectors, two.vectors)
+        assert int(two.mask.sum()) == (10 if fill else 1)
+    (path / "structures.yaml").write_text((path / "structures.yaml").read_text() + "# mine\n")
+    with pytest.raises(CheckpointError, match=r"structures\.yaml differs from its sha256"):
+        elvis.load_pretrained(path)
+
+
+def test_a_queue_of_texts_is_part_of_the_state_a_run_goes_on_from(tmp_path: Path) -> None:
+    trained = OBJECTIVES.create("structure_contrast", width=16, structures=3, queue=5)
+    trained.vectors.normal_()
+    trained.filled[1] = True
+    trained.steps += 7
+    state = {"objectives": {f"it.{k}": v for k, v in trained.state_dict().items()}}
+    back = checkpoints.load_state(save(tmp_path / "here", **state))["objectives"]
+    again = OBJECTIVES.create("structure_contrast", width=16, structures=3, queue=5)
+    again.load_state_dict({k.removeprefix("it."): v for k, v in back.items()})
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), trained.state_dict().values(), strict=True))
+    assert set(trained.state_dict()) == {"vectors", "group", "study", "score", "filled", "steps"}

@@ -51,6 +51,7 @@ TRIGGERS = {  # code -> the layout and its mistake ("" = it is in the layout as 
     "D080": ("ct_rate", "D080", {"release": "v2"}),
     "D081": ("ct_rate", "D081", {"release": "v2"}),
     "D082": ("ct_rate", "", {"release": "v2"}),
+    "D083": ("ct_rate", "D083", {"release": "v2"}),
 }
 
 

@@ -48,6 +48,12 @@ def test_overrides_change_one_value_and_null_deletes_an_objective() -> None:
         ("heads={codes: {name: codebook, of: topc}, topic: {name: region_query, unit: sentence, positions: 49}}", "did you mean 'topic'"),
         ("heads={codes: {name: codebook, of: topic}, topic: {name: region_query, unit: sentence}}", "of: 'topic' is no region query with positions"),
         ("heads.codes={name: codebook, of: topic, codes: many}", "option 'codes' must be int"),
+        ("heads.structure={name: region_query, queries: 10, blocks: 2, unit: sentence}", "blocks are for learned queries: leave out unit"),
+        ("heads.structure={name: region_query, blocks: 2}", "region_query with blocks needs 'queries'"),
+        ("heads.structure={name: region_query, queries: 10, blocks: 2, positions: 49}", "region_query with blocks has no option 'positions'"),
+        ("data.units=[report, sentence, structure]", "data.units: structure needs data.structures: ct, cxr or a YAML file"),
+        ("data.units=[structures]", "did you mean 'structure'"),
+        ("text.context=structures", "did you mean 'structure'"),
         ("model.projection=liner", "did you mean 'linear'"),
         ("nonsense", "key=value"),
     ],
@@ -61,7 +67,8 @@ def test_a_mistake_is_one_short_message_with_the_nearest_name(override: str, clu
 
 
 def test_a_cls_of_each_sentence_needs_sentences_that_are_read_alone() -> None:
-    assert configs.load("elvis_phantom", ["model.sentence_pool=cls", "text.context=sentence"]).model.sentence_pool == "cls"
+    for context in ("sentence", "structure"):
+        assert configs.load("elvis_phantom", ["model.sentence_pool=cls", f"text.context={context}"]).model.sentence_pool == "cls"
     with pytest.raises(ConfigError, match=r"model\.sentence_pool=cls needs text\.context=sentence"):
         configs.load("elvis_phantom", ["model.sentence_pool=cls", "text.context=report"])
 

@@ -11,6 +11,7 @@ import torch
 import elvis
 from elvis import assembly, pretrain
 from elvis import config as configs
+from elvis.data.phantoms.layouts import export
 from elvis.data.tokenizer import Tokenizer
 from tests.layouts import write_boxes, write_manifest, write_mimic
 from tests.tiny_encoders import bert_config, write_bert
@@ -30,10 +31,23 @@ SMALL = {
         "image.pretrained=false",
     ],
     "manifest": ["data.size=64", "data.max_tokens=64"],
+    "phantom_ct": ["data.size=[16,32,32]", "data.train=8", "data.val=0", "data.test=4", "data.max_tokens=256", "text.max_length=256"],
+    "ct_rate": [
+        "data.size=[16,32,32]", "data.spacing=[]", "data.max_tokens=64", "data.workers=0",
+        "image.patch=8", "image.temporal_patch=4", "image.width=16",
+        "image.spatial_depth=1", "image.temporal_depth=1", "image.heads=2", "image.head_width=8", "image.input_size=[16,32,32]",
+    ],
+}  # fmt: skip
+
+
+QUEUE = "objectives.structure_contrast.queue=2"
+MORE = {
+    "silc_phantom": ["heads.topic.positions=16"],  # tokens of a small image
+    "silc_cxr": ["heads.topic.positions=4"],
+    "structure_ct_phantom": [QUEUE, "text.width=16"],  # the text tower's space is the shared one
+    "structure_ct": [QUEUE],
+    "structure_ct_code": [QUEUE],
 }
-
-
-TOPICS = {"silc_phantom": ["heads.topic.positions=16"], "silc_cxr": ["heads.topic.positions=4"]}  # tokens of a small image
 
 
 def source(name: str) -> str:
@@ -60,6 +74,7 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     write_manifest(folder / "own", rows)
     images = [{"id": 1, "path": "i/4.png", "study_id": "s4"}]
     write_boxes(folder / "own" / "boxes.json", images, [{"image_id": 1, "bbox": [5, 5, 20, 10], "label_text": "right upper lobe opacity"}])
+    export("ct_rate", folder / "ct", counts={"train": 8, "val": 2})
     bert = write_bert(
         folder / "bert",
         [*texts, "the lungs are clear. there is a nodule in the left upper lobe, near c7. no acute process."],
@@ -71,14 +86,16 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         "manifest": [f"data.root={folder / 'own'}"],
         "mimic_cxr": [f"data.root={folder / 'jpg'}", f"data.reports={folder / 'reports'}"],
         "hf": [f"text.checkpoint={bert}", "freeze=['text.*embeddings']"],
+        "phantom_ct": [],
+        "ct_rate": [f"data.root={folder / 'ct'}"],
     }
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_a_shipped_config_builds_at_full_size(name: str) -> None:
     own = source(name)
-    changes = {"phantom": [], "manifest": ["data.root=."], "mimic_cxr": ["data.root=.", "data.reports=.", "image.pretrained=false"]}[own]
-    config = configs.load(name, changes)
+    changes = {"manifest": ["data.root=."], "ct_rate": ["data.root=."], "mimic_cxr": ["data.root=.", "data.reports=.", "image.pretrained=false"]}
+    config = configs.load(name, changes.get(own, []))
     clinical = config.text["name"] == "hf"
     if clinical:
         config.text.pop("checkpoint")
@@ -95,8 +112,9 @@ def test_a_shipped_config_builds_at_full_size(name: str) -> None:
     assert all(w > 0 for w in weights.values())
     if clinical:
         assert sum(p.numel() for p in model.parameters()) > 100e6
-        assert any("layer.5." in n for n in frozen)
-        assert not any("layer.6." in n for n in frozen)
+        whole = config.text["context"] == "structure"  # SO-ITC: the whole tower
+        assert any("layer.5." in n for n in frozen) == bool(config.freeze)
+        assert any("layer.6." in n for n in frozen) == whole
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
@@ -111,7 +129,7 @@ def test_a_shipped_config_trains_a_step_on_fixtures(name: str, roots: dict[str, 
         "evaluate.overlays=0",
         "data.augment={}",
     ]
-    small += [*TOPICS.get(name, []), *roots.get(configs.read(configs.find(name))["text"]["name"], [])]
+    small += [*MORE.get(name, []), *roots.get(configs.read(configs.find(name))["text"]["name"], [])]
     out = tmp_path / "run"
     assert pretrain.main(["--config", name, "--out", str(out), "--quiet", *SMALL[own], *small, *roots[own]]) == 0
     assert elvis.load_pretrained(out).model.dim == 16

@@ -50,6 +50,28 @@ def test_two_ranks_give_the_gradients_of_one_process(name: str, outcomes: tuple[
         torch.testing.assert_close(two["gradients"][parameter], gradient, rtol=1e-8, atol=1e-12, msg=lambda m, p=parameter: f"{p}: {m}")
 
 
+def test_the_buffers_of_all_ranks_are_equal_and_those_of_one_process(outcomes: tuple[dict, dict]) -> None:
+    for name in CASES:
+        one, two = (o[name] for o in outcomes)
+        assert two["alike"].tolist() == [True, True], name
+        assert one["state"].keys() == two["state"].keys()
+        for buffer, value in one["state"].items():
+            torch.testing.assert_close(two["state"][buffer], value, rtol=1e-10, atol=1e-12, msg=lambda m, b=buffer: f"{b}: {m}")
+
+
+def test_queues_are_full_and_matter_in_the_last_step(outcomes: tuple[dict, dict]) -> None:
+    without = outcomes[0]["structure_contrast"]["terms"]["image_to_text"]
+    found = []
+    for keep in ("diverse", "fifo"):
+        one = outcomes[0][f"structure_contrast_{keep}"]
+        state = {name.rpartition(".")[2]: value for name, value in one["state"].items()}
+        assert state["filled"].all()
+        assert int(state["steps"]) == 4
+        assert one["terms"]["image_to_text"] - without > 1e-3
+        found.append(state["group"])
+    assert not torch.equal(*(held.sort(1).values for held in found))
+
+
 def test_codes_are_counted_over_all_ranks(outcomes: tuple[dict, dict]) -> None:
     one, two = (o["sentence_topic"]["state"]["model.heads.codes.idle"] for o in outcomes)
     assert torch.equal(one, two)

@@ -11,10 +11,14 @@ import pytest
 import torch
 
 from elvis import results
-from elvis.data.images import BadImage, Preprocess
-from elvis.evaluation import evaluate, examples, preservation, score, truths
+from elvis.data.datasets.phantom_ct import phantom_ct
+from elvis.data.frames import VolumePreprocess
+from elvis.data.images import BadImage, Look, Preprocess
+from elvis.data.masks import decode_volume
+from elvis.data.structures import Structures
+from elvis.evaluation import evaluate, examples, preservation, score, structure_shares, truths
 from elvis.ops import cosine
-from elvis.types import Grounding, ImageFeatures, Result, Sentence, Study, TextFeatures, UnitFeatures
+from elvis.types import Grounding, ImageFeatures, Mask, Regions, Result, Sentence, Study, TextFeatures, UnitFeatures
 
 GREY = {"dot": 120, "square": 240}
 SIZE = 48
@@ -38,6 +42,10 @@ class Squares:
         return image
 
 
+class Model(torch.nn.Module):
+    learned_query = ""
+
+
 class Finder:
     """A Pretrained with linear features: a token's three numbers are how much dot, square and background its cell holds.
 
@@ -46,9 +54,15 @@ class Finder:
 
     def __init__(self, *, size: int = SIZE, cells: int = 12, blind: bool = False) -> None:
         self.preprocess = Preprocess((size, size), "pad", (0.5,), (0.5,))
-        self.model, self.cells, self.blind = torch.nn.Identity(), cells, blind
+        self.model, self.cells, self.blind, self.structures = Model(), cells, blind, None
 
-    def images(self, images) -> tuple[ImageFeatures, ImageFeatures]:
+    def see(self, image, spacing=()) -> Look:
+        return Look(image.read())
+
+    def frame(self, pixels, spacing=()):
+        return self.preprocess.frame(*pixels.shape)
+
+    def images(self, images, spacing=()) -> tuple[ImageFeatures, ImageFeatures]:
         pixels = torch.from_numpy(np.stack([self.preprocess.resize(image) for image in images]))
         kinds = torch.stack([(pixels > 60) & (pixels < 180), pixels >= 180, pixels <= 60], 1).float()  # B 3 H W
         tokens = torch.nn.functional.adaptive_avg_pool2d(kinds, self.cells).flatten(2).transpose(1, 2)  # B N 3
@@ -257,3 +271,112 @@ def test_examples_take_findings_in_turn_and_say_hit_or_miss() -> None:
     assert len(boxes) == 1
     assert "dot" in phrase
     assert "miss" in examples(Finder(blind=True), scatter("test", 1))[0][0]
+
+
+# ---------------------------------------------------------------------------------------------------------- structures
+
+LEXICON = """
+structures:
+  dots: {regions: [dot]}
+  squares: {regions: [square, upper square]}
+keywords:
+  dots: [dot]
+  squares: [square]
+"""
+
+
+class Asked(Model):
+    """Has a query for dots and one for squares: each looks at the cells that hold them, and sees in which half they lie."""
+
+    learned_query = "structure"
+
+    def look(self, label: str, image: ImageFeatures, units: UnitFeatures | None = None) -> Regions:
+        assert label == "structure"
+        cells = image.tokens[..., :2].transpose(1, 2)  # B 2 N
+        attention = cells / cells.sum(-1, keepdim=True).clamp_min(1e-9)
+        left = torch.arange(image.grid[1]).expand(image.grid).flatten() >= image.grid[1] / 2
+        seen = torch.stack([attention[..., left].sum(-1), attention[..., ~left].sum(-1)], -1)
+        return Regions(seen, torch.ones(seen.shape[:2], dtype=torch.bool), attention.unsqueeze(2), "learned")
+
+
+class Looker(Finder):
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        self.model, self.structures = Asked(), Structures(LEXICON)
+
+    def reports(self, reports) -> tuple[TextFeatures, TextFeatures]:
+        text, _ = super().reports(reports)
+        vectors, mask = torch.zeros(len(reports), 2, 2), torch.zeros(len(reports), 2, dtype=torch.bool)
+        for i, report in enumerate(reports):
+            for sentence, about in zip(report, self.structures.assign(report), strict=True):
+                for s in about:
+                    mask[i, s] = True
+                    vectors[i, s] = torch.tensor([float("left" in sentence), float("right" in sentence)])
+        text = replace(text, units={**text.units, "structure": UnitFeatures(vectors, mask, mask.long())})
+        return text, text
+
+
+def outlined(studies: list[Study]) -> list[Study]:
+    """With a mask of every dot and square; that of a square is told twice, as a whole and its upper half (a lung and its lobes)."""
+    out = []
+    for study in studies:
+        masks = []
+        for what, x, y in study.images[0].squares:
+            masks.append(Mask(what, "boxes", ((x, y, x + 8, y + 8),)))
+            masks += [Mask("upper square", "boxes", ((x, y, x + 8, y + 4),))] if what == "square" else []
+        aside = [Mask("table", "boxes", ((0, 0, 9, 9),)), Mask("dot", "boxes", ((0, 0, 48, 48),), image=1)]  # neither is looked for
+        out.append(replace(study, masks=(*masks, *aside)))
+    return out
+
+
+def test_queries_are_scored_by_what_lies_inside_their_structures_and_by_what_they_saw() -> None:
+    studies = outlined(scatter("test", 12))
+    found = by(evaluate(Looker(), {"test": studies}, resamples=20, batch_size=5), "model").metrics
+    assert found["mass"].value == found["mass[dots]"].value == found["mass[squares]"].value == pytest.approx(1)
+    assert found["mass_chance"].value == pytest.approx(64 / SIZE**2)
+    assert found["structure_r@1"].value == found["structure_r@10_text_to_image"].value == 1
+    assert {"r@1", "r@5", "r@10"} <= set(found)
+    deceived = [replace(s, images=(replace(s.images[0], squares=tuple((w, (x + 24) % 48, y) for w, x, y in s.images[0].squares)),)) for s in studies]
+    wrong = by(evaluate(Looker(), {"test": deceived}, resamples=20), "model").metrics
+    assert wrong["mass"].value == 0
+    assert wrong["structure_r@1"].value == 0
+
+
+def test_retrieval_by_what_nobody_trained_is_left_out() -> None:
+    studies = outlined(scatter("test", 6))
+    found = by(evaluate(Looker(), {"test": studies}, resamples=5, pooled=False), "model").metrics
+    assert {n for n in found if "r@1" in n} >= {"structure_r@1"}
+    assert not [n for n in found if n.startswith("r@")]
+    plain = by(evaluate(Finder(), {"test": studies}, resamples=5), "model").metrics
+    assert not [n for n in plain if n.startswith(("structure", "mass"))]
+
+
+def test_a_checkpoint_is_chosen_by_structures_where_there_are_queries_for_them_and_no_boxes() -> None:
+    studies = [replace(s, groundings=()) for s in scatter("val", 20)]
+    assert score(Looker(), studies) == 1
+    assert score(Finder(), studies) == 0  # pooled, every image holds as much dot and square as any other
+
+
+def test_a_split_without_masks_has_no_mass() -> None:
+    found = by(evaluate(Looker(), {"test": scatter("test", 4)}, resamples=5), "model").metrics
+    assert not [n for n in found if n.startswith("mass")]
+    assert "structure_r@1" in found
+
+
+def test_the_share_of_each_cell_of_a_volume_is_the_mean_of_the_union_of_its_masks() -> None:
+    (study,) = phantom_ct(size=[16, 32, 32], train=0, val=0, test=1, masks=True).studies
+    structures = Structures.load("ct")
+    whole = Finder()
+    whole.structures, whole.preprocess = structures, VolumePreprocess((16, 32, 32), "pad", (0.5,), (0.25,))
+    whole.frame = lambda pixels, spacing=(): whole.preprocess.frame(pixels.shape, spacing)
+    seen = study.images[0].look()
+    twice = replace(study, masks=(*study.masks, *study.masks[:3]))  # told again, it is still once there
+    share = structure_shares(whole, twice, seen, (2, 4, 4))
+    expected = np.zeros((10, 16, 32, 32), bool)
+    for mask in study.masks:
+        s = structures.of_region(mask.name)
+        if s is not None:
+            expected[s] |= decode_volume(mask)
+    cells = expected.reshape(10, 2, 8, 4, 8, 4, 8).mean((2, 4, 6)).reshape(10, -1)
+    np.testing.assert_allclose(share.numpy(), cells, atol=1e-6)
+    assert (share.sum(1) > 0).sum() >= 8

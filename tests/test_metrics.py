@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from elvis.metrics import bootstrap, grounding, representation, retrieval
+from elvis.metrics import attention, bootstrap, grounding, representation, retrieval
 from elvis.metrics.priors import CELLS, LocationPrior, coverage, gaussian, kind, locate
 
 # ---------------------------------------------------------------------------------------------------------- grounding
@@ -342,3 +342,53 @@ def test_the_centre_prior_is_a_gaussian() -> None:
 )
 def test_a_place_is_found_in_spanish_too(phrase: str, expected: tuple[str, str]) -> None:
     assert locate(phrase) == expected
+
+
+def test_retrieval_by_structures_is_a_loop_over_the_structures_that_a_report_tells_of() -> None:
+    draw = torch.Generator().manual_seed(0)
+    count, structures = 7, 4
+    seen, told = torch.randn(2, count, structures, 5, generator=draw, dtype=torch.float64)
+    told = told + 0.8 * seen
+    mask = torch.rand(count, structures, generator=draw) < 0.6
+    mask[:, 0] = True
+    mask[6] = False  # a report of none is like no image
+    group = torch.tensor([0, 1, 2, 3, 4, 1, 6])  # studies 1 and 5 say the same
+
+    def alike(i: int, j: int) -> float:
+        own = [s for s in range(structures) if mask[j, s]]
+        return sum(float(torch.nn.functional.cosine_similarity(seen[i, s], told[j, s], dim=0)) for s in own) / max(1, len(own))
+
+    scores = [[alike(i, j) for j in range(count)] for i in range(count)]
+
+    def rank(own: list[float], at: int) -> int:
+        best = max(own[j] for j in range(count) if group[j] == group[at])
+        return sum(own[j] >= best for j in range(count) if group[j] != group[at])
+
+    to_text, to_image = retrieval.structure_ranks(seen, told, mask, group)
+    assert to_text.tolist() == [rank(scores[i], i) for i in range(count)]
+    assert to_image.tolist() == [rank([scores[i][j] for i in range(count)], j) for j in range(count)]
+    assert 0 < (to_text == 0).sum() < count
+    dirty = retrieval.structure_ranks(7 * seen, told.masked_fill(~mask.unsqueeze(-1), 1e3), mask, group)
+    assert [x.tolist() for x in dirty] == [to_text.tolist(), to_image.tolist()]
+
+
+def test_one_structure_is_retrieval_of_its_vectors() -> None:
+    seen, told, group = torch.randn(9, 4), torch.randn(9, 4), torch.arange(9)
+    one = retrieval.structure_ranks(seen[:, None], told[:, None], torch.ones(9, 1, dtype=torch.bool), group)
+    assert [x.tolist() for x in one] == [x.tolist() for x in retrieval.ranks(seen, told, group)]
+
+
+# ---------------------------------------------------------------------------------------------------------- attention
+
+
+def test_the_mass_of_attention_is_the_share_of_it_that_lies_inside() -> None:
+    looked = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.25, 0.25, 0.25, 0.25], [0.0, 0.0, 0.0, 0.0], [0.1, 0.2, 0.3, 0.4]])
+    share = torch.tensor([[1.0, 0.5, 0.0, 1.0], [1.0, 0.5, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    inside, even = attention.mass(looked, share), attention.chance(share)
+    assert inside.tolist()[:2] == pytest.approx([0.5 + 0.15, 0.375])
+    assert inside[2:].isnan().all()  # a query that looked nowhere, a structure that is nowhere
+    assert even.tolist()[:3] == pytest.approx([0.625, 0.375, 0.5])
+    assert even[3].isnan()
+    assert inside[1] == even[1]  # even attention has the mass of chance
+    torch.testing.assert_close(attention.mass(3 * looked, share), inside, equal_nan=True)  # attention of half a study's tokens is a share, too
+    torch.testing.assert_close(attention.mass(looked.expand(2, 4, 4), share.expand(2, 4, 4))[1], inside, equal_nan=True)

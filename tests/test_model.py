@@ -12,10 +12,12 @@ import torch
 from elvis import assembly, checkpoints
 from elvis import config as configs
 from elvis.data.images import Preprocess
+from elvis.data.structures import Structures
 from elvis.data.tokenizer import Tokenizer
 from elvis.errors import ConfigError
-from elvis.model import LinearProjection, MaskedBatchNorm, build_model
+from elvis.model import LinearProjection, MaskedBatchNorm, VisionLanguageModel, build_model
 from elvis.pretrained import Pretrained
+from elvis.types import Sentence, Study
 from tests.tiny import random_batch, rows, tiny_model
 
 SENTENCES = [3, 1, 0, 2]
@@ -411,3 +413,156 @@ def test_the_temperature_comes_back_from_above_its_limit() -> None:
     assert float(model.scale.detach()) == pytest.approx(100.0)
     model.scale.backward()
     assert model.log_scale.grad > 0
+
+
+# ------------------------------------------------------------------------------------------------------------ structures
+
+LOOKING = {"structure": {"name": "region_query", "queries": 5, "blocks": 2, "heads": 2, "dropout": 0.0}}
+
+
+def alone(model: VisionLanguageModel, words: list[int], how: str) -> torch.Tensor:
+    """What the text encoder makes of these tokens when they are all it reads."""
+    ids = torch.tensor([[2, *words, 3]])
+    out = model.text(ids, torch.ones_like(ids, dtype=torch.bool))[0]
+    return {"cls": out[0], "mean": out[1:-1].mean(0), "max": out[1:-1].amax(0)}[how]
+
+
+@pytest.mark.parametrize("how", ["max", "mean", "cls"])
+def test_the_text_of_a_structure_is_read_alone_also_where_two_share_a_sentence(how: str) -> None:
+    model, batch = tiny_model(context="structure", sentence_pool=how).eval(), random_batch([4, 3, 0, 2], structures=5)
+    units = batch.units["structure"]
+    assert (units.tokens.sum(1) > 1).any()  # tokens of two structures
+    assert not units.mask[2].any()
+    text, raw = model.encode_text(batch.text_ids, batch.text_mask, batch.units)
+    told = raw.units["structure"]
+    assert torch.equal(told.mask, units.mask)
+    for b in range(4):
+        for s in range(5):
+            words = batch.text_ids[b, units.tokens[b, s]].tolist()
+            expected = alone(model, words, how) if words else torch.zeros(16)
+            torch.testing.assert_close(told.vectors[b, s], expected, rtol=1e-4, atol=1e-5)
+    pooled, weights = model.text_pool(told.vectors, units.mask)
+    torch.testing.assert_close(text.pooled, model.text_global(pooled, units.mask.any(1)))
+    torch.testing.assert_close(told.weights, weights)
+
+
+def test_what_is_in_no_structure_is_not_read_and_in_no_unit() -> None:
+    model, batch = tiny_model(context="structure", sentence_pool="mean").eval(), random_batch([4, 3, 0, 2], structures=5)
+    left = batch.units["sentence"].tokens[0, 3]  # the fourth sentence of a report is of no structure
+    text, raw = model.encode_text(batch.text_ids, batch.text_mask, batch.units)
+    assert raw.units["sentence"].mask.tolist() == [[True, True, True, False], [True] * 3 + [False], [False] * 4, [True, True, False, False]]
+    assert not raw.units["word"].mask[0][(batch.units["word"].tokens[0] & left).any(-1)].any()
+    assert (raw.tokens[0, left] == 0).all()
+    read = batch.units["structure"].tokens[0].any(0)
+    torch.testing.assert_close(raw.units["report"].vectors[0, 0], raw.tokens[0, read].mean(0))
+    other = batch.text_ids.clone()
+    other[0, left] = 9
+    again, _ = model.encode_text(other, batch.text_mask, batch.units)
+    for name, unit in text.units.items():
+        assert torch.equal(again.units[name].vectors, unit.vectors), name
+
+
+def test_structures_that_a_report_does_not_mention_are_read_in_their_own_words() -> None:
+    structures, tokenizer = Structures.load("ct"), Tokenizer.train(["The lungs are clear. No abnormality found in the thyroid or bones."], 50)
+    model = tiny_model(context="structure", sentence_pool="mean").eval()
+    whole = Pretrained(model, tokenizer, Preprocess((32, 32), "pad", (0.5,), (0.5,)), max_tokens=64 * 4, structures=structures)
+    _, raw = whole.reports([["The lungs are clear."], []])
+    told, place = raw.units["structure"], {name: s for s, name in enumerate(structures.names)}
+    assert told.mask.tolist() == [[True] * 10, [False] * 10]
+    for name, sentence in (("lung", "The lungs are clear."), ("thyroid", structures.missing(place["thyroid"]))):
+        words = list(tokenizer.encode([sentence], 64).ids[1:-1])
+        torch.testing.assert_close(told.vectors[0, place[name]], alone(model, words, "mean"), rtol=1e-4, atol=1e-5)
+    assert raw.units["sentence"].mask.tolist() == [[True], [False]]  # what was filled in is no sentence of the report
+    whole.fill = False
+    assert whole.reports([["The lungs are clear."]])[1].units["structure"].mask.sum() == 1
+    phrase, _ = whole.phrases(["The lungs are clear."])  # has no structures: sentences are read alone
+    torch.testing.assert_close(phrase.units["sentence"].vectors[0, 0], whole.reports([["The lungs are clear."]])[0].units["sentence"].vectors[0, 0])
+
+
+def test_cross_queries_look_at_the_projected_image_and_lend_its_tokens() -> None:
+    model, batch = tiny_model(heads=LOOKING, dim=12).eval(), random_batch(SENTENCES, views=2)
+    assert model.learned_query == "structure"
+    assert tiny_model(heads=TOPICS).learned_query == ""
+    pair = model(batch)
+    seen = pair.regions["structure"]
+    assert (seen.source, seen.vectors.shape, seen.states.shape) == ("learned", (4, 5, 12), (4, 5, 12))
+    assert seen.tokens is None
+    expected = model.heads["structure"](pair.image.tokens, pair.image.mask, whole=True)
+    assert torch.equal(seen.vectors, expected.vectors)
+    assert (seen.attention[1, :, :, ~pair.image.mask[1]] == 0).all()  # the view that study 1 does not have
+    assert torch.equal(model.look("structure", pair.image, whole=True).tokens, expected.tokens)
+    again = build_model(model.recipe).eval()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(batch).regions["structure"].vectors, seen.vectors)
+
+
+def test_what_is_read_without_being_trained_waits_for_no_gradient() -> None:
+    """Else a second step on two devices would fail: each of them waits for the gradients of all parameters that have one."""
+    model = tiny_model(heads=LOOKING, context="structure").train()
+    model.wire(frozenset({"regions.structure", "text.structure"}), ["structure"], frozenset({"regions.structure"}))
+    waiting = {n.partition(".")[0] for n, p in model.named_parameters() if p.requires_grad}
+    assert waiting == {"image", "image_local", "heads"}
+    pair = model(random_batch([2, 3], structures=5))
+    assert (pair.text.units["structure"].vectors != 0).any()  # it is projected all the same
+    pair.regions["structure"].vectors.sum().backward()
+    assert not {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    both = tiny_model(heads=LOOKING, context="structure")
+    trained = frozenset({"regions.structure", "text.pooled", "image.pooled"})
+    both.wire(trained | {"text.structure"}, ["structure"], trained)
+    assert all(p.requires_grad for n, p in both.named_parameters() if n.startswith(("text.", "text_pool", "text_global", "image")))
+
+
+def so_itc(*overrides: str) -> configs.Config:
+    """The shipped config of phantom CT, tiny."""
+    small = ["data.size=[16,32,32]", "data.train=12", "data.val=0", "data.test=4", "objectives.structure_contrast.queue=4"]
+    return configs.load("structure_ct_phantom", [*small, *overrides])
+
+
+def test_a_run_with_structures_is_put_together_with_its_lexicon_and_a_tokenizer_that_knows_its_words() -> None:
+    run = assembly.assemble(so_itc())
+    assert run.pretrained.structures == Structures.load("ct")
+    assert not run.trains_pooled
+    unknown = run.pretrained.tokenizer.encode([run.pretrained.structures.missing(7)], 64).ids.count(1)
+    assert unknown == 0
+    assert run.dataset[0, 0].text.units["structure"][0].any(1).all()  # each has a text
+    bare = assembly.assemble(so_itc("data.fill_structures=false"))
+    assert not all(bare.dataset[0, i].text.units["structure"][0].any(1).all() for i in range(12))
+
+
+ASKED = {"structure": {"name": "region_query", "unit": "structure"}}
+
+
+@pytest.mark.parametrize(
+    ("override", "heads", "what", "fix"),
+    [
+        ("heads.structure.queries=9", None, "heads.structure has 9 queries, the lexicon has 10 structures", "set heads.structure.queries=10"),
+        ("objectives.structure_contrast.structures=9", None, "a queue of 9 structures, heads.structure has 10 queries", "structures=10"),
+        ("objectives.structure_contrast.queue=13", None, "queue=13 texts of each structure, and there are 12 training", "queue=6, or less"),
+        ("train.steps=2", ASKED, "reads heads.structure as structures, but text asks its queries", "queries: 10, blocks: 2"),
+        ("data.units=[report, sentence]", None, "an objective needs 'text.structure'", "add structure to data.units"),
+    ],
+)
+def test_structures_that_do_not_fit_each_other_are_refused_before_a_run(override: str, heads: dict[str, Any] | None, what: str, fix: str) -> None:
+    config = so_itc(override)
+    config.heads = heads or config.heads
+    with pytest.raises(ConfigError) as caught:
+        assembly.assemble(config)
+    assert what in caught.value.what
+    assert fix in caught.value.fix
+
+
+def test_structures_that_are_read_alone_must_be_units() -> None:
+    with pytest.raises(ConfigError, match=r"text\.context is 'structure', but data\.units is \['sentence'\]"):
+        tiny_model(context="structure").wire(frozenset({"image.tokens", "text.sentence"}), ["sentence"])
+
+
+def test_training_studies_without_a_sentence_about_a_structure_are_left_out_and_counted() -> None:
+    studies = [
+        Study(f"{split}{n}", f"{split}{n}", split, (), sentences=(Sentence(text, region=region),))
+        for split in ("train", "test")
+        for n, (text, region) in enumerate([("Clear lungs.", ""), ("Zxq.", ""), ("Zxq.", "thyroid gland")])
+    ]
+    kept, notes = assembly.of_a_structure(studies, Structures.load("ct"))
+    assert [s.id for s in kept] == ["train0", "train2", "test0", "test1", "test2"]
+    assert notes == ["1 training studies left out: no sentence is about a structure of the lexicon"]
+    assert assembly.of_a_structure(studies[3:], Structures.load("ct")) == (tuple(studies[3:]), [])

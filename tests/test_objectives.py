@@ -42,7 +42,13 @@ def change(pair: Pair, fn: Callable[[Tensor, Tensor], Tensor]) -> Pair:
         if name.startswith("text"):
             new["units"] = {n: replace(u, vectors=fn(u.vectors, u.mask)) for n, u in side.units.items()}
         out[name] = replace(side, **new)
-    return replace(pair, **out)
+    learned = {n: replace(r, vectors=fn(r.vectors, r.mask)) for n, r in pair.regions.items() if r.source == "learned"}
+    return replace(pair, regions={**pair.regions, **learned}, **out)
+
+
+def trained(objective: Any) -> set[str]:
+    """Of what it needs, what gets a gradient."""
+    return {n for n in objective.needs - getattr(objective, "detached", frozenset()) if "_raw" not in n}
 
 
 @EVERY
@@ -62,7 +68,7 @@ def test_terms_are_scalars_and_gradients_are_finite_and_reach_what_it_needs(name
     total(terms).backward()
     gradients = dict(leaves(pair))
     assert all(t.grad.isfinite().all() for t in gradients.values())
-    assert {n for n, t in gradients.items() if (t.grad != 0).any()} - {"scale"} == {n for n in objective.needs if "_raw" not in n}
+    assert {n for n, t in gradients.items() if (t.grad != 0).any()} - {"scale"} == trained(objective)
     for parameter in objective.parameters():
         assert parameter.grad.isfinite().all()
 
@@ -182,7 +188,7 @@ def test_gradients_are_those_of_finite_differences(name: str, views: int) -> Non
     pair.text_raw.units["sentence"].vectors.requires_grad_(False)
     without = {"codebook": ""} if "codebook" in OBJECTIVES.options(name) else {}  # a stopped gradient is tested where it lives
     objective = build(name, width=3, **without)
-    inputs = [parts(pair)[n] for n in sorted(objective.needs) if "_raw" not in n] + list(objective.parameters())
+    inputs = [parts(pair)[n] for n in sorted(trained(objective))] + list(objective.parameters())
 
     def value(*_: Tensor) -> Tensor:  # the inputs are the leaves of `pair` and the parameters themselves, nudged in place
         return torch.stack([v for v, _ in objective(pair, batch).values()])

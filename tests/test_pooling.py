@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from elvis.errors import ConfigError
-from elvis.pooling import AttentionPool, Codebook, RegionQuery, nearest_rows, pool_units
+from elvis.pooling import AttentionPool, Codebook, CrossQuery, RegionQuery, nearest_rows, pool_units
 from elvis.types import Regions, TextUnits
 
 CLOSE = dict(rtol=0, atol=1e-12)
@@ -328,6 +328,131 @@ def test_more_tokens_than_positions_are_refused_with_the_number_to_set() -> None
     with pytest.raises(ConfigError, match="28 tokens, this region query knows 8 positions") as caught:
         region_query(positions=8)(draw(1, 28, 8), lengths(28, longest=28), draw(1, 1, 8))
     assert caught.value.fix == "set positions: 28"
+
+
+# ------------------------------------------------------------------------------------------------------------ CrossQuery
+
+
+def cross(**options: Any) -> CrossQuery:
+    torch.manual_seed(0)
+    module = CrossQuery(**{"width": 8, "queries": 3, "blocks": 2, "heads": 4, "dropout": 0.0, **options}).double()
+    for parameter in module.parameters():  # biases and norms that do something
+        torch.nn.init.normal_(parameter, std=0.3)
+    return module
+
+
+def torchs_own(ours: torch.nn.Module) -> torch.nn.MultiheadAttention:
+    """torch's attention with the weights of one of ours."""
+    width = ours.out.in_features
+    theirs = torch.nn.MultiheadAttention(width, ours.heads, batch_first=True).double()
+    parts = (ours.query, ours.key, ours.value)
+    state = {"in_proj_weight": torch.cat([p.weight for p in parts]), "in_proj_bias": torch.cat([p.bias for p in parts])}
+    theirs.load_state_dict({**state, "out_proj.weight": ours.out.weight, "out_proj.bias": ours.out.bias})
+    return theirs
+
+
+def composed(module: CrossQuery, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The formula with torch's own modules, of one study whose tokens N D are all real: vectors Q D, states Q W, attention Q heads N, tokens N W."""
+    x = module.into(tokens)[None]
+    q, seen = module.learned[None], tokens
+    for block in module.blocks:
+
+        def ours(a: Tensor, b: Tensor, block: Any = block) -> tuple[Tensor, Tensor]:
+            own, other = torchs_own(block.own), torchs_own(block.other)
+            a = block.norms[0](a + own(a, a, a, need_weights=False)[0])
+            looked, weights = other(a, b, b, average_attn_weights=False)
+            a = block.norms[1](a + looked)
+            into, out = block.mlp[0], block.mlp[2]
+            return block.norms[2](a + out(torch.nn.functional.gelu(into(a)))), weights
+
+        (q, seen), (x, _) = ours(q, x), ours(x, q)  # both from the old states
+    return (q @ module.out.weight.T)[0], q[0], seen[0].transpose(0, 1), x[0]
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("inner", [None, 12], ids=["same width", "wider inside"])
+def test_cross_queries_are_torchs_own_modules_composed_by_hand(blocks: int, inner: int | None) -> None:
+    tokens, mask, module = draw(3, 5, 8), lengths(5, 3, 1, longest=5), cross(blocks=blocks, inner=inner)
+    regions = module(tokens, mask, whole=True)
+    assert regions.source == "learned"
+    assert regions.mask.all()
+    for b in range(3):
+        real = int(mask[b].sum())
+        vectors, states, attention, looked = composed(module, tokens[b, :real])
+        torch.testing.assert_close(regions.vectors[b], vectors, **CLOSE)
+        torch.testing.assert_close(regions.states[b], states, **CLOSE)
+        torch.testing.assert_close(regions.attention[b, :, :, :real], attention, **CLOSE)
+        torch.testing.assert_close(regions.tokens[b, :real], looked, **CLOSE)
+        assert (regions.attention[b, :, :, real:] == 0).all()
+        assert (regions.tokens[b, real:] == 0).all()
+
+
+def test_tokens_come_out_only_when_asked_for_and_change_nothing_else() -> None:
+    tokens, mask, module = draw(2, 5, 8), lengths(5, 3, longest=5), cross()
+    plain, whole = module(tokens, mask), module(tokens, mask, whole=True)
+    assert plain.tokens is None
+    assert whole.tokens.shape == (2, 5, 8)
+    for name in ("vectors", "states", "attention", "mask"):
+        assert torch.equal(getattr(plain, name), getattr(whole, name))
+
+
+def test_attention_of_cross_queries_sums_to_one_over_real_tokens() -> None:
+    regions = cross()(draw(3, 5, 8), lengths(5, 2, 0, longest=5))
+    assert regions.attention.shape == (3, 3, 4, 5)
+    torch.testing.assert_close(regions.attention[:2].sum(-1), torch.ones(2, 3, 4, dtype=torch.float64), **CLOSE)
+    assert (regions.attention[1, :, :, 2:] == 0).all()
+    assert (regions.attention[2] == 0).all()
+
+
+@pytest.mark.parametrize("garbage", [1e6, math.nan])
+def test_padding_never_matters_to_cross_queries(garbage: float) -> None:
+    tokens, mask, module = draw(3, 5, 8), lengths(5, 3, 0, longest=5), cross(inner=12)
+    clean = module(tokens, mask, whole=True)
+    dirty = torch.cat([tokens.masked_fill(~mask.unsqueeze(-1), garbage), torch.full((3, 2, 8), garbage, dtype=torch.float64)], 1).requires_grad_()
+    padded = module(dirty, torch.cat([mask, torch.zeros(3, 2, dtype=torch.bool)], 1), whole=True)
+    torch.testing.assert_close(padded.vectors, clean.vectors, **CLOSE)
+    torch.testing.assert_close(padded.attention[..., :5], clean.attention, **CLOSE)
+    torch.testing.assert_close(padded.tokens[:, :5], clean.tokens, **CLOSE)
+    assert (padded.tokens[:, 5:] == 0).all()
+    assert not padded.mask[2].any()
+    assert (padded.vectors[2] == 0).all()
+    assert (padded.states[2] == 0).all()
+    (padded.vectors * draw(3, 3, 8, seed=1)).sum().backward()
+    assert dirty.grad.isfinite().all()
+    assert (dirty.grad[:, 5:] == 0).all()
+    assert (dirty.grad[1, :3].abs().sum(-1) > 0).all()
+    assert all(p.grad.isfinite().all() and (p.grad != 0).any() for n, p in module.named_parameters() if not n.endswith("key.bias"))
+
+
+def test_tokens_in_another_order_are_seen_in_that_order() -> None:
+    tokens, mask, module, order = draw(2, 5, 8), lengths(5, 5, longest=5), cross(), torch.tensor([3, 0, 4, 1, 2])
+    one, two = module(tokens, mask, whole=True), module(tokens[:, order], mask, whole=True)
+    torch.testing.assert_close(two.vectors, one.vectors, **CLOSE)
+    torch.testing.assert_close(two.attention, one.attention[..., order], **CLOSE)
+    torch.testing.assert_close(two.tokens, one.tokens[:, order], **CLOSE)
+    assert not torch.allclose(one.attention, one.attention[..., order])
+
+
+def test_cross_queries_drop_out_in_training_alone_and_run_in_half_precision() -> None:
+    tokens, mask = draw(2, 5, 8), lengths(5, 3, longest=5)
+    module = cross(dropout=0.5)
+    assert not torch.equal(module.train()(tokens, mask).vectors, module(tokens, mask).vectors)
+    assert torch.equal(module.eval()(tokens, mask).vectors, cross()(tokens, mask).vectors)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = module.float()(tokens.float(), mask, whole=True)
+    assert half.attention.dtype == torch.float32
+    torch.testing.assert_close(half.vectors.double(), cross()(tokens, mask).vectors, rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("options", [{"queries": 0}, {"blocks": 0}])
+def test_cross_queries_without_a_query_or_a_block_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="a cross query of"):
+        CrossQuery(**{"width": 8, "queries": 3, **options})
+
+
+def test_heads_of_cross_queries_are_as_many_as_divide_the_width_inside() -> None:
+    assert cross(width=8, heads=12).blocks[0].other.heads == 8
+    assert cross(width=8, inner=24, heads=12).blocks[0].other.heads == 12
 
 
 # ------------------------------------------------------------------------------------------------------------- Codebook

@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import elvis
 from elvis import checkpoints, pretrain
+from elvis.data.structures import Structures
 from elvis.errors import ElvisError
 
 SMALL = [
@@ -258,3 +260,64 @@ def test_a_diverging_run_stops_with_the_numerics_code(tmp_path: Path) -> None:
     with pytest.raises(ElvisError) as caught:
         run(tmp_path / "run", "train.lr=1e30", "train.clip=0")
     assert caught.value.exit_code == 3
+
+
+# ---------------------------------------------------------------------------------------------------------- structures
+
+VOLUMES = [
+    "data.size=[16,32,32]", "data.train=12", "data.val=0", "data.test=4", "model.dim=16", "text.width=16", "image.channels=[4,8,16]",
+    "image.layers=[1,1,1]", "train.steps=4", "train.batch_size=4", "train.checkpoint_every=2", "train.log_every=1", "train.accelerator=cpu",
+    "evaluate.overlays=0", "objectives.structure_contrast={queue: 4, rescore: 2}", "objectives.intra_modal={weight: 1.0, sides: [image]}",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SO-ITC on phantom CT with a queue, and ELVIS' intra_modal on volumes by one line."""
+    out = tmp_path_factory.mktemp("runs") / "volumes"
+    assert pretrain.main(["--config", "structure_ct_phantom", "--out", str(out), "--quiet", *VOLUMES]) == 0
+    return out
+
+
+def test_structures_of_volumes_are_trained_with_intra_modal_beside_them(volumes: Path) -> None:
+    rows = [json.loads(line) for line in (volumes / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert all(row["structure_contrast/image_to_text"] > 0 and row["intra_modal/image"] > 0 for row in rows)
+    (found,) = (r["metrics"] for r in json.loads((volumes / "results.json").read_text()) if r["row"] == "model")
+    assert {"structure_r@1", "mass", "mass_chance", "mass[lung]", "image_corr"} <= set(found)
+    assert "r@1" not in found  # nothing trained the pooled features
+    model = elvis.load_pretrained(volumes)
+    assert model.structures == Structures.load("ct")
+    assert len(model.model.heads[model.model.learned_query].learned) == 10
+    assert elvis.load_backbone(volumes).spec.ndim == 3
+
+
+def test_resuming_with_a_queue_ends_in_the_same_bits(volumes: Path, tmp_path: Path) -> None:
+    again, last = tmp_path / "again", "checkpoints/step_00000004"
+    shutil.copytree(volumes, again)
+    shutil.rmtree(again / last)
+    (again / "results.json").unlink()
+    assert pretrain.main(["--out", str(again), "--quiet", "--resume"]) == 0
+    one, two = (load_file(run / last / "model.safetensors") for run in (volumes, again))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    one, two = (checkpoints.load_state(run / last)["objectives"] for run in (volumes, again))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert one["structure_contrast.filled"].any(1).all()
+    assert int(one["structure_contrast.steps"]) == 4
+
+
+def test_the_same_objective_trains_on_radiographs(tmp_path: Path) -> None:
+    queries = len(Structures.load("cxr").names)
+    more = [
+        "data.units=[report, sentence, structure]", "data.structures=cxr", "text.context=structure", "train.steps=2", "data.max_tokens=192",
+        f"heads.structure={{name: region_query, queries: {queries}, blocks: 1, heads: 2}}", "evaluate.limit=4", "evaluate.overlays=0",
+        f"objectives={{global_contrastive: null, phrase_image: null, structure_contrast: {{structures: {queries}, queue: 8}}}}",
+    ]  # fmt: skip
+    assert run(tmp_path / "run", *more) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(row["structure_contrast/image_to_text"] > 0 for row in rows)
+    assert elvis.load_pretrained(tmp_path / "run").structures == Structures.load("cxr")
+    found = {r["split"]: r["metrics"] for r in json.loads((tmp_path / "run" / "results.json").read_text()) if r["row"] == "model"}
+    assert "structure_r@1" in found["test"]

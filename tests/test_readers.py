@@ -797,6 +797,26 @@ def _(root):
     return source
 
 
+@kind("NIfTI of floats, a tenth of them NaN")
+def _(root):
+    values = CT.astype(np.float32)
+    values.reshape(-1)[: values.size // 10] = np.nan
+    return nifti(root, values)
+
+
+@kind("NIfTI of 7 slices")
+def _(root):
+    return nifti(root, CT[:7])
+
+
+@kind("NIfTI of 2 axes")
+def _(root):
+    import nibabel
+
+    nibabel.save(nibabel.Nifti1Image(CT[0], np.eye(4)), root / "a.nii.gz")
+    return file(root)
+
+
 @kind("NIfTI of 4 axes, several channels")
 def _(root):
     return nifti(root, np.stack([CT, CT, CT]))

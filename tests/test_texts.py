@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from elvis.data.reports import text_hash
+from elvis.data.structures import Structures
 from elvis.data.texts import Reports, text_tensors
 from elvis.data.tokenizer import Tokenizer
 from elvis.errors import ConfigError, DataError
@@ -212,3 +213,122 @@ def test_an_empty_report_is_cls_and_sep(tokenizer):
     text = Reports([[]], tokenizer, units=("report", "sentence", "word"), max_tokens=64)[0]
     assert text.ids.tolist() == [tokenizer.cls_id, tokenizer.sep_id]
     assert {kind: len(group) for kind, (_, group) in text.units.items()} == {"report": 0, "sentence": 0, "word": 0}
+
+
+# ------------------------------------------------------------------------------------------------------------- structures
+
+LEXICON = """
+missing: Nothing in the {name}.
+structures:
+  lung: {regions: [left lung]}
+  heart: {}
+  bone: {missing: No fracture.}
+keywords:
+  lung: ["lung{,s}", nodule]
+  heart: [heart]
+  bone: ["rib{,s}"]
+"""
+SPOKEN = ["The lungs are clear.", "Heart and lungs are large.", "Zxq.", "Seen again.", "Broken ribs."]
+
+
+@pytest.fixture(scope="module")
+def structures():
+    return Structures(LEXICON)
+
+
+@pytest.fixture(scope="module")
+def wide():
+    return Tokenizer.train([*SPOKEN, "Nothing in the heart.", "No fracture."] * 3, 120)
+
+
+def words(tokenizer, *sentences):
+    return [i for s in sentences for i in tokenizer.encode([s], 64).ids[1:-1]]
+
+
+def told(text):
+    """The tokens of each structure."""
+    return [text.ids[members].tolist() for members in text.units["structure"][0]]
+
+
+def test_a_structure_holds_the_sentences_about_it_and_one_may_be_about_two(wide, structures):
+    report = [SPOKEN[0], SPOKEN[1], SPOKEN[2], SPOKEN[4]]
+    text = Reports([report], wide, units=("sentence", "structure"), max_tokens=64, structures=structures)[0]
+    lung, heart, bone = told(text)
+    assert lung == words(wide, SPOKEN[0], SPOKEN[1])
+    assert heart == words(wide, SPOKEN[1])
+    assert bone == words(wide, SPOKEN[4])
+    assert text.ids.tolist() == [wide.cls_id, *words(wide, *report), wide.sep_id]  # a sentence of none stays in the report
+    assert text.units["structure"][1].tolist() == [text_hash(f"{SPOKEN[0]} {SPOKEN[1]}"), text_hash(SPOKEN[1]), text_hash(SPOKEN[4])]
+
+
+def test_what_is_not_mentioned_gets_its_own_sentence_behind_the_report_that_is_in_no_other_unit(wide, structures):
+    reports = [[SPOKEN[0]], [SPOKEN[4], SPOKEN[2]], []]
+    options = {"units": ("report", "sentence", "word", "structure"), "max_tokens": 64}
+    filled, plain = (Reports(reports, wide, structures=structures, fill=fill, **options) for fill in (True, False))
+    unaware = Reports(reports, wide, **{**options, "units": options["units"][:3]})
+    assert told(filled[0]) == [words(wide, SPOKEN[0]), words(wide, "Nothing in the heart."), words(wide, "No fracture.")]
+    assert told(filled[1]) == [words(wide, "Nothing in the lung."), words(wide, "Nothing in the heart."), words(wide, SPOKEN[4])]
+    assert told(filled[2]) == [[], [], []]  # nothing is made up where nothing was said
+    assert told(plain[0]) == [words(wide, SPOKEN[0]), [], []]
+    assert plain[0].units["structure"][1].tolist() == [text_hash(SPOKEN[0]), 0, 0]
+    assert filled[0].units["structure"][1].tolist() == [text_hash(t) for t in (SPOKEN[0], "Nothing in the heart.", "No fracture.")]
+    for index in range(3):
+        assert plain[index].ids.tolist() == unaware[index].ids.tolist()
+        length = len(unaware[index].ids) - 1
+        assert filled[index].ids[:length].tolist() == unaware[index].ids[:length].tolist()
+        assert filled.lengths[index] == len(filled[index].ids)
+        for kind in options["units"][:3]:
+            members, group = unaware[index].units[kind]
+            assert filled[index].units[kind][1].tolist() == plain[index].units[kind][1].tolist() == group.tolist()
+            np.testing.assert_array_equal(filled[index].units[kind][0][:, :length], members[:, :length])
+            assert not filled[index].units[kind][0][:, length:].any()
+
+
+def test_the_owner_of_a_report_may_say_what_a_sentence_is_about(wide, structures):
+    reports, regions = [[SPOKEN[4], SPOKEN[2]], [SPOKEN[2]]], [["left lung", "heart"], ["aura"]]
+    store = Reports(reports, wide, units=("structure",), max_tokens=64, structures=structures, regions=regions, fill=False)
+    assert told(store[0]) == [words(wide, SPOKEN[4]), words(wide, SPOKEN[2]), []]
+    assert told(store[1]) == [[], [], []]
+
+
+def test_equal_texts_of_a_structure_have_equal_groups_in_all_reports(wide, structures):
+    store = Reports([[SPOKEN[0], SPOKEN[4]], [SPOKEN[4].lower(), SPOKEN[1]]], wide, units=("structure",), max_tokens=64, structures=structures)
+    one, two = (store[i].units["structure"][1].tolist() for i in (0, 1))
+    assert [a == b for a, b in zip(one, two, strict=True)] == [False, False, True]
+
+
+@pytest.mark.parametrize("most", range(3, 20))
+def test_a_report_that_is_cut_loses_the_last_words_of_its_structures(wide, structures, most):
+    options = {"units": ("sentence", "structure"), "structures": structures}
+    whole, cut = (Reports([SPOKEN[:2]], wide, max_tokens=n, **options)[0] for n in (64, most))
+    assert len(cut.ids) == min(most, len(whole.ids))
+    np.testing.assert_array_equal(cut.units["structure"][0][:, : most - 1], whole.units["structure"][0][:, : most - 1])
+    _, _, units = text_tensors([SPOKEN[:2]], wide, max_tokens=most, **options)
+    assert units["structure"].mask[0].tolist() == [any(whole.units["structure"][0][s, : most - 1]) for s in range(3)]
+
+
+def test_structures_keep_their_places_in_a_batch_whatever_the_limit_of_units(wide, structures):
+    _, mask, units = text_tensors(
+        [[SPOKEN[0]], SPOKEN[:3], []], wide, units=("sentence", "structure"), max_tokens=64, max_units=1, structures=structures, fill=False
+    )
+    assert units["sentence"].mask.shape == (3, 1)
+    assert units["structure"].mask.tolist() == [[True, False, False], [True, True, False], [False, False, False]]
+    assert not (units["structure"].tokens & ~mask[:, None]).any()
+
+
+def test_many_reports_hold_the_structures_that_each_holds_alone(wide, structures):
+    draw = np.random.default_rng(1)
+    reports = [[SPOKEN[n] for n in draw.integers(0, 5, draw.integers(0, 5))] for _ in range(30)]
+    options = {"units": ("report", "structure"), "max_tokens": 30, "structures": structures}
+    store = Reports(reports, wide, **options)
+    for index, report in enumerate(reports):
+        one = Reports([report], wide, **options)[0]
+        assert store[index].ids.tolist() == one.ids.tolist()
+        for kind in ("report", "structure"):
+            assert all(np.array_equal(a, b) for a, b in zip(store[index].units[kind], one.units[kind], strict=True))
+        about = structures.assign(report)
+        for s, tokens in enumerate(told(one)):
+            own = [sentence for sentence, of in zip(report, about, strict=True) if s in of]
+            sentences = own or ([structures.missing(s)] if report else [])
+            assert one.units["structure"][1][s] == (text_hash(" ".join(sentences)) if sentences else 0)
+            assert tokens == words(wide, *sentences)[: len(tokens)]

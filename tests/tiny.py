@@ -19,8 +19,13 @@ def tiny_model(seed: int = 0, **options: object) -> VisionLanguageModel:
     return VisionLanguageModel(image, text, **{"dim": 16, "hidden": 24, **options})  # type: ignore[arg-type]
 
 
-def random_batch(sentences: list[int], *, seed: int = 0, views: int = 1, size: int = 32, words: int = 4, duplicate: bool = True) -> Batch:
-    """A batch of len(sentences) studies with that many sentences of 2..words+1 tokens each; ragged, with some equal sentences."""
+def random_batch(
+    sentences: list[int], *, seed: int = 0, views: int = 1, size: int = 32, words: int = 4, duplicate: bool = True, structures: int = 0
+) -> Batch:
+    """A batch of len(sentences) studies with that many sentences of 2..words+1 tokens each; ragged, with some equal sentences.
+
+    structures: sentence u of study b is of structure b + u, the third of a report of two, the fourth of none.
+    """
     draw = torch.Generator().manual_seed(seed)
     studies, units = len(sentences), max(1, *sentences)
     rows, members = [], []
@@ -47,6 +52,15 @@ def random_batch(sentences: list[int], *, seed: int = 0, views: int = 1, size: i
         group[2, 0] = group[0, 0]  # an equal sentence in another report
     real = {"sentence": sentence.any(-1), "word": word.any(-1)}
     report = (text > 3).unsqueeze(1)
+    more = {}
+    if structures:
+        about = torch.zeros(studies, structures, units, dtype=torch.bool)
+        for b, count in enumerate(sentences):
+            for u in range(count):
+                for s in ((b + u,), (b + u,), (b + u, b + u + 2), ())[u % 4]:
+                    about[b, s % structures, u] = True
+        tokens = (about.unsqueeze(-1) & sentence.unsqueeze(1)).any(2)  # B S L
+        more["structure"] = TextUnits(tokens, tokens.any(-1), (about * group.unsqueeze(1)).sum(-1))
     view_mask = torch.ones(studies, views, dtype=torch.bool)
     if views > 1 and studies > 1:
         view_mask[1, 1:] = False
@@ -59,6 +73,7 @@ def random_batch(sentences: list[int], *, seed: int = 0, views: int = 1, size: i
             "report": TextUnits(report, report.any(-1), torch.randint(0, 2**40, (studies, 1), generator=draw)),
             "sentence": TextUnits(sentence, real["sentence"], group),
             "word": TextUnits(word, real["word"], torch.randint(0, 2**40, real["word"].shape, generator=draw)),
+            **more,
         },
         study=torch.arange(studies),
         ids=tuple(str(b) for b in range(studies)),
@@ -72,8 +87,8 @@ def rows(batch: Batch, start: int, end: int) -> Batch:
     text_mask = batch.text_mask[start:end]
     length = int(text_mask.sum(-1).max())
 
-    def cut(units: TextUnits) -> TextUnits:
-        most = max(1, int(units.mask[start:end].sum(-1).max()))
+    def cut(kind: str, units: TextUnits) -> TextUnits:
+        most = units.mask.shape[1] if kind == "structure" else max(1, int(units.mask[start:end].sum(-1).max()))  # structures have their places
         return TextUnits(units.tokens[start:end, :most, :length], units.mask[start:end, :most], units.group[start:end, :most])
 
     return replace(
@@ -82,7 +97,7 @@ def rows(batch: Batch, start: int, end: int) -> Batch:
         view_mask=batch.view_mask[start:end],
         text_ids=batch.text_ids[start:end, :length],
         text_mask=text_mask[:, :length],
-        units={n: cut(u) for n, u in batch.units.items()},
+        units={n: cut(n, u) for n, u in batch.units.items()},
         study=batch.study[start:end],
         ids=batch.ids[start:end],
     )

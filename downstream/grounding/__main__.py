@@ -3,6 +3,8 @@
     python -m downstream.grounding evaluate --checkpoint [NAME=]DIR [--checkpoint ...] --config phantom|ms_cxr|vindr|padchest_gr|manifest|FILE
                                             [data.root=DIR] [preset=default|biovil|afloc|radzero] [maps=[cosine,gradcam]] [--out DIR] [key=value ...]
     python -m downstream.grounding show     the same, [cases=FILE] [--count 8] [--out overlays.png]: overlays of cases, checkpoints side by side
+    python -m downstream.grounding evaluate --checkpoint [NAME=]DIR --config phantom_ct|rexgroundingct|radgenome_ct: a 3D checkpoint, in volumes
+    python -m downstream.grounding show     --checkpoint DIR --image VOLUME --phrase "..." [--phrase ...] [--out grounding.html]: any volume
 
 A checkpoint is a run or checkpoint directory of ours, open_clip:MODEL:WEIGHTS, or a YAML file of a pair of registered encoders.
 docs/grounding.md says what every number means.
@@ -28,7 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=("evaluate", "show"))
     parser.add_argument("--checkpoint", action="append", metavar="[NAME=]DIR", help="may be given several times; differences are to the first one")
     parser.add_argument("--config", metavar="NAME|PATH", default="phantom", help=f"one of {known}, or a YAML file (default phantom)")
-    parser.add_argument("--out", metavar="PATH", help="evaluate: a folder (default runs/grounding-CONFIG); show: a PNG (default grounding.png)")
+    parser.add_argument(
+        "--out",
+        metavar="PATH",
+        help="evaluate: a folder (default runs/grounding-CONFIG); show: a PNG (default grounding.png); 3D: or a page (grounding.html)",
+    )
+    parser.add_argument("--image", metavar="VOLUME", help="show, 3D: a NIfTI file, an .npz or a folder of slices, instead of cases of --config")
+    parser.add_argument("--phrase", action="append", default=[], help="show, 3D: what is looked for in --image; may be given several times")
     parser.add_argument("--count", type=int, default=8, help="show: how many cases (default 8)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
@@ -45,7 +53,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError("no checkpoint", "add --checkpoint DIR (a run directory), open_clip:MODEL:WEIGHTS or PAIR.yaml")
     if args.device not in ("auto", "cpu") and not args.device.startswith("cuda"):
         raise ConfigError(f"no device '{args.device}'", "choose auto, cpu or cuda")
-    return (show if args.command == "show" else evaluate)(args, chosen)
+    from downstream.grounding import volumes
+
+    begun = _begin(args, chosen)
+    if volumes.are_volumes(begun.models):
+        return _volumes(args, chosen, begun)
+    if args.image or args.phrase:
+        raise ConfigError("--image and --phrase are of 3D checkpoints", "for images, list them in a table: --config manifest")
+    return (show if args.command == "show" else evaluate)(args, chosen, begun)
+
+
+@dataclasses.dataclass
+class _Begun:
+    """The models, and what is to be known of the request before they are loaded."""
+
+    models: list[Any]
+    protocol: Any
+    selection: Any
+    options: dict[str, Any]  # of the dataset
 
 
 @dataclasses.dataclass
@@ -60,41 +85,94 @@ class _Ready:
     leaked: list[str]
 
 
-def _prepare(args: argparse.Namespace, chosen: Any) -> _Ready:
-    """Models, cases and protocol of a command; everything that can be refused is refused here, before a model looks at an image."""
-    import numpy as np
-
+def _begin(args: argparse.Namespace, chosen: Any) -> _Begun:
+    """Everything that can be refused without looking at a table is refused here, before a model is loaded."""
     from downstream.grounding import cases, models, protocols
-    from downstream.grounding.maps import check_kind
-    from elvis.data import studies
     from elvis.registry import DATASETS
 
+    if args.command == "evaluate" and args.out is not None:
+        _folder(args.out, "")
     protocol = protocols.protocol(chosen.preset, chosen.protocol)
     selection = cases.selection(chosen.cases) if chosen.cases else None
     name = chosen.data["name"]
     options = {key: value for key, value in chosen.data.items() if key != "name"}
-    if wrong := DATASETS.check(name, options):
+    if (wrong := DATASETS.check(name, options)) and not args.image:
         raise ConfigError("; ".join(wrong), f"options of '{name}': {', '.join(DATASETS.options(name))}" if name in DATASETS else "")
-    loaded = models.load(args.checkpoint, args.device)
+    return _Begun(models.load(args.checkpoint, args.device), protocol, selection, options)
+
+
+def _prepare(args: argparse.Namespace, chosen: Any, begun: _Begun) -> _Ready:
+    """Cases and protocol of a command; everything that can be refused is refused here, before a model looks at an image."""
+    from downstream.grounding import cases, volumes
+    from downstream.grounding.maps import check_kind
+    from elvis.data import studies
+
+    name, loaded, protocol = chosen.data["name"], begun.models, begun.protocol
     check_kind(loaded, chosen.maps)
     excluded: Any = Counter()
-    table = cases.without_invalid(studies.index(name, **options), chosen.on_invalid, excluded)
+    table = cases.without_invalid(studies.index(name, **begun.options), chosen.on_invalid, excluded)
     table = studies.checked(table, name, strict=chosen.strict, on_leak="allow")
-    how = {"chosen": selection, "limit": chosen.limit, "strict": chosen.strict, "resized": chosen.resized}
+    if volumes.of_volumes(table):
+        raise ConfigError(f"'{name}' holds volumes, {loaded[0].name} sees images", "give a 3D checkpoint, or a dataset of images")
+    how = {"chosen": begun.selection, "limit": chosen.limit, "strict": chosen.strict, "resized": chosen.resized}
     gathered = cases.gather(table, chosen.splits, protocol, **how)
     gathered.excluded.update(excluded)
     judged = dataclasses.replace(table, studies=tuple(shot.study for shots in gathered.shots.values() for shot in shots))
-    prints = studies.fingerprints(judged, None, name)
-    leaked = models.check_leaks(loaded, prints if prints is None else np.unique(prints), chosen.force)
-    leaked += [f"DAMAGED: {model.name}: {model.damaged}" for model in loaded if getattr(model, "damaged", "")]
-    left = [f"{count} studies left out by the reader: {reason}" for reason, count in table.left_out.items() if count]
-    warnings = [f"{p.code}: {p.what}" + (f" ({p.count} in all)" if p.count > 1 else "") for p in table.problems]
+    leaked = _leaks(loaded, judged, name, chosen.force)
     tags = [case.truth.tags for shots in gathered.shots.values() for shot in shots for case in shot.cases]
     words = ["phrases are templates around the name of a class: this is class grounding, not phrase grounding"] * all("template" in t for t in tags)
-    return _Ready(loaded, gathered, protocol, table, [*words, *table.notes, *left, *warnings, *gathered.notes], leaked)
+    return _Ready(loaded, gathered, protocol, table, [*words, *_about(table), *gathered.notes], leaked)
 
 
-def evaluate(args: argparse.Namespace, chosen: Any) -> int:
+def _leaks(loaded: Any, judged: Any, name: str, force: bool) -> list[str]:
+    """Notes on the checkpoints; those that begin with LEAK or DAMAGED are alarms. ConfigError as `models.check_leaks`."""
+    import numpy as np
+
+    from downstream.grounding import models
+    from elvis.data import studies
+
+    prints = studies.fingerprints(judged, None, name)
+    leaked = models.check_leaks(loaded, prints if prints is None else np.unique(prints), force)
+    return leaked + [f"DAMAGED: {model.name}: {model.damaged}" for model in loaded if getattr(model, "damaged", "")]
+
+
+def _about(table: Any) -> list[str]:
+    """What a reader of a table should know: its notes, what was left out, its warnings."""
+    left = [f"{count} studies left out by the reader: {reason}" for reason, count in table.left_out.items() if count]
+    return [*table.notes, *left, *(f"{p.code}: {p.what}" + (f" ({p.count} in all)" if p.count > 1 else "") for p in table.problems)]
+
+
+def _volumes(args: argparse.Namespace, chosen: Any, begun: _Begun) -> int:
+    """Both commands for 3D checkpoints."""
+    from tqdm import tqdm
+
+    from downstream.grounding import volume_report, volumes
+    from elvis import checkpoints
+    from elvis.data import studies
+
+    if args.command == "show" and (args.image or args.phrase):
+        return volume_report.show_image(begun.models, args.image, args.phrase, Path(args.out or "grounding.html"))
+    name, out = chosen.data["name"], _folder(args.out, Path(args.config).stem) if args.command == "evaluate" else Path(args.out or "grounding.html")
+    volumes.checked(begun.models, chosen)
+    table = studies.checked(studies.index(name, **begun.options), name, strict=chosen.strict, on_leak="allow")
+    if args.command == "show":
+        chosen = volume_report.for_show(chosen, args.count, out)
+    asks = any(model.pretrained.model.learned_query for model in begun.models)
+    gathered = volumes.gather(table, chosen, structures=asks)
+    judged = dataclasses.replace(table, studies=tuple(s.study for split in gathered.splits for s in gathered.scans[split]))
+    leaked = _leaks(begun.models, judged, name, chosen.force)
+    with tqdm(total=sum(map(len, gathered.scans.values())), unit="volume", disable=args.quiet or None) as bar:
+        outcome = volumes.run(begun.models, gathered, chosen, progress=bar.update)
+    if args.command == "show":
+        return volume_report.show(outcome, out, private=name not in volumes.PHANTOMS)
+    facts = checkpoints.provenance(configs.shareable(dataclasses.asdict(chosen)), data=name, preset="volumes")
+    facts |= {"checkpoints": _origins(begun.models)}
+    title = f"Grounding in volumes on {table.card.title if table.card else name}"
+    print(volume_report.write(out, outcome, gathered, chosen, leaked=leaked, notes=_about(table), provenance=facts, title=title))
+    return 0
+
+
+def evaluate(args: argparse.Namespace, chosen: Any, begun: _Begun) -> int:
     """Score, and write results.json, table.md, per_case.csv, config.yaml and index.html into a folder."""
     from tqdm import tqdm
 
@@ -103,7 +181,7 @@ def evaluate(args: argparse.Namespace, chosen: Any) -> int:
     from elvis import checkpoints, results
 
     out = _folder(args.out, Path(args.config).stem)
-    ready = _prepare(args, chosen)
+    ready = _prepare(args, chosen, begun)
     out.mkdir(parents=True, exist_ok=True)
     images = sum(map(len, ready.gathered.shots.values()))
     with tqdm(total=images, unit="image", disable=args.quiet or None) as bar:
@@ -184,7 +262,7 @@ def _origins(models: Sequence[Any]) -> dict[str, str]:
     }
 
 
-def show(args: argparse.Namespace, chosen: Any) -> int:
+def show(args: argparse.Namespace, chosen: Any, begun: _Begun) -> int:
     """A PNG: a row a case (the image with its true boxes, then each checkpoint's map), as many as asked for."""
     from downstream.grounding.show import sheet
 
@@ -193,7 +271,7 @@ def show(args: argparse.Namespace, chosen: Any) -> int:
     out = Path(args.out or "grounding.png")
     if out.suffix.lower() != ".png":
         raise ConfigError(f"show writes a picture, not '{out}'", "give --out a name that ends in .png")
-    ready = _prepare(args, chosen)
+    ready = _prepare(args, chosen, begun)
     picture, count = sheet(ready.models, ready.gathered, ready.protocol, chosen.maps, args.count)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.touch()

@@ -13,7 +13,20 @@ from elvis.errors import ConfigError
 @dataclass
 class Page:
     cases: int = 120  # shown in the gallery: the best and the worst of every category, then others evenly; 0 = none
-    size: int = 384  # pixels of their long side
+    size: int = 384  # pixels of their long side; of volumes at most 128
+
+
+SPACES = ("original", "input")
+
+
+@dataclass
+class Volumes:
+    """Of 3D checkpoints alone. A prediction is the highest `share` of a map's voxels."""
+
+    space: str = "original"  # the voxels that are counted: the volume's own, or those of the model's input that show it
+    share: float = 0.0  # of the volume; 0 = chosen, for each row, on `choose_on` by the macro Dice
+    choose_on: str = "val"  # a split that is not judged; volumes of judged patients are left out of it
+    choose_limit: int = 60  # volumes
 
 
 @dataclass
@@ -36,6 +49,7 @@ class Grounding:
     resamples: int = 1000
     seed: int = 0
     page: Page = field(default_factory=Page)
+    volumes: Volumes = field(default_factory=Volumes)
     imports: list[str] = field(default_factory=list)
 
 
@@ -49,6 +63,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> Grounding:
     wrong += [f"resamples must be 1 or more, not {found.resamples}"] * (found.resamples < 1) + [f"workers={found.workers}"] * (found.workers < -1)
     wrong += [f"on_invalid must be error or skip, not '{found.on_invalid}'"] * (found.on_invalid not in ("error", "skip"))
     wrong += ["splits is empty"] * (not found.splits) + ["maps is empty"] * (not found.maps)
+    wrong += [f"volumes.space must be {' or '.join(SPACES)}, not '{found.volumes.space}'"] * (found.volumes.space not in SPACES)
+    wrong += [f"volumes.share must be from 0 to below 1, not {found.volumes.share}"] * (not 0 <= found.volumes.share < 1)
+    wrong += [f"volumes.choose_limit must be positive, not {found.volumes.choose_limit}"] * (found.volumes.choose_limit < 1)
     if not isinstance(found.data.get("name"), str):
         wrong.append("data.name must be the name of a dataset")
     if wrong:

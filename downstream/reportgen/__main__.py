@@ -2,6 +2,7 @@
 
     python -m downstream.reportgen train    --config mgrrg_phantom|mgrrg_iu|mgrrg_mimic|baseline_phantom|FILE [--checkpoint DIR] [--resume]
     python -m downstream.reportgen tune     --checkpoint RUN --config ... tune.part=words tune.method=scst [--out DIR] [--resume]
+    python -m downstream.reportgen export   --checkpoint RUN --config structure_ct_phantom [--out DIR]     (features of a frozen visual side)
     python -m downstream.reportgen generate --checkpoint RUN (--config ... | --images FOLDER) [decode.beams=3] [decode.topics_off=[effusion]]
     python -m downstream.reportgen evaluate --checkpoint RUN --config ... [--out DIR];  or --generated FILE.json instead of --checkpoint
 
@@ -26,7 +27,7 @@ from elvis.errors import ConfigError, run_cli
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m downstream.reportgen", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = ", ".join(configs.shipped("reportgen"))
-    parser.add_argument("command", choices=("train", "tune", "generate", "evaluate"))
+    parser.add_argument("command", choices=("export", "train", "tune", "generate", "evaluate"))
     parser.add_argument("--config", metavar="NAME|PATH", default="mgrrg_phantom", help=f"one of {known}, or a YAML file (default mgrrg_phantom)")
     parser.add_argument("--checkpoint", metavar="[NAME=]DIR", help="train: the visual side; tune, generate, evaluate: a trained generator")
     parser.add_argument("--generated", metavar="FILE", help="evaluate: reports of any model: our reports.json, or a ReXrank submission")
@@ -67,6 +68,8 @@ def _fits(args: argparse.Namespace) -> None:
     for option, commands in homes.items():
         if getattr(args, option) and args.command not in commands:
             raise ConfigError(f"--{option.replace('_', '-')} is for {' and '.join(commands)}, not {args.command}", "leave it out")
+    if args.command == "export" and not args.checkpoint:
+        raise ConfigError("export needs a visual side", "give --checkpoint RUN, a folder of `python -m elvis.pretrain`")
     if args.command in ("tune", "generate") and not args.checkpoint:
         raise ConfigError(f"{args.command} needs a trained generator", "give --checkpoint RUN, a folder of `python -m downstream.reportgen train`")
     if args.command == "evaluate" and bool(args.checkpoint) == bool(args.generated):
@@ -85,7 +88,7 @@ def _checkpoint(given: str | None, command: str) -> tuple[str, Path | None]:
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise ConfigError(
-            f"no folder {path}", f"give a run of `python -m {'elvis.pretrain' if command == 'train' else 'downstream.reportgen train'}`"
+            f"no folder {path}", f"give a run of `python -m {'elvis.pretrain' if command in ('train', 'export') else 'downstream.reportgen train'}`"
         )
     return score.named(name), path
 

@@ -10,27 +10,29 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from downstream.reportgen import config as schemas
-from downstream.reportgen import model, output, page, score, show
+from downstream.reportgen import features, model, output, page, score, show
 from downstream.reportgen import train as training
 from downstream.reportgen import tune as tuning
 from downstream.reportgen.config import Reportgen
 from downstream.reportgen.decoders import DECODERS
 from downstream.reportgen.model import Generator
+from downstream.reportgen.readers import reader_of
 from downstream.reportgen.reports import Generated, Spoken
 from downstream.reportgen.score import Setting, Split
 from downstream.reportgen.train import Table
 from elvis import checkpoints, results
 from elvis import config as configs
+from elvis.data import dicom, studies
 from elvis.data import reports as texts
-from elvis.data import studies
-from elvis.data.images import BadImage, image_files, read
+from elvis.data.images import BadImage, image_files
+from elvis.data.volumes import VolumeFile
 from elvis.errors import ConfigError, DataError
 from elvis.pretrain import interpreter
 from elvis.types import Result, Study
@@ -49,7 +51,8 @@ def train(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, a
         raise ConfigError(what, "choose pretraining.name=silc_phantom or silc_cxr, or another decoder")
     if checkpoint is not None:
         _refuse_leak(np.load(p) if (p := checkpoints.resolve(checkpoint) / "patients.npy").is_file() else None, table, config, str(checkpoint))
-    score.family(config.select)
+    reader = reader_of(table.source, config.labeler)
+    reader.family(config.select)
     score.loaded(config)  # what judges in the end is refused now, not after the training
     if named := [word for word in (*config.decode.topics_on, *config.decode.topics_off) if isinstance(word, str)]:
         raise ConfigError(f"decode: no topic is called '{named[0]}' before it is trained", "leave it to generate and evaluate")
@@ -71,11 +74,29 @@ def train(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, a
     held_out = table.split("val", config.tune.held_out)
     generator = training.run(
         generator, seen, config, table, section, out, fabric, config_yaml=shareable(config), progress=not args.quiet,
-        score=lambda g: score.quick(g, held_out, config.decode, config.batch_size, config.select),
+        score=lambda g: score.quick(g, held_out, config.decode, config.batch_size, config.select, reader),
     )  # fmt: skip
     if fabric.is_global_zero:
-        how = Setting.of(config, table.name, table.split("train"))
+        how = Setting.of(config, table.source, table.split("train"))
         report(generator, config, table, out, name=name or config.decoder["name"], how=how)
+    return 0
+
+
+def export(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, args: argparse.Namespace) -> int:
+    """What the visual side sees of the training studies, kept for `train features=DIR` (or features=auto, where no --out is given)."""
+    section, options = configs.data_section(schemas.pretraining(config))
+    table = training.table(config, section, options)
+    generator = _device(training.new(config, training.visual(config, checkpoint, out, progress=False), table, section), config)
+    where = str(out) if args.out else "auto"
+    listed = table.split("train")
+    store = features.of(generator, listed, where, batch_size=config.batch_size, dataset=table.name, progress=not args.quiet)
+    tokens, width = store.about["shape"]
+    print("\n".join(f"note: {note}" for note in table.notes))
+    print(f"features of {store.about['studies']} studies: {tokens} tokens of {width} each, {store.bytes:,} bytes")
+    if bad := store.about["unreadable"]:
+        print(f"  {len(bad)} cannot be read: " + ", ".join(f"{id} ({reason})" for id, reason in list(bad.items())[:3]))
+    then = f"train --config {args.config} --checkpoint {checkpoint} features={where}"
+    print(f"folder: {store.folder}\nnext:\n  {interpreter()} -m downstream.reportgen {then}")
     return 0
 
 
@@ -101,7 +122,7 @@ def tune(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, ar
             table,
             out,
             name=name or f"{generator.recipe['name']}, tuned",
-            how=Setting.of(config, table.name, table.split("train")),
+            how=Setting.of(config, table.source, table.split("train")),
             extra=tuning.rows(before, after, config, table),
             start=checkpoint,
         )
@@ -116,13 +137,13 @@ def generate(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path
     entries = _entries(Path(args.entries)) if args.entries else None
     if entries is not None and len(config.splits) > 1:
         raise ConfigError(f"--entries is one test set, splits are {', '.join(config.splits)}", "give the one split it is of")
-    images: dict[str, np.ndarray] = {}
-    public = False
+    images: dict[str, show.Picture] = {}
+    public, reader = False, reader_of("ct_rate" if generator.pretrained.model.image.spec.ndim == 3 else "", config.labeler)
     if args.images:
         splits = {"images": _of_folder(generator, config, Path(args.images), images)}
     else:
         _, table = _table(config, generator, silent=True)
-        public = table.name == "phantom"
+        public, reader = table.name in studies.COMPUTED, reader_of(table.source, config.labeler)
         print("\n".join(f"note: {note}" for note in table.notes))
         splits = {split: _write(generator, config, table.split(split, config.limit), "model", oracle=False) for split in config.splits}
     for split, found in splits.items():
@@ -131,8 +152,8 @@ def generate(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path
         print(f"{split}: {len(rows)} reports in {out / 'reports' / f'{split}.json'} and .txt" + _limits(rows))
         if bad := found.unreadable:
             print(f"  {len(bad)} cannot be read: " + ", ".join(f"{id} ({reason})" for id, reason in list(bad.items())[:3]) + ", ..." * (len(bad) > 3))
-        shown = images or {s.id: show.small(read(s.images[0]), config.page.size) for s in found.studies[: config.page.cases]}
-        if cases := show.written(found, shown, config, name="model", phantoms=public):
+        shown = images or show.pictures(generator, found.studies, config)
+        if cases := show.written(found, shown, config, name="model", reader=reader):
             title = f"Reports: {name or generator.recipe['name']} on {split}"
             path = out / f"{split}.html"
             page.write(path, cases, title=title, private=not public, total=len(rows), side=config.page.size, config_yaml=shareable(config))
@@ -148,13 +169,13 @@ def evaluate(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path
     if args.generated:
         section, options = configs.data_section(schemas.pretraining(config))
         table = training.table(config, section, options, ())
-        how = Setting.of(config, table.name, table.split("train"))
+        how = Setting.of(config, table.source, table.split("train"))
         _evaluate_file(config, Path(args.generated), table, how, out)
     else:
         generator = _device(model.load(checkpoint), config)  # type: ignore[arg-type]
         _, table = _table(config, generator)
         generator.wishes(config.decode)
-        how = Setting.of(config, table.name, table.split("train"))
+        how = Setting.of(config, table.source, table.split("train"))
         report(generator, config, table, out, name=name or generator.recipe["name"], how=how)
     if args.sanity:
         references = [" ".join(s.text for s in study.sentences) for study in table.split(config.splits[0])]
@@ -184,7 +205,7 @@ def report(
     """
     alarms = _refuse_leak(generator.patients, table, config, name)
     out.mkdir(parents=True, exist_ok=True)
-    public = table.name == "phantom"
+    public = table.name in studies.COMPUTED
     found_results: list[Result] = [*extra]
     cases: list[Any] = []
     for split in config.splits:
@@ -194,7 +215,7 @@ def report(
         if start is not None:
             earlier = _write(model.load(start).to(generator.device), config, found.studies, "start", oracle=False)
             found.reports["start"] = earlier.reports["start"]
-        score.priors(generator, found, table.split("train"), config.batch_size)
+        score.priors(generator, found, table.split("train"), config.batch_size, how.reader)
         for row in (name, "oracle_topic"):
             if row in found.reports:
                 _save(Split(found.studies, found.references, {row: found.reports[row]}), out, split if row == name else f"{split}.{row}", public)
@@ -202,7 +223,7 @@ def report(
         found_results += rows
         alarms += more
         if config.page.cases and not cases:
-            cases = show.cases(generator, found, rows, config, name=name, phantoms=public)
+            cases = show.cases(generator, found, rows, config, name=name, reader=how.reader)
     notes = [
         *table.notes,
         *(note for r in found_results if r.row == name for note in _limits_notes(r)),
@@ -298,22 +319,53 @@ def _table(config: Reportgen, generator: Generator, needed: Sequence[str] = (), 
     return section, training.table(config, section, options, needed, silent=silent)
 
 
-def _of_folder(generator: Generator, config: Reportgen, root: Path, images: dict[str, np.ndarray]) -> Split:
-    """Reports of the images of a folder, each a study of its own; the first of them, made small, into `images`."""
+def _of_folder(generator: Generator, config: Reportgen, root: Path, images: dict[str, show.Picture]) -> Split:
+    """Reports of the images (or volumes) of a folder, each a study of its own; pictures of the first of them into `images`."""
     found = Split([], [], {"model": []})
-    for id, file in image_files(root):
+    volumes = generator.pretrained.model.image.spec.ndim == 3
+    for id, file in volume_files(root) if volumes else image_files(root):
         try:
-            pixels = read(file)
+            look = generator.pretrained.see(file)
+            own = show.picture(generator, look, config.page.size)
         except BadImage as error:
             found.unreadable[id] = error.reason
             continue
         if len(images) < config.page.cases:
-            images[id] = show.small(pixels, config.page.size)
-        found.frames[id] = generator.pretrained.preprocess.frame(*pixels.shape)
-        found.reports["model"] += generator.write([pixels], config.decode, ids=[id], seed=config.seed)
-    if not found.frames:
-        raise DataError(f"no image under {root} can be read", "give a folder of JPEG, PNG or DICOM files", "D010")
+            images[id] = own
+        found.reports["model"] += generator.write([look.pixels], config.decode, spacing=[look.spacing], ids=[id], seed=config.seed)
+    if not found.reports["model"]:
+        what, kinds = ("volume", "NIfTI or .npz files, or of folders of slices") if volumes else ("image", "JPEG, PNG or DICOM files")
+        reasons = f": {next(iter(found.unreadable.values()))}" if found.unreadable else ""
+        raise DataError(f"no {what} under {root} can be read{reasons}", f"give a folder of {kinds}", "D010")
     return found
+
+
+def volume_files(root: Path) -> Iterator[tuple[str, VolumeFile]]:
+    """(path relative to the root, volume) of a folder or of one file, sorted: .nii, .nii.gz, .npz, and folders that hold slices, the root too."""
+    root = root.absolute()
+    if root.is_file():
+        yield root.name, VolumeFile(str(root.parent), root.name)
+        return
+    if not root.is_dir():
+        raise DataError(f"no folder {root}", "give a folder of volumes, or one volume", "D001")
+    if _holds_slices(root):
+        yield root.name, VolumeFile(str(root.parent), root.name)
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if any(part.startswith(".") for part in name.split("/")):
+            continue
+        if path.name.lower().endswith((".nii", ".nii.gz", ".npz")) if path.is_file() else _holds_slices(path):
+            yield name, VolumeFile(str(root), name)
+
+
+def _holds_slices(folder: Path) -> bool:
+    files = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+    return any(file.suffix.lower() in (".png", ".jpg", ".jpeg") or _is_dicom(file) for file in files)
+
+
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        return dicom.looks_like(file.read(132))
 
 
 def _evaluate_file(config: Reportgen, path: Path, table: Table, how: Setting, out: Path) -> None:
@@ -337,7 +389,7 @@ def _evaluate_file(config: Reportgen, path: Path, table: Table, how: Setting, ou
         if not listed:
             raise DataError(f"no report in {path.name} is of a study of split '{split}'", f"ids look like {table.split(split)[0].id}", "D020")
         found = Split(listed, [" ".join(s.text for s in study.sentences) for study in listed], {name: [told[s.id] for s in listed]})
-        score.priors(None, found, table.split("train"), config.batch_size)
+        score.priors(None, found, table.split("train"), config.batch_size, how.reader)
         rows, more = score.judge(found, how, config, dataset=table.name, split=split, name=name, provenance=checkpoints.provenance({}))
         everything, alarms = [*everything, *rows], [*alarms, *more]
         if missing := len(table.split(split, config.limit)) - len(listed):
@@ -347,7 +399,7 @@ def _evaluate_file(config: Reportgen, path: Path, table: Table, how: Setting, ou
         alarms.append(f"{len(strangers)} reports in {path.name} are of no study that is judged, such as {strangers[0][:60]}")
     index = results.write(
         out, everything, legend=score.LEGEND, alarms=alarms, notes=table.notes, config_yaml=shareable(config), title=f"Reports: {name}",
-        private=table.name != "phantom",
+        private=table.name not in studies.COMPUTED,
     )  # fmt: skip
     print("\n" + results.table(everything) + "\n\n" + "\n".join([*(f"RED: {alarm}" for alarm in alarms), f"page: {index}"]))
 
@@ -417,7 +469,7 @@ def enter(out: Path, config: Reportgen, resume: bool, more: Mapping[str, str]) -
 def shareable(config: Reportgen) -> str:
     """The config as it travels in checkpoints and pages: paths of this machine are ???."""
     whole = schemas.pretraining(config).to_dict()
-    values = configs.shareable({**dataclasses.asdict(config), "data": whole["data"], "objectives": whole["objectives"]})
+    values = configs.shareable({**dataclasses.asdict(config), "data": whole["data"], "objectives": whole["objectives"], "freeze": whole["freeze"]})
     return configs.to_yaml(values)
 
 

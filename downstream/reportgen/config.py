@@ -15,7 +15,8 @@ from elvis.errors import ConfigError, nearest
 SECTIONS = ("findings", "impression")
 VISUAL = ("frozen", "finetune", "joint")
 METHODS = ("scst", "rloo", "grpo")
-REWARDS = ("bleu", "cider_d", "rouge_l", "chexpert14", "phantom", "repetition", "length")
+READING = ("chexpert14", "ctrate18", "phantom", "phantom_ct")  # rewards that read sentences
+REWARDS = ("bleu", "cider_d", "rouge_l", *READING, "repetition", "length")
 
 
 @dataclass
@@ -82,10 +83,14 @@ class Reportgen:
     sections: list[str] = field(default_factory=lambda: ["findings"])  # what is written: [findings], [findings, impression]
     context: str = ""  # a section that the decoder is told, such as indication; empty = none
     visual: str = "joint"  # joint (the objectives of pretraining go on: MGRRG) | finetune (by the decoder's losses alone) | frozen
-    tokens: str = "raw"  # what decoders look at: raw (of the backbone) | projected
+    tokens: str = "raw"  # what decoders look at: raw (of the backbone) | projected | structures (SO-ITC: observations and their top patches)
+    per_structure: Any = 10  # tokens of each structure: the observation and its patches (SO-ITC's K: 1 + 9) | all: every patch
+    head_reduction: str = "max"  # over the heads of a query's attention, to choose patches: max (SO-ITC's stage 1) | mean (its stage 2)
+    features: str = ""  # of visual=frozen, kept between epochs and runs: auto (the user's cache) | a folder of export; empty = computed every time
     vocabulary: Vocab = field(default_factory=Vocab)
     decoder: dict[str, Any] = field(default_factory=lambda: {"name": "topic_sentence"})
     train: Train = field(default_factory=Train)
+    labeler: str = "auto"  # the rule labeler that reads reports: chexpert14 | ctrate18; auto = by the dataset
     select: str = "bleu_4"  # the metric on val that chooses the checkpoint (MGRRG: BLEU-4), by its name in the tables
     decode: Decode = field(default_factory=Decode)
     tune: Tune = field(default_factory=Tune)
@@ -129,12 +134,22 @@ def problems(c: Reportgen) -> list[str]:
     if not isinstance(c.pretraining.get("name"), str):
         wrong.append("pretraining.name must be a config of python -m elvis.pretrain")
     for key, value, allowed in (
-        ("visual", c.visual, VISUAL), ("tokens", c.tokens, ("raw", "projected")), ("vocabulary.kind", c.vocabulary.kind, ("word", "wordpiece")),
+        ("visual", c.visual, VISUAL), ("tokens", c.tokens, ("raw", "projected", "structures")), ("head_reduction", c.head_reduction, ("max", "mean")),
+        ("labeler", c.labeler, ("auto", "chexpert14", "ctrate18")),
+        ("vocabulary.kind", c.vocabulary.kind, ("word", "wordpiece")),
         ("tune.method", c.tune.method, METHODS), ("tune.level", c.tune.level, ("sentence", "report", "topic")),
         *(("sections", section, SECTIONS) for section in c.sections),
     ):  # fmt: skip
         if value not in allowed:
             wrong.append(f"{key}: no choice '{value}'{nearest(str(value), allowed)}")
+    if c.per_structure != "all" and (isinstance(c.per_structure, bool) or not isinstance(c.per_structure, int) or c.per_structure < 1):
+        wrong.append(f"per_structure is a number of tokens, one at least, or all, not {c.per_structure!r}")
+    if c.features and c.visual != "frozen":
+        wrong.append(f"features of the visual side are kept while it is frozen, but visual is {c.visual}: set visual=frozen, or features=''")
+    if c.features and topical(c):
+        wrong.append(f"decoder {decoder['name']} speaks of topics, which are not among the kept features: set features=''")
+    if c.tokens == "structures" and topical(c):
+        wrong.append(f"decoder {decoder['name']} lays topics over all image tokens, not over chosen ones: set tokens=raw, or take another decoder")
     wrong += [] if c.sections else ["sections is an empty list"]
     wrong += [] if c.splits else ["splits is an empty list"]
     wrong += _numbers(c)
@@ -152,6 +167,13 @@ def problems(c: Reportgen) -> list[str]:
     wrong += metric_problems(c.metrics)
     tuned = [w.replace("train.", "tune.train.", 1) for w in configs.train_problems(c.tune.train)]
     return wrong + configs.train_problems(c.train) + tuned
+
+
+def topical(c: Reportgen) -> bool:
+    """Whether the decoder speaks of topics, sentence by sentence."""
+    from downstream.reportgen.decoders import DECODERS
+
+    return c.decoder["name"] in DECODERS and DECODERS.get(c.decoder["name"]).needs_codes
 
 
 def metric_problems(metrics: Mapping[str, Any]) -> list[str]:
@@ -194,14 +216,15 @@ def _numbers(c: Reportgen) -> list[str]:
         wrong.append(f"decode.threshold is a probability, not {d.threshold}")
     if d.sample and d.beams > 1:
         wrong.append("decode.sample draws, decode.beams searches: choose one")
-    if d.min_tokens > d.max_tokens:
-        wrong.append(f"decode.min_tokens={d.min_tokens} is more than decode.max_tokens={d.max_tokens}")
+    key, most = ("max_tokens", d.max_tokens) if topical(c) else ("max_report", d.max_report)
+    if d.min_tokens > most:
+        wrong.append(f"decode.min_tokens={d.min_tokens} is more than decode.{key}={most}")
     if t.method == "scst" and t.samples != 1:
         wrong.append(f"tune.samples={t.samples}: scst takes one sample against the greedy one; rloo and grpo take several")
     if t.method != "scst" and t.samples < 2:
         wrong.append(f"tune.samples={t.samples}: {t.method} compares samples, give 2 or more")
     if (t.level == "topic") != (t.part == "topics"):
         wrong.append(f"tune.level={t.level} does not go with tune.part={t.part}: topics are rewarded at level topic, words at sentence or report")
-    if t.part == "topics" and (words := [n for n, w in t.rewards.items() if w and n in ("chexpert14", "phantom")]):
+    if t.part == "topics" and (words := [n for n, w in t.rewards.items() if w and n in READING]):
         wrong.append(f"tune.rewards.{words[0]} reads sentences, topics are codes: choose from cider_d, bleu, rouge_l, repetition, length")
     return wrong

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from downstream.reportgen.decoders.base import MOST_CONTEXT, Target
+from downstream.reportgen.decoders.base import MOST_CONTEXT, Memory, Target
 from downstream.reportgen.vocabulary import Words
 from elvis.data.batches import Item, StudyDataset
 from elvis.data.batches import collate as collate_images
@@ -70,6 +70,19 @@ class Context(Tensors):
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]], vocabulary: Words) -> Context:
         return cls(*_padded([row[:MOST_CONTEXT] for row in rows], vocabulary.pad))
+
+
+@dataclass(frozen=True)
+class Features(Tensors):
+    """What a frozen visual side saw in the images of a batch, as it was exported (downstream.reportgen.features)."""
+
+    tokens: torch.Tensor  # B M W float16
+    mask: torch.Tensor  # B M bool
+    place: torch.Tensor  # B M int64
+
+    def memory(self, context: Context | None) -> Memory:
+        told = (None, None) if context is None else (context.ids, context.mask)
+        return Memory(self.tokens.float(), self.mask, None, *told, place=self.place)
 
 
 def context_of(study: Study, section: str) -> str:
@@ -128,17 +141,30 @@ def _padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[torch.Tensor, tor
 
 @dataclass(frozen=True)
 class ReportItem(Item):
-    """An item of the core with its report."""
+    """An item of the core with its report, and, instead of its image, what was exported of it."""
 
     report: Encoded = Encoded(())
+    features: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
 
 class ReportDataset(StudyDataset):
-    """`StudyDataset` whose items hold the report to write. `limits`: max_tokens, max_sentences, max_report."""
+    """`StudyDataset` whose items hold the report to write. `limits`: max_tokens, max_sentences, max_report.
+
+    features: what was exported of the studies (downstream.reportgen.features.Store); then no image is read.
+    """
 
     def __init__(
-        self, studies: Sequence[Study], pretrained: Any, vocabulary: Words, limits: dict[str, int], *, context: str = "", **options: Any
+        self,
+        studies: Sequence[Study],
+        pretrained: Any,
+        vocabulary: Words,
+        limits: dict[str, int],
+        *,
+        context: str = "",
+        features: Any = None,
+        **options: Any,
     ) -> None:
+        self.features = features
         options = {"units": ["report", "sentence"], "max_tokens": pretrained.max_tokens, **options}
         super().__init__(studies, pretrained.tokenizer, pretrained.preprocess, **options)
         spoken = {text: vocabulary.encode(text) for text in {s.text for study in studies for s in study.sentences}}
@@ -149,8 +175,11 @@ class ReportDataset(StudyDataset):
         self.collate = _Collate(pretrained.tokenizer.pad_id, vocabulary, bool(context))
 
     def item(self, index: int, epoch: int = 0, bad: tuple[tuple[str, str], ...] = ()) -> ReportItem:
-        plain = super().item(index, epoch, bad)
-        return ReportItem(**vars(plain), report=self.encoded[index])
+        if self.features is None:
+            return ReportItem(**vars(super().item(index, epoch, bad)), report=self.encoded[index])
+        id, nothing = self.studies[index].id, np.zeros((1, 1, *[1] * len(self.preprocess.size)), np.uint8)
+        no_numbers = np.zeros((1, 0), np.float32), np.zeros(1, np.int64)
+        return ReportItem(id, index, nothing, self.reports[index], *no_numbers, bad, report=self.encoded[index], features=self.features[id])
 
 
 class _Spoken:
@@ -171,5 +200,8 @@ class _Collate:
         if isinstance(batch, DataError):
             return batch
         reports = [item.report for item in items]
-        told = {"context": Context.of([report.context for report in reports], self.vocabulary)} if self.context else {}
-        return replace(batch, extra={**batch.extra, "target": target(reports, self.vocabulary), **told})
+        more = {"context": Context.of([report.context for report in reports], self.vocabulary)} if self.context else {}
+        if items[0].features is not None:
+            tokens, mask, place = (torch.from_numpy(np.stack(parts)) for parts in zip(*(item.features for item in items), strict=True))
+            more["features"] = Features(tokens, mask, place.long())
+        return replace(batch, extra={**batch.extra, "target": target(reports, self.vocabulary), **more})

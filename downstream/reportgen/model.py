@@ -10,8 +10,9 @@ decoder.json (recipe, sizes, sections, limits)   decoder.safetensors   vocabular
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from downstream.reportgen import decoders
+from downstream.reportgen import decoders, select
 from downstream.reportgen.config import Decode
 from downstream.reportgen.data import Context
 from downstream.reportgen.decoders.base import Decoder, Draft, Memory, Said, Wishes
 from downstream.reportgen.reports import Box, Generated, Spoken
 from downstream.reportgen.vocabulary import Vocabulary, Words
 from elvis import checkpoints
-from elvis.data.images import Frame, read
+from elvis.data.frames import VolumeFrame
+from elvis.data.images import Frame
 from elvis.data.inputs import ToInput
 from elvis.data.reports import flags
-from elvis.errors import CheckpointError, ConfigError
+from elvis.errors import CheckpointError, ConfigError, DataError
 from elvis.pretrained import Pretrained
 from elvis.types import Batch, Codes, ImageFeatures, Pair
 
@@ -44,6 +46,8 @@ class Generator:
     recipe: Mapping[str, Any]  # of the decoder
     sizes: Mapping[str, Any]
     tokens: str = "raw"
+    per_structure: int | str = 10  # of tokens=structures (see downstream.reportgen.select)
+    head_reduction: str = "max"
     views: str = "first"
     max_views: int = 1
     sections: tuple[str, ...] = ("findings",)
@@ -72,16 +76,21 @@ class Generator:
 
     def memory(self, pair: Pair, context: Context | None = None) -> Memory:
         """What the decoder looks at, of what the model saw."""
-        return self._memory(pair.image if self.tokens == "projected" else pair.image_raw, next(iter(pair.codes.values()), None), context)
+        return self._memory(pair.image, pair.image_raw, next(iter(pair.codes.values()), None), context)
 
-    @torch.inference_mode()
     def seen(self, batch: Batch) -> Memory:
         """The memory of a batch of the model (normalised images), its reports not read: codes are those of the codebook, of no sentence."""
         image, raw = self.pretrained.model.encode_image(batch.images, batch.view_mask)
-        return self._memory(image if self.tokens == "projected" else raw, self.codes(len(batch)), batch.extra.get("context"))
+        return self._memory(image, raw, self.codes(len(batch)), batch.extra.get("context"))
 
-    def _memory(self, image: ImageFeatures, codes: Codes | None, context: Context | None) -> Memory:
-        return Memory(image.tokens, image.mask, codes, *((None, None) if context is None else (context.ids, context.mask)))
+    def _memory(self, image: ImageFeatures, raw: ImageFeatures, codes: Codes | None, context: Context | None) -> Memory:
+        told = (None, None) if context is None else (context.ids, context.mask)
+        if self.tokens != "structures":
+            chosen = image if self.tokens == "projected" else raw
+            return Memory(chosen.tokens, chosen.mask, codes, *told)
+        regions = self.pretrained.model.look(select.label_of(self.pretrained.model), image, whole=True)
+        tokens, mask, place = select.chosen(regions, image, self.per_structure, self.head_reduction)
+        return Memory(tokens, mask, codes, *told, place=place)
 
     def codes(self, studies: int) -> Codes | None:
         """The codebook, and for each study no sentence."""
@@ -128,16 +137,22 @@ class Generator:
     # ---------------------------------------------------------------------------------------------------- use
 
     def write(
-        self, images: Sequence[Any], how: Decode | None = None, *, ids: Sequence[str] = (), contexts: Sequence[str] = (), seed: int = 0
-    ) -> list[Generated]:
-        """Reports of single images (uint8 H W arrays, paths, ImageSources), in order. contexts: what the decoder is told of each, where it is."""
+        self, images: Sequence[Any], how: Decode | None = None, *, spacing: Sequence[Sequence[float]] = (), ids: Sequence[str] = (),
+        contexts: Sequence[str] = (), seed: int = 0,
+    ) -> list[Generated]:  # fmt: skip
+        """Reports of single images or volumes (uint8 arrays H W or Z Y X, paths, ImageSources), in order.
+
+        spacing: of each volume, (z, y, x) in mm, where it does not tell itself; contexts: what the decoder is told of each, where it is.
+        """
         how = how or Decode()
-        pixels = [image if isinstance(image, np.ndarray) else read(Path(image) if isinstance(image, str) else image) for image in images]
-        stack = torch.from_numpy(np.stack([self.pretrained.preprocess.resize(p) for p in pixels]))[:, None, None]  # B 1 1 H W
-        batch = self.to_input(shown(stack, torch.ones(len(pixels), 1, dtype=torch.bool), self.told(contexts or [""] * len(pixels))).to(self.device))
+        if spacing and len(spacing) != len(images):
+            raise DataError(f"{len(spacing)} spacings for {len(images)} volumes", "give one (z, y, x) for each, or none")
+        looks = [self.pretrained.see(image, mm) for image, mm in zip(images, spacing or [()] * len(images), strict=True)]
+        stack = torch.from_numpy(np.stack([self.pretrained.preprocess.resize(s.pixels, s.spacing) for s in looks]))[:, None, None]  # B 1 1 *S
+        batch = self.to_input(shown(stack, torch.ones(len(looks), 1, dtype=torch.bool), self.told(contexts or [""] * len(looks))).to(self.device))
         drafts = self.draft(batch, how, seed=seed)
-        frames = [self.pretrained.preprocess.frame(*p.shape) for p in pixels]
-        names = list(ids) or [str(number) for number in range(len(pixels))]
+        frames = [self.pretrained.frame(s.pixels, s.spacing) for s in looks]
+        names = list(ids) or [str(number) for number in range(len(looks))]
         return [self.report(name, draft, frame, how) for name, draft, frame in zip(names, drafts, frames, strict=True)]
 
     def told(self, contexts: Sequence[str]) -> Context | None:
@@ -148,30 +163,40 @@ class Generator:
         """Drafts of a batch of the model."""
         self.eval()
         with torch.no_grad():
-            return self.decoder.write(self.seen(batch), how, wishes=self.wishes(how), seed=seed, topics=topics)
+            memory = self.seen(batch)
+            drafts = self.decoder.write(memory, how, wishes=self.wishes(how), seed=seed, topics=topics)
+        return drafts if memory.place is None else [self._on_grid(draft, place) for draft, place in zip(drafts, memory.place.cpu(), strict=True)]
 
-    def report(self, id: str, draft: Draft, frame: Frame | None, how: Decode) -> Generated:
-        """A draft in words. `frame`: of the first image, where maps and boxes lie (of fused views the cells are every view's); None = no boxes."""
+    def _on_grid(self, draft: Draft, place: torch.Tensor) -> Draft:
+        """A draft whose maps lie on the selected tokens, with them on the image tokens."""
+        cells = math.prod(self.grid) * (self.max_views if self.pretrained.model.views == "concat" else 1)
+        said = (replace(s, map=None if s.map is None else select.on_grid(s.map, place, cells)) for s in draft.said)
+        return replace(draft, said=tuple(said))
+
+    def report(self, id: str, draft: Draft, frame: Frame | VolumeFrame | None, how: Decode) -> Generated:
+        """A draft in words. `frame`: of the first image, where maps and boxes lie (of fused views the cells are every view's).
+
+        No boxes without one, and none in a volume.
+        """
         return Generated(id, tuple(self._spoken(sentence, frame, how.threshold) for sentence in draft.said), draft.cut)
 
-    def _spoken(self, said: Said, frame: Frame | None, threshold: float) -> Spoken:
+    def _spoken(self, said: Said, frame: Frame | VolumeFrame | None, threshold: float) -> Spoken:
         text, map, box = self.vocabulary.decode(said.ids), None, None
         if said.map is not None:
             map = said.map[: int(np.prod(self.grid))].reshape(self.grid).numpy().astype(np.float32)
             map /= map.sum() or 1.0  # of the first view
-            box = around(map, frame) if frame is not None and map.any() else None
+            box = around(map, frame) if isinstance(frame, Frame) and map.any() else None
         region = ", ".join(narrowest(flags(text).anatomy))
         return Spoken(text, said.confidence, said.topic, said.topic_confidence, map, box, region, said.confidence >= threshold, said.cut)
 
     @property
     def grid(self) -> tuple[int, ...]:
         """Of one view."""
-        stride = self.pretrained.model.image.spec.strides[-1]
-        return tuple(-(-side // stride) for side in self.pretrained.preprocess.size)
+        return self.pretrained.model.image.spec.grid(self.pretrained.preprocess.size)
 
 
 def shown(images: torch.Tensor, view_mask: torch.Tensor, context: Context | None) -> Batch:
-    """Images B V 1 H W uint8 as a batch of no report."""
+    """Images B V 1 *S uint8 as a batch of no report."""
     nothing = images.new_zeros(len(images), 0, dtype=torch.int64)
     extra = {} if context is None else {"context": context}
     return Batch(images, view_mask, nothing, nothing.bool(), {}, nothing.new_zeros(len(images)), extra=extra)
@@ -194,15 +219,20 @@ def around(map: np.ndarray, frame: Frame) -> Box:
 # ------------------------------------------------------------------------------------------------------------- disk
 
 
-def sizes_of(pretrained: Pretrained, vocabulary: Words, limits: Mapping[str, int], *, tokens: str, views: int, context: bool) -> dict[str, Any]:
+def sizes_of(
+    pretrained: Pretrained, vocabulary: Words, limits: Mapping[str, int], *, tokens: str, views: int, context: bool, per_structure: int | str = 10
+) -> dict[str, Any]:
     """What a decoder is told of the visual side and the vocabulary."""
     model = pretrained.model
-    stride = model.image.spec.strides[-1]
-    cells = int(np.prod([-(-side // stride) for side in pretrained.preprocess.size]))
+    cells = int(np.prod(model.image.spec.grid(pretrained.preprocess.size)))
     book = next((model.heads[label] for label in model.codes_of), None)
+    count, width = cells * (views if model.views == "concat" else 1), model.dim if tokens == "projected" else model.image.spec.width
+    if tokens == "structures":
+        head = model.heads[select.label_of(model)]
+        count, width = select.count_of(len(head.learned), count, per_structure), select.width_of(head, model.dim)
     return {
-        "tokens_width": model.dim if tokens == "projected" else model.image.spec.width,
-        "tokens": cells * (views if model.views == "concat" else 1),
+        "tokens_width": width,
+        "tokens": count,
         "vocab": vocabulary.size,
         "context": vocabulary.size if context else 0,
         "special": [vocabulary.pad, vocabulary.begin, vocabulary.end, *vocabulary.never],
@@ -218,6 +248,7 @@ def save(target: Path, generator: Generator, *, config_yaml: str, metrics: Mappi
     def more(stage: Path) -> None:
         about = {
             "recipe": dict(generator.recipe), "sizes": dict(generator.sizes), "tokens": generator.tokens, "views": generator.views,
+            "per_structure": generator.per_structure, "head_reduction": generator.head_reduction,
             "max_views": generator.max_views, "sections": list(generator.sections), "context": generator.context,
         }  # fmt: skip
         checkpoints.write_json(stage / "decoder.json", about)
@@ -268,7 +299,8 @@ def load(path: Path | str) -> Generator:
         about = json.loads((folder / "decoder.json").read_text())
         topics = {int(code): found for code, found in json.loads((folder / "topics.json").read_text()).items()}
         recipe, sizes = about["recipe"], about["sizes"]
-        more = {**{key: about[key] for key in ("tokens", "views", "max_views", "context")}, "sections": tuple(about["sections"]), "topics": topics}
+        kept = ("tokens", "per_structure", "head_reduction", "views", "max_views", "context")
+        more = {**{key: about[key] for key in kept}, "sections": tuple(about["sections"]), "topics": topics}
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{folder} holds no report decoder", "give the folder of a run of `python -m downstream.reportgen train`") from None
     vocabulary = vocabulary_of(recipe, folder / "vocabulary")

@@ -26,7 +26,7 @@ from elvis.errors import DataError
 from elvis.results import write_file
 
 FORMAT = "elvis reports 1"
-DIGITS = 4  # of confidences and maps in a file
+DIGITS, FINER = 4, 6  # of confidences and maps in a file, and of maps of volumes
 PREDICTION, SECTIONS = "model_prediction", ("section_findings", "section_impression")
 
 
@@ -45,7 +45,8 @@ def to_json(reports: Sequence[Generated]) -> str:
     """Everything of every report: {format, reports: [{id, text, cut, image, sentences: [{text, confidence, ..., map, box, ...}]}]}.
 
     A report a line. `text` is there for other programs, it is what the kept sentences make. Confidences and maps (nested lists, h w) have
-    4 digits, so the sum of a map read again is only nearly 1.
+    4 digits, so the sum of a map read again is only nearly 1. The map of a volume has thousands of cells: {"shape": [z, h, w], "place", "weight"}
+    names those above 0, by their number in row-major order, to 6 digits.
     """
     lines = (json.dumps(_report(report), ensure_ascii=False, allow_nan=False) for report in reports)
     return f'{{"format": "{FORMAT}", "reports": [\n' + ",\n".join(lines) + "\n]}\n"
@@ -64,7 +65,7 @@ def from_json(text: str) -> tuple[Generated, ...]:
         raise DataError("this is no file of generated reports", f"it should begin with the format '{FORMAT}', as `to_json` writes it")
     try:
         return tuple(_generated(report) for report in value["reports"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DataError(f"a report in the file is not complete: {type(error).__name__} {str(error)[:60]}", "write it again with `to_json`") from None
 
 
@@ -79,7 +80,7 @@ def _sentence(said: Spoken) -> dict[str, Any]:
         "confidence": round(float(said.confidence), DIGITS),
         "topic": None if said.topic is None else int(said.topic),
         "topic_confidence": None if said.topic_confidence is None else round(float(said.topic_confidence), DIGITS),
-        "map": None if said.map is None else [[round(cell, DIGITS) for cell in row] for row in np.asarray(said.map, np.float64).tolist()],
+        "map": None if said.map is None else _map(np.asarray(said.map, np.float64)),
         "box": None if said.box is None else [float(edge) for edge in said.box],
         "region": said.region,
         "kept": bool(said.kept),
@@ -87,14 +88,32 @@ def _sentence(said: Spoken) -> dict[str, Any]:
     }
 
 
+def _map(map: np.ndarray) -> Any:
+    if map.ndim == 2:
+        return [[round(cell, DIGITS) for cell in row] for row in map.tolist()]
+    weights = map.ravel().round(FINER)
+    place = np.flatnonzero(weights)
+    return {"shape": list(map.shape), "place": place.tolist(), "weight": weights[place].tolist()}
+
+
+def _read_map(told: Any) -> np.ndarray | None:
+    if told is None:
+        return None
+    if not isinstance(told, Mapping):
+        map = np.asarray(told, np.float32)
+    else:
+        map = np.zeros(tuple(told["shape"]), np.float32)
+        map.ravel()[np.asarray(told["place"], np.int64)] = told["weight"]
+    if map.ndim != (3 if isinstance(told, Mapping) else 2):
+        raise ValueError("a map that is no grid")
+    return map
+
+
 def _generated(told: Mapping[str, Any]) -> Generated:
     return Generated(str(told["id"]), tuple(_spoken(sentence) for sentence in told["sentences"]), bool(told["cut"]), int(told["image"]))
 
 
 def _spoken(told: Mapping[str, Any]) -> Spoken:
-    where = None if told["map"] is None else np.asarray(told["map"], np.float32)
-    if where is not None and where.ndim != 2:
-        raise ValueError("a map that is no grid")
     box = None
     if told["box"] is not None:
         x1, y1, x2, y2 = map(float, told["box"])
@@ -104,7 +123,7 @@ def _spoken(told: Mapping[str, Any]) -> Spoken:
         confidence=float(told["confidence"]),
         topic=told["topic"],
         topic_confidence=told["topic_confidence"],
-        map=where,
+        map=_read_map(told["map"]),
         box=box,
         region=str(told["region"]),
         kept=bool(told["kept"]),

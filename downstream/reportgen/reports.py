@@ -21,8 +21,8 @@ class Spoken:
     confidence: float  # in [0, 1]: geometric mean of the probabilities of its tokens, its end included
     topic: int | None = None  # code of the topic codebook (decoders with topics)
     topic_confidence: float | None = None  # probability of that code
-    map: np.ndarray | None = None  # h w float32 on the token grid, >= 0, sum 1: where it looked; None = the decoder shows nothing
-    box: Box | None = None  # around the cells of `map` that are at least half its maximum, in the original image
+    map: np.ndarray | None = None  # h w (z h w) float32 on the token grid, >= 0, sum 1: where it looked; None = the decoder shows nothing
+    box: Box | None = None  # around the cells of `map` that are at least half its maximum, in the original image; None in a volume
     region: str = ""  # the structures its words name ("left lower lung"), by elvis.data.flags; "" = none
     kept: bool = True  # False: the model abstained, its confidence is below the threshold
     cut: bool = False  # it reached the limit of a sentence's length

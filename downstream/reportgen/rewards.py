@@ -4,8 +4,8 @@
 
     bleu         mean of BLEU-1..4 of the row                 cider_d      over the document frequencies of training (n-grams up to 4; of topics: 1)
     rouge_l      F1 of the longest common subsequence         repetition   - share of its sentences (of topics: codes) that stood before
-    length       - | words said / true words - 1 |            chexpert14   example F1 of the rule labels, 1 where both tell nothing
-    phantom      F1 of the claims by kind, side and zone, 1 where both claim nothing
+    length       - | words said / true words - 1 |            chexpert14, ctrate18   example F1 of the rule labels, 1 where both tell nothing
+    phantom      F1 of the claims by kind, side and zone, 1 where both claim nothing; phantom_ct: by kind and structure
 
 MGRRG: bleu; bleu + cider_d; cider_d (its three recipes for words), cider_d with n = 1 over topic tokens (rare topics weigh more).
 """
@@ -13,9 +13,9 @@ MGRRG: bleu; bleu + cider_d; cider_d (its three recipes for words), cider_d with
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from downstream.reportgen.metrics import phantom
-from downstream.reportgen.metrics.chexpert14 import label
+from downstream.reportgen.metrics import chexpert14, claims, ctrate18, phantom, phantom_ct
 from downstream.reportgen.metrics.cider import Frequencies, cider_d
 from downstream.reportgen.metrics.nlg import sentence_bleu
 
@@ -70,12 +70,25 @@ class Rewards:
         return -abs(len(self.words(said)) / max(1, len(self.words(true))) - 1)
 
     def chexpert14(self, said: Row, true: Row) -> float:
+        return self._labelled(chexpert14.label, said, true)
+
+    def ctrate18(self, said: Row, true: Row) -> float:
+        return self._labelled(ctrate18.label, said, true)
+
+    def _labelled(self, label: Callable[[str], Mapping[str, int]], said: Row, true: Row) -> float:
         ours, theirs = ({name for name, value in label(self.text(row)).items() if value == 1} for row in (said, true))
         return 2 * len(ours & theirs) / (len(ours) + len(theirs)) if ours or theirs else 1.0
 
     def phantom(self, said: Row, true: Row) -> float:
-        ours, theirs = (phantom.told(self.text(row)).claims for row in (said, true))
-        return 2 * sum(phantom.matched(ours, theirs, 3)) / (len(ours) + len(theirs)) if ours or theirs else 1.0
+        return self._claimed(phantom, 3, said, true)
+
+    def phantom_ct(self, said: Row, true: Row) -> float:
+        return self._claimed(phantom_ct, 2, said, true)
+
+    def _claimed(self, reader: Any, depth: int, said: Row, true: Row) -> float:
+        ours, theirs = (reader.told(self.text(row)).claims for row in (said, true))
+        matched = claims.matched(ours, theirs, depth, reader.KINDS)
+        return 2 * sum(matched) / (len(ours) + len(theirs)) if ours or theirs else 1.0
 
 
 def common(a: Sequence[object], b: Sequence[object]) -> int:

@@ -22,32 +22,37 @@ import torch
 
 from downstream.reportgen.config import Decode, Reportgen
 from downstream.reportgen.data import context_of
-from downstream.reportgen.metrics import adapters, clinical, diversity, phantom, sanity
-from downstream.reportgen.metrics.chexpert14 import label
+from downstream.reportgen.metrics import adapters, clinical, diversity, sanity
 from downstream.reportgen.metrics.nlg import nlg
 from downstream.reportgen.metrics.sums import Sums
 from downstream.reportgen.model import Generator
+from downstream.reportgen.readers import PHANTOM, Reader, reader_of
 from downstream.reportgen.reports import Generated, Spoken
 from elvis.data.batches import shown_views
-from elvis.data.images import BadImage, Frame, read
+from elvis.data.frames import VolumeFrame
+from elvis.data.images import BadImage, Frame
 from elvis.data.reports import flags
 from elvis.data.texts import text_tensors
-from elvis.errors import ConfigError, nearest
+from elvis.errors import ConfigError
 from elvis.ops import masked_mean
 from elvis.types import Batch, Metric, Result, Study
 
 NEIGHBOURS = 5000  # training images looked at for nearest_neighbour, evenly spread
 HEADLINE = (
-    "finding_f1", "location_f1", "hallucination", "omission", "location_f1[abnormal]", "chexpert14_f1_micro_zeros", "chexpert14_f1_macro_zeros",
-    "bleu_4", "rouge_l", "cider_d", "identical_rate",
+    "finding_f1", "location_f1", "structure_f1", "hallucination", "omission", "location_f1[abnormal]", "chexpert14_f1_micro_zeros",
+    "chexpert14_f1_macro_zeros", "ctrate18_f1_micro_zeros", "ctrate18_f1_macro_zeros", "bleu_4", "rouge_l", "cider_d", "identical_rate",
 )  # fmt: skip
 OTHERS = ("oracle_topic", "mode_report", "nearest_neighbour", "reference", "start", "before tuning", "after tuning")  # rows beside the model's
-COMPARED = ("finding_f1", "location_f1", "chexpert14_f1_micro_zeros", "bleu_4", "rouge_l", "cider_d")
-SANE = ("bleu_1", "bleu_4", "rouge_l", "cider_d", "chexpert14_f1_micro_zeros", "chexpert14_f1_macro_zeros", "finding_f1", "side_f1", "location_f1")
+COMPARED = ("finding_f1", "location_f1", "structure_f1", "chexpert14_f1_micro_zeros", "ctrate18_f1_micro_zeros", "bleu_4", "rouge_l", "cider_d")
+SANE = (
+    "bleu_1", "bleu_4", "rouge_l", "cider_d", "chexpert14_f1_micro_zeros", "chexpert14_f1_macro_zeros", "ctrate18_f1_micro_zeros",
+    "ctrate18_f1_macro_zeros", "finding_f1", "side_f1", "location_f1", "structure_f1",
+)  # fmt: skip
 LEGEND = (
-    "finding_f1, location_f1 (phantoms): what a report claims, read back by the grammar that made the text, by kind, and by kind, side and zone. "
+    "finding_f1, location_f1 (phantoms): what a report claims, read back by the grammar that made the text, by kind, and by kind and place; "
+    "structure_f1 (phantom CT): which structures are told abnormal. "
     "hallucination: claims of a kind that the reference does not have; omission: claims of the reference whose kind is missing. "
-    "chexpert14: a rule labeler, uncertain counted as no (_zeros). bleu_4, rouge_l, cider_d as pycocoevalcap computes them. "
+    "chexpert14, ctrate18: rule labelers, uncertain counted as no (_zeros). bleu_4, rouge_l, cider_d as pycocoevalcap computes them. "
     "identical_rate: share of reports that are the most frequent one. [abnormal]: studies whose reference is abnormal; [sentences]: abnormal "
     "sentences alone. oracle_topic is told the true topics; mode_report and nearest_neighbour write nothing of their own. See docs/reportgen.md."
 )
@@ -61,7 +66,6 @@ class Split:
     references: list[str]
     reports: dict[str, list[Generated]] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
-    frames: dict[str, Frame] = field(default_factory=dict)
     codes: dict[str, list[int]] = field(default_factory=dict)  # of the reference sentences, by study
 
     def texts(self, row: str) -> list[str]:
@@ -73,19 +77,22 @@ class Split:
 
 def batches(
     generator: Generator, studies: Sequence[Study], size: int, unreadable: dict[str, str]
-) -> Iterator[tuple[list[Study], Batch, list[Frame]]]:
+) -> Iterator[tuple[list[Study], Batch, list[Frame | VolumeFrame]]]:
     """Studies with their images (normalised, on the generator's device) and their reports; frames of the first image of each."""
+    pretrained = generator.pretrained
     for start in range(0, len(studies), size):
         kept, images, frames = [], [], []
         for study in studies[start : start + size]:
             try:
-                pixels = [read(study.images[view]) for view in shown_views(study, generator.views, generator.max_views)]
+                looks = [pretrained.see(study.images[view], study.spacing) for view in shown_views(study, generator.views, generator.max_views)]
+                frame = pretrained.frame(looks[0].pixels, looks[0].spacing)
+                own = [pretrained.preprocess.resize(s.pixels, s.spacing) for s in looks]
             except BadImage as error:
                 unreadable[study.id] = error.reason
                 continue
             kept.append(study)
-            images.append([generator.pretrained.preprocess.resize(p) for p in pixels])
-            frames.append(generator.pretrained.preprocess.frame(*pixels[0].shape))
+            images.append(own)
+            frames.append(frame)
         if kept:
             yield kept, _batch(generator, kept, images), frames
 
@@ -122,7 +129,6 @@ def write(generator: Generator, studies: Sequence[Study], how: Decode, *, name: 
     for number, (kept, batch, frames) in enumerate(batches(generator, studies, batch_size, found.unreadable)):
         found.studies += kept
         found.references += [" ".join(s.text for s in study.sentences) for study in kept]
-        found.frames |= {study.id: frame for study, frame in zip(kept, frames, strict=True)}
         drafts = generator.draft(batch, how, seed=seed + number)
         found.reports[name] += [generator.report(s.id, d, f, how) for s, d, f in zip(kept, drafts, frames, strict=True)]
         if oracle and generator.decoder.needs_codes:
@@ -135,11 +141,11 @@ def write(generator: Generator, studies: Sequence[Study], how: Decode, *, name: 
     return found
 
 
-def priors(generator: Generator | None, found: Split, training: Sequence[Study], batch_size: int) -> None:
+def priors(generator: Generator | None, found: Split, training: Sequence[Study], batch_size: int, reader: Reader = PHANTOM) -> None:
     """Adds mode_report, nearest_neighbour (with a generator) and reference to the rows; the first two where there are training reports."""
     if training:
         texts = [" ".join(s.text for s in study.sentences) for study in training]
-        usual = [s.text for s in training[texts.index(mode_report(texts))].sentences]
+        usual = [s.text for s in training[texts.index(mode_report(texts, reader))].sentences]
         found.reports["mode_report"] = [_spoken(study.id, usual) for study in found.studies]
     if generator is not None and training:
         some = training[:: max(1, -(-len(training) // NEIGHBOURS))]
@@ -148,9 +154,9 @@ def priors(generator: Generator | None, found: Split, training: Sequence[Study],
     found.reports["reference"] = [_spoken(s.id, [x.text for x in s.sentences]) for s in found.studies]
 
 
-def mode_report(training: Sequence[str]) -> str:
+def mode_report(training: Sequence[str], reader: Reader = PHANTOM) -> str:
     """The most frequent normal report (of equal ones the first by alphabet); the most frequent of all where none is normal."""
-    normal = [text for text in training if not is_abnormal(text)]
+    normal = [text for text in training if not reader.abnormal(text)]
     counts = Counter(normal or training)
     return min(counts, key=lambda text: (-counts[text], text))
 
@@ -185,12 +191,6 @@ def named(row: str) -> str:
     return row
 
 
-def is_abnormal(text: str) -> bool:
-    """Whether a report tells of a finding: by the phantoms' grammar where it is one of theirs, else by the rule labeler."""
-    said = phantom.told(text)
-    return bool(said.claims) if said.sentences and said.unknown < said.sentences else clinical.abnormal(text)
-
-
 # -------------------------------------------------------------------------------------------------------- measure
 
 
@@ -198,7 +198,7 @@ def is_abnormal(text: str) -> bool:
 class Setting:
     """What every row is judged by. `rare_kinds`, `rare_classes`: by the training reports."""
 
-    phantom: bool
+    reader: Reader
     training: tuple[str, ...] = ()
     rare_kinds: frozenset[str] = frozenset()
     rare_classes: tuple[str, ...] = ()
@@ -207,9 +207,10 @@ class Setting:
     @classmethod
     def of(cls, config: Reportgen, dataset: str, training: Sequence[Study]) -> Setting:
         texts = tuple(" ".join(s.text for s in study.sentences) for study in training)
-        kinds = frozenset(phantom.rare_kinds(texts, config.rare)) if dataset == "phantom" else frozenset()
-        classes = clinical.rare(clinical.table(texts), config.rare)
-        return cls(dataset == "phantom", texts, kinds, classes, loaded(config))
+        reader = reader_of(dataset, config.labeler)
+        kinds = frozenset() if reader.exact is None else frozenset(reader.exact.rare_kinds(texts, config.rare))
+        classes = clinical.rare(clinical.table(texts, reader.labeler), config.rare, reader.labeler)
+        return cls(reader, texts, kinds, classes, loaded(config))
 
 
 def loaded(config: Reportgen) -> dict[str, Callable[..., Mapping[str, Sums]]]:
@@ -221,15 +222,15 @@ def measure(reports: Sequence[Generated], studies: Sequence[Study], how: Setting
     """Every metric of one row; report i is of study i."""
     texts, references = [report.text for report in reports], [" ".join(s.text for s in study.sentences) for study in studies]
     everything: dict[str, Sums | float] = {}
-    if how.phantom:
-        everything |= phantom.phantom(texts, references, rare=how.rare_kinds)
-        everything |= phantom.against_truth(texts, studies)
-    everything |= clinical.clinical(texts, references, rare=how.rare_classes)
+    if how.reader.exact is not None:
+        everything |= how.reader.scores(texts, references, rare=how.rare_kinds)
+        everything |= how.reader.exact.against_truth(texts, studies)
+    everything |= clinical.clinical(texts, references, how.reader.labeler, rare=how.rare_classes)
     everything |= nlg(texts, references)
     for adapter in how.adapters.values():
         everything |= adapter(texts, references)
     everything |= diversity.diversity(texts, references, how.training or None)
-    sick = np.array([is_abnormal(reference) for reference in references])
+    sick = np.array([how.reader.abnormal(reference) for reference in references])
     if sick.any() and not sick.all():  # parts of 0 are no part: the rows stay those of all studies
         alone = {name: Sums(sums.parts * sick[:, None], sums.statistic) for name, sums in everything.items() if isinstance(sums, Sums)}
         everything |= {f"{name}[abnormal]": sums for name, sums in alone.items() if not name.endswith("]")}
@@ -257,7 +258,7 @@ def judge(
     sums = {row: measure(reports, found.studies, how) for row, reports in found.reports.items()}
     common = {
         "images": len(found.studies), "patients": len(set(patients)), "unreadable": len(found.unreadable), "resamples": config.resamples,
-        "headline": HEADLINE, "abnormal": sum(map(is_abnormal, found.references)),
+        "headline": HEADLINE, "abnormal": sum(map(how.reader.abnormal, found.references)),
     }  # fmt: skip
     results = []
     for row, own in sums.items():
@@ -267,9 +268,8 @@ def judge(
             "cut": sum(r.cut for r in found.reports[row]), "sentences": len(said), "cut_sentences": sum(s.cut for s in said),
             "abstained": sum(not s.kept for s in said),
         }  # fmt: skip
-        results.append(
-            Result("reportgen", dataset, protocol(row, name, config), split, row, measured, _cases(found, row, own), common | told, provenance)
-        )
+        cases = _cases(found, row, own, how.reader)
+        results.append(Result("reportgen", dataset, protocol(row, name, config), split, row, measured, cases, common | told, provenance))
     for other in ("start", "mode_report", "nearest_neighbour", "oracle_topic"):
         if other in sums and name in sums:
             ours, theirs = sums[name], sums[other]
@@ -285,7 +285,7 @@ def answers(references: Sequence[str], how: Setting, limit: int = 200) -> str:
     def of(metric: Callable[..., Mapping[str, Any]]) -> Callable[[Sequence[str], Sequence[str]], dict[str, Sums]]:
         return lambda said, true: {n: s for n, s in metric(said, true).items() if n in SANE}
 
-    metrics = {"nlg": of(nlg), "clinical": of(clinical.clinical), **({"phantom": of(phantom.phantom)} if how.phantom else {})}
+    metrics = {name: of(family) for name, family in how.reader.families.items()}
     metrics |= {name: adapter for name, adapter in how.adapters.items()}  # type: ignore[dict-item]
     return sanity.markdown(sanity.sanity(metrics, list(references)[:limit]))
 
@@ -308,44 +308,21 @@ def protocol(row: str, name: str, config: Reportgen) -> str:
     }.get(row, f"{search}; sections {' + '.join(config.sections)}")
 
 
-def _cases(found: Split, row: str, sums: Mapping[str, Sums | float]) -> tuple[dict[str, Any], ...]:
+def _cases(found: Split, row: str, sums: Mapping[str, Sums | float], reader: Reader) -> tuple[dict[str, Any], ...]:
     """A dict a study, without its text."""
-    kept = [n for n in ("finding_f1", "location_f1", "chexpert14_f1_example_zeros", "rouge_l", "cider_d") if n in sums]
+    kept = [n for n in ("finding_f1", "location_f1", f"{reader.labeler.name}_f1_example_zeros", "rouge_l", "cider_d") if n in sums]
     values = {n: sums[n].statistic(sums[n].parts) for n in kept}  # type: ignore[union-attr]
     return tuple(
         {
-            "study": study.id, "sentences": len(report.sentences), "cut": report.cut, "abnormal": is_abnormal(reference),
+            "study": study.id, "sentences": len(report.sentences), "cut": report.cut, "abnormal": reader.abnormal(reference),
             **{n: None if np.isnan(v[i]) else round(float(v[i]), 4) for n, v in values.items()},
         }
         for i, (study, report, reference) in enumerate(zip(found.studies, found.reports[row], found.references, strict=True))
     )  # fmt: skip
 
 
-FAMILIES = {"phantom": phantom.phantom, "clinical": clinical.clinical, "nlg": nlg}  # metrics that need the texts alone
-
-
-def family(metric: str) -> str:
-    """Which of FAMILIES gives a metric. ConfigError for a name that none gives."""
-    text = "There is a small nodule in the right upper lung zone."
-    names = {kind: list(measure([text], [text])) for kind, measure in FAMILIES.items()}
-    for kind, known in names.items():
-        if metric in known:
-            return kind
-    listed = [name for known in names.values() for name in known]
-    raise ConfigError(
-        f"select: no metric '{metric}'{nearest(metric, listed)}", "for example bleu_4, chexpert14_f1_micro_zeros, location_f1 (phantoms)"
-    )
-
-
-def quick(generator: Generator, studies: Sequence[Study], how: Decode, batch_size: int, metric: str) -> float:
+def quick(generator: Generator, studies: Sequence[Study], how: Decode, batch_size: int, metric: str, reader: Reader = PHANTOM) -> float:
     """One metric on these studies: what chooses a checkpoint. Higher is better; one that is not defined is the worst."""
     found = write(generator, studies, how, name="model", oracle=False, batch_size=batch_size, seed=0)
-    value = FAMILIES[family(metric)](found.texts("model"), found.references)[metric].value
+    value = reader.families[reader.family(metric)](found.texts("model"), found.references)[metric].value
     return float("-inf") if np.isnan(value) else value
-
-
-def labels(text: str, *, phantoms: bool) -> list[str]:
-    """What the page marks as agreed, missed, invented: kinds with their place on phantoms, else the positive and uncertain observations."""
-    if phantoms:
-        return sorted({" ".join(word for word in (side, zone, kind) if word) for kind, side, zone in phantom.told(text).claims})
-    return sorted(name for name, value in label(text).items() if value != 0 and name != "No Finding")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from downstream.reportgen import config as schemas
-from downstream.reportgen import data, decoders, model
+from downstream.reportgen import data, decoders, features, model, select
 from downstream.reportgen.config import Reportgen
+from downstream.reportgen.decoders.base import Memory
 from downstream.reportgen.model import Generator
 from downstream.reportgen.vocabulary import Vocabulary
 from elvis import assembly, checkpoints
@@ -32,11 +33,12 @@ from elvis.data.batches import loader
 from elvis.data.inputs import ToInput
 from elvis.data.order import StepSampler
 from elvis.data.studies import BadStudies
+from elvis.data.volumes import windowed
 from elvis.distributed import everyones
 from elvis.errors import ConfigError
 from elvis.pretrained import Pretrained
-from elvis.training import RunLog, fit
-from elvis.types import Batch, ImageFeatures, Study
+from elvis.training import RunLog, fit, freeze
+from elvis.types import Batch, ImageFeatures, Pair, Study
 
 FREQUENT = 20_000  # sentences whose topics are looked up for topics.json
 SHARED = 10  # studies that say a sentence before it travels in a checkpoint: what one patient's report alone says does not
@@ -51,6 +53,11 @@ class Table:
     owner: Any
     name: str
 
+    @property
+    def source(self) -> str:
+        """The dataset the studies come from: of prepared ones the owner's."""
+        return self.owner.card.name if self.owner.card is not None else self.name
+
     def split(self, name: str, limit: int = 0) -> list[Study]:
         found = studies.split(self.studies, name)
         return found[:limit] if limit else found
@@ -62,6 +69,7 @@ def table(config: Reportgen, section: configs.Data, options: Mapping[str, Any], 
     Raises DataError; ConfigError where a split of config.splits or a `needed` one has no report (a test set of ReXrank has no training).
     """
     owner = studies.load(section.name, strict=section.strict, on_leak=section.on_leak, resized=section.resized, **options)
+    owner = replace(owner, studies=windowed(owner.studies, section.window))
     found = data.told(owner.studies, config.sections, frontal_only=config.frontal_only, silent=silent)
     left_out = Counter(owner.left_out) + found.left_out
     notes = [*owner.notes, *(f"{count} {'study' if count == 1 else 'studies'} left out: {reason}" for reason, count in left_out.items() if count)]
@@ -89,6 +97,7 @@ class Visual:
     weights: dict[str, float]
     patients: Any
     origin: dict[str, Any]
+    freeze: tuple[str, ...] = ()  # regexes of what pretraining kept fixed (SO-ITC: its text side), and `visual: joint` keeps, too
 
 
 def visual(config: Reportgen, checkpoint: Path | None, out: Path, *, progress: bool) -> Visual:
@@ -98,10 +107,11 @@ def visual(config: Reportgen, checkpoint: Path | None, out: Path, *, progress: b
         checkpoint = out / "pretraining"
     if checkpoint is None:
         run = assembly.assemble(schemas.pretraining(config))
-        return Visual(run.pretrained, run.objectives, run.weights, run.patients, {"visual": "untrained"})
-    whole = checkpoints.load_whole(checkpoint)
-    objectives, weights = _objectives(checkpoints.resolve(checkpoint), whole.pretrained.model.dim)
-    return Visual(whole.pretrained, objectives, weights, whole.patients, {"visual": whole.provenance.get("weights", "")})
+        return Visual(run.pretrained, run.objectives, run.weights, run.patients, {"visual": "untrained"}, tuple(run.config.freeze))
+    whole, folder = checkpoints.load_whole(checkpoint), checkpoints.resolve(checkpoint)
+    objectives, weights = _objectives(folder, whole.pretrained.model.dim)
+    fixed = tuple(configs.read(folder / "config.yaml").get("freeze") or ())
+    return Visual(whole.pretrained, objectives, weights, whole.patients, {"visual": whole.provenance.get("weights", "")}, fixed)
 
 
 def _pretrain(config: Reportgen, out: Path, progress: bool) -> None:
@@ -128,39 +138,61 @@ def _objectives(folder: Path, dim: int) -> tuple[nn.ModuleDict, dict[str, float]
 
 
 class Task(nn.Module):
-    """forward(Batch with a target) -> terms for `elvis.training.fit`. Objectives run in fp32."""
+    """forward(Batch with a target) -> terms for `elvis.training.fit`. Objectives run in fp32.
+
+    Where no objective and no topic asks, the reports do not pass the text encoder; where features were exported, nothing is looked at.
+    """
 
     def __init__(self, generator: Generator, objectives: nn.ModuleDict, to_input: Callable[[Batch], Batch], *, mode: str) -> None:
         super().__init__()
         self.model, self.decoder = generator.pretrained.model, generator.decoder
         self.objectives = objectives if mode == "joint" else nn.ModuleDict()
-        self.memory, self.to_input, self.mode = generator.memory, to_input, mode
+        self.memory, self.seen, self.to_input, self.mode = generator.memory, generator.seen, to_input, mode
 
     def forward(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        with torch.set_grad_enabled(self.mode != "frozen" and torch.is_grad_enabled()):
-            pair = self.model(self.to_input(batch))
-        terms = {f"decoder/{name}": term for name, term in self.decoder(self.memory(pair, batch.extra.get("context")), batch.extra["target"]).items()}
+        pair, memory = self.look(batch)
+        terms = {f"decoder/{name}": term for name, term in self.decoder(memory, batch.extra["target"]).items()}
         with torch.autocast(batch.images.device.type, enabled=False):
             for label, objective in self.objectives.items():
                 terms |= {f"{label}/{name}": term for name, term in objective(pair, batch).items()}
         return terms
 
+    def look(self, batch: Batch) -> tuple[Pair | None, Memory]:
+        context = batch.extra.get("context")
+        if "features" in batch.extra:
+            return None, batch.extra["features"].memory(context)
+        with torch.set_grad_enabled(self.mode != "frozen" and torch.is_grad_enabled()):
+            batch = self.to_input(batch)
+            if self.mode != "joint" and not self.decoder.needs_codes:
+                return None, self.seen(batch)
+            pair = self.model(batch)
+            return pair, self.memory(pair, context)
 
-def prepare(model: Any, objectives: nn.ModuleDict, units: list[str], mode: str, tokens: str) -> None:
-    """What trains: `joint` everything an objective or the decoder reads, `finetune` the image side, `frozen` nothing."""
+
+def prepare(model: Any, objectives: nn.ModuleDict, units: list[str], mode: str, tokens: str, fixed: Sequence[str] = ()) -> None:
+    """What trains: `joint` everything an objective or the decoder reads but what is `fixed`, `finetune` the image side, `frozen` nothing.
+
+    fixed: regexes on names of parameters, those of pretraining.
+    """
     model.requires_grad_(True)
     if mode == "joint":
         needs = assembly.needs_of(objectives)
         if not needs:
             raise ConfigError("visual=joint, but the checkpoint's config names no objective", "set visual=finetune or frozen")
-        model.wire(needs | ({"image.tokens"} if tokens == "projected" else set()), units)
+        read = frozenset({"image.tokens"} if tokens != "raw" else ())
+        model.wire(needs | read, units, assembly.trained_by(objectives) | read)
         model.image.requires_grad_(True)
+        freeze(model, fixed)
         return
     model.requires_grad_(False)
     if mode == "finetune":
         model.image.requires_grad_(True)
-        if tokens == "projected":
+        if tokens != "raw":
             (model.image_local or model.image_global).requires_grad_(True)
+        if tokens == "structures":
+            head = model.heads[select.label_of(model)].requires_grad_(True)
+            if hasattr(head, "blocks"):  # decoders read what is before it
+                head.out.requires_grad_(False)
 
 
 def new(config: Reportgen, seen: Visual, table: Table, section: configs.Data) -> Generator:
@@ -173,12 +205,13 @@ def new(config: Reportgen, seen: Visual, table: Table, section: configs.Data) ->
         texts = [s.text for study in listed for s in study.sentences] + [data.context_of(study, config.context) for study in listed]
         vocabulary = Vocabulary.train(texts, kind=v.kind, size=v.size, min_count=v.min_count)
     views = section.max_views if section.views == "all" else 1
-    sizes = model.sizes_of(seen.pretrained, vocabulary, limits, tokens=config.tokens, views=views, context=bool(config.context))
+    about = {"tokens": config.tokens, "per_structure": config.per_structure}
+    sizes = model.sizes_of(seen.pretrained, vocabulary, limits, **about, views=views, context=bool(config.context))
     torch.manual_seed(config.train.seed)
     decoder = decoders.create(config.decoder, vocabulary, **sizes)
     recipe = getattr(decoder, "recipe", config.decoder)  # one that began with weights of others no longer needs them
     return Generator(
-        seen.pretrained, decoder, vocabulary, recipe, sizes, tokens=config.tokens, views=section.views, max_views=views,
+        seen.pretrained, decoder, vocabulary, recipe, sizes, **about, head_reduction=config.head_reduction, views=section.views, max_views=views,
         sections=tuple(config.sections), context=config.context, provenance={"decoder": config.decoder["name"], **seen.origin},
         patients=seen.patients,
     )  # fmt: skip
@@ -193,16 +226,20 @@ def run(
     score(generator): one number on val, higher is better; it chooses the checkpoint.
     """
     train, lead = config.train, fabric.is_global_zero
-    units = ["report", "sentence"] + ["word"] * any("word" in need for need in assembly.needs_of(seen.objectives))
-    prepare(generator.pretrained.model, seen.objectives, units, config.visual, config.tokens)
+    needs = assembly.needs_of(seen.objectives) if config.visual == "joint" else frozenset()
+    units = ["report", "sentence", *(unit for unit in ("word", "structure") if any(unit in need for need in needs))]
+    prepare(generator.pretrained.model, seen.objectives, units, config.visual, config.tokens, seen.freeze)
     augment = Augment(**section.augment) if any(section.augment.values()) else None
     to_input = ToInput(generator.pretrained.preprocess, generator.pretrained.model.image.spec.in_channels, augment)
     task = Task(generator, seen.objectives, to_input, mode=config.visual)
-    listed = table.split("train")
+    listed, store = table.split("train"), None
+    if config.features:
+        listed, store = kept_features(generator, config, table, section, fabric, progress=progress)
     limits = {key: generator.sizes[key] for key in ("max_tokens", "max_sentences", "max_report")}
     dataset = data.ReportDataset(
         listed, generator.pretrained, generator.vocabulary, limits, units=units, views=section.views, max_views=section.max_views, augment=augment,
-        augment_on=section.augment_on, seed=train.seed, cache=section.cache, context=config.context,
+        augment_on=section.augment_on, seed=train.seed, cache=section.cache, context=config.context, features=store,
+        structures=seen.pretrained.structures, fill=seen.pretrained.fill,
     )  # fmt: skip
     studies.enough(listed, train.batch_size * fabric.world_size)
     if lead:
@@ -222,7 +259,7 @@ def run(
 
     def write(target: Path, step: int, snapshot: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> Path:
         if lead:
-            generator.topics = topics(generator, listed, least=1 if table.name == "phantom" else SHARED)
+            generator.topics = topics(generator, listed, least=1 if table.name in studies.COMPUTED else SHARED)
             generator.provenance = {**generator.provenance, "step": step}
             whole = None if snapshot is None else {**snapshot, "objectives": seen.objectives.state_dict(), "best": best[0]}
             model.save(target, generator, config_yaml=config_yaml, metrics=metrics, state=whole)
@@ -243,7 +280,9 @@ def run(
         log.write({"step": step, "validation": value})
 
     log = RunLog(out, active=lead)
-    bad = BadStudies(out / "bad_studies.jsonl" if lead else None, len(listed), section.max_bad_fraction)
+    bad = BadStudies(out / "bad_studies.jsonl" if lead else None, len(table.split("train")), section.max_bad_fraction)
+    for id, reason in ({} if store is None else store.about["unreadable"]).items():
+        bad.add(id, reason)
 
     def note_bad(batch: Batch) -> None:
         for id, reason in everyones(list(batch.extra.get("bad", ()))):
@@ -258,6 +297,24 @@ def run(
     if lead and chosen.is_dir():
         load_into(generator, chosen)
     return generator
+
+
+def kept_features(
+    generator: Generator, config: Reportgen, table: Table, section: configs.Data, fabric: Any, *, progress: bool
+) -> tuple[list[Study], features.Store]:
+    """The training studies whose features are kept, and those: of the cache or a folder, made by rank zero where they are not there yet."""
+    if any(section.augment.values()):
+        raise ConfigError("features are kept of images as they are, and data.augment would change them", "set data.augment=null, or features=''")
+    if section.views == "random":
+        raise ConfigError("features are kept of one view, and data.views=random takes another one each time", "set data.views=first, or features=''")
+    listed, store = table.split("train"), None
+    if fabric.is_global_zero:
+        generator.to(fabric.device)
+        store = features.of(generator, listed, config.features, batch_size=config.batch_size, dataset=table.name, progress=progress)
+    fabric.barrier()
+    if store is None:
+        store = features.of(generator, listed, config.features, batch_size=config.batch_size, dataset=table.name)
+    return [study for study in listed if study.id in store], store
 
 
 def counted(dataset: data.ReportDataset) -> list[str]:

@@ -2,6 +2,7 @@
 
     create_backbone("resnet50", in_chans=1)        # a timm name; `resolve` says whether it is a `cnn` or a `vit`
     create_backbone("cnn", model="resnet50", in_chans=1)  # the same, in full
+    create_backbone("ct_vit", in_chans=1)       # of volumes; also `resnet3d`, and `slices` (any 2D backbone, slice by slice)
     list_backbones("resnet*")
 
 A backbone is an nn.Module with keyword-only options (`in_chans` among them, each with a default that works) and
@@ -9,7 +10,7 @@ A backbone is an nn.Module with keyword-only options (`in_chans` among them, eac
     .spec                    BackboneSpec: what a head may rely on
     forward(image B C *S)    -> ImageFeatures, tokens B N D on a grid, row-major
     pyramid(image B C *S)    -> list of maps B C_i *S_i, finest first; the tokens lie on the last one
-    .plain                   optional, True: one map only, and .net.blocks; heads make a pyramid of it (elvis.interop.smp)
+    .plain                   optional, True: one map only, and, in 2D, .net.blocks; heads make a pyramid of it (elvis.interop.smp)
     .recipe                  -> dict for `create_backbone(**recipe)`: the same module without weights and without network
 
 One file each in this folder (or anywhere, with `register_backbone`); tests/test_backbones.py holds every name to this.
@@ -17,6 +18,7 @@ One file each in this folder (or anywhere, with `register_backbone`); tests/test
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 import json
@@ -139,6 +141,24 @@ def timm_spec(model: str, *, in_chans: int, input_size: int | Sequence[int] | No
     return BackboneSpec(model, 2, in_chans, channels[-1], tuple(channels), tuple(strides), mean, std, size)
 
 
+def volume_spec(
+    name: str, *, in_chans: int, input_size: int | Sequence[int], strides: Sequence[int], depth_strides: Sequence[int], channels: Sequence[int]
+) -> BackboneSpec:
+    """The BackboneSpec of a 3D backbone trained from scratch: mean 0.5 and std 0.25 of volumes in [0, 1] in every channel.
+
+    An input size of one number is a cube. Raises ConfigError unless the token cell divides it.
+    """
+    from elvis.types import BackboneSpec
+
+    size = (input_size,) * 3 if isinstance(input_size, int) else tuple(input_size)
+    if len(size) != 3:
+        raise ConfigError(f"input_size of '{name}' is {_size(size)}, a volume has depth, height and width", "give three numbers, or one")
+    spec = BackboneSpec(name, 3, in_chans, channels[-1], tuple(channels), tuple(strides), (0.5,) * in_chans, (0.25,) * in_chans, size,
+                        tuple(depth_strides))  # fmt: skip
+    check_divisible(f"input_size of '{name}' is", size, spec.cell)
+    return spec
+
+
 def has_fixed_size(model: str) -> bool:
     """Whether timm says that the model's positions are made for one input size (Swin, MaxViT, ViT without `dynamic_img_size`)."""
     import timm
@@ -147,7 +167,7 @@ def has_fixed_size(model: str) -> bool:
 
 
 def check_image(image: Tensor, spec: BackboneSpec, fixed: bool = False) -> None:
-    """ConfigError unless image is B C *S with the spec's channels and each of *S a multiple of its last stride (`fixed`: its input size)."""
+    """ConfigError unless image is B C *S with the spec's channels and *S whole cells (`fixed`: its input size)."""
     given = tuple(image.shape[2:])
     if image.ndim != spec.ndim + 2 or image.shape[1] != spec.in_channels:
         wanted = _size(("B", spec.in_channels, *"ZYX"[-spec.ndim :]))
@@ -158,14 +178,17 @@ def check_image(image: Tensor, spec: BackboneSpec, fixed: bool = False) -> None:
         raise ConfigError(
             f"backbone '{spec.name}' got {_size(given)}, its positions are made for {_size(spec.input_size)} alone", f"set input_size={list(given)}"
         )
-    check_divisible(f"backbone '{spec.name}' got images of", given, spec.strides[-1])
+    check_divisible(f"backbone '{spec.name}' got images of", given, spec.cell)
 
 
-def check_divisible(what: str, given: tuple[int, ...], stride: int) -> None:
-    if any(n % stride or n < stride for n in given):
-        low, high = (tuple(max(stride, rounded(n / stride) * stride) for n in given) for rounded in (math.floor, math.ceil))
+def check_divisible(what: str, given: tuple[int, ...], stride: int | Sequence[int]) -> None:
+    """ConfigError unless each side is a multiple of `stride` (one number, or one a side), with the nearest sizes that are."""
+    strides = (stride,) * len(given) if isinstance(stride, int) else tuple(stride)
+    if any(n % s or n < s for n, s in zip(given, strides, strict=True)):
+        low, high = (tuple(max(s, rounded(n / s) * s) for n, s in zip(given, strides, strict=True)) for rounded in (math.floor, math.ceil))
         sizes = " or ".join(dict.fromkeys((_size(low), _size(high))))
-        raise ConfigError(f"{what} {_size(given)}; each side must be a multiple of {stride}", f"nearest: {sizes}")
+        wanted = f"each side must be a multiple of {strides[0]}" if len(set(strides)) == 1 else f"its sides must be multiples of {_size(strides)}"
+        raise ConfigError(f"{what} {_size(given)}; {wanted}", f"nearest: {sizes}")
 
 
 def _size(sides: Iterable[object]) -> str:
@@ -179,3 +202,29 @@ def image_features(features: Tensor, pooled: Tensor | None = None, levels: Mappi
     tokens = features.flatten(2).transpose(1, 2)  # B N D
     mask = tokens.new_ones(tokens.shape[:2]).bool()
     return ImageFeatures(tokens.mean(1) if pooled is None else pooled, tokens, mask, tuple(features.shape[2:]), levels=levels or {})
+
+
+def recompute(run: Callable[..., T], *inputs: Tensor, within: nn.Module) -> T:
+    """run(*inputs), computed again in the backward pass instead of kept for it: less memory, the same result and gradients.
+
+    The batch norms of `within`, the module whose parameters `run` uses, count the batch once.
+    """
+    from torch.utils.checkpoint import checkpoint
+
+    return checkpoint(run, *inputs, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _Uncounted(within)))
+
+
+class _Uncounted(contextlib.AbstractContextManager[None]):
+    """Batch norms inside use the statistics of the batch, as in training, and do not remember them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.norms = [m for m in module.modules() if getattr(m, "track_running_stats", False)]
+
+    def __enter__(self) -> None:
+        self.kept = [(m, m.momentum, m.num_batches_tracked) for m in self.norms]
+        for m in self.norms:
+            m.momentum, m.num_batches_tracked = 0.0, None  # the running statistics move by nothing, and no batch is counted
+
+    def __exit__(self, *_: object) -> None:
+        for m, momentum, count in self.kept:
+            m.momentum, m.num_batches_tracked = momentum, count

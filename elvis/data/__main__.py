@@ -3,6 +3,7 @@
     python -m elvis.data doctor  NAME root=DIR [option=value ...] [against=OTHER:DIR ...] [strict=true]
     python -m elvis.data prepare NAME root=DIR [option=value ...] [out=DIR] [size=512] [fit=pad] [workers=N] [resized=true] [strict=true]
                                    [on_leak=error|drop|allow] [max_missing=0.005] [check=true] [again=true]
+                                   CT: [size=[240,480,480]] [spacing=[1.5,0.75,0.75]] [dtype=int16 | window=[-1000,1000]]
     python -m elvis.data show    [NAME root=DIR option=value ...] [out=sheet.png|sheet.html] [split=test] [count=8] [seed=0]
     python -m elvis.data export  --layout NAME out=DIR [train=8 val=2 test=4] [height=80 width=96] [break_=D040]
     python -m elvis.data purge   [yes=true]
@@ -19,7 +20,7 @@ import argparse
 import inspect
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from elvis.data.prepare import cores, prepare
 from elvis.data.problems import MAX_MISSING
 from elvis.data.shards import Make
 from elvis.data.studies import StudyTable, stable_hash
+from elvis.data.volumes import windowed
 from elvis.errors import ConfigError, DataError, nearest, run_cli
 from elvis.registry import DATASETS, check_call
 from elvis.types import Study
@@ -88,8 +90,11 @@ def run_prepare(
     options: Options,
     *,
     out: str | None = None,
-    size: int = 512,
+    size: int | Sequence[int] = 512,
     fit: str = "pad",
+    spacing: Sequence[float] = (),
+    dtype: str = "uint8",
+    window: Sequence[float] = (),
     workers: int | None = None,
     resized: bool = False,
     max_missing: float = MAX_MISSING,
@@ -99,16 +104,17 @@ def run_prepare(
     again: bool = False,
 ) -> int:
     """Pixels of training size and a manifest, in OUT or in the cache."""
-    if fit not in ("pad", "crop") or on_leak not in ("error", "drop", "allow") or size < 1 or not 0 <= max_missing <= 1 or (workers or 1) < 1:
-        what = f"fit={fit} on_leak={on_leak} size={size} max_missing={max_missing} workers={workers}"
-        raise ConfigError(what, "fit is pad or crop; on_leak is error, drop or allow; size and workers are positive; max_missing is a share")
+    make = _make(size, fit, spacing, dtype, window)
+    if fit not in ("pad", "crop") or on_leak not in ("error", "drop", "allow") or not 0 <= max_missing <= 1 or (workers or 1) < 1:
+        what = f"fit={fit} on_leak={on_leak} max_missing={max_missing} workers={workers}"
+        raise ConfigError(what, "fit is pad or crop; on_leak is error, drop or allow; workers is positive; max_missing is a share")
     if name == "prepared":
         raise ConfigError("prepared data is prepared", "name the dataset it was made of")
     table = studies.load(name, need_text=False, strict=strict, on_leak=on_leak, resized=resized, **options)  # type: ignore[arg-type]
-    target = (
-        Path(out).expanduser() if out else cache.private(cache.private(cache.home()) / "prepared") / f"{name}-{size}-{_hash(options | {'fit': fit})}"
-    )
-    done = prepare(table, target, Make(size, fit), name=name, workers=workers or cores(), max_missing=max_missing, check=check, again=again)  # type: ignore[arg-type]
+    table = replace(table, studies=windowed(table.studies, window))
+    whole = options | {"make": str(make), "window": list(window)}
+    target = Path(out).expanduser() if out else _cached(f"{name}-{str(make).split()[0]}-{_hash(whole)}")
+    done = prepare(table, target, make, name=name, workers=workers or cores(), max_missing=max_missing, check=check, again=again)
     studies.write_excluded(table.excluded, target / "excluded.txt")
     for line in doctor.shown(done.problems):
         print(line)
@@ -119,6 +125,22 @@ def run_prepare(
         return 2
     print(f"train on it: python -m elvis.pretrain --config CONFIG data.name=prepared data.root={done.out}")
     return 0
+
+
+def _make(size: int | Sequence[int], fit: str, spacing: Sequence[float], dtype: str, window: Sequence[float]) -> Make:
+    """How images are stored. ConfigError lists what is wrong with it."""
+    shape = size if isinstance(size, int) else tuple(size)
+    sides = (shape,) if isinstance(shape, int) else shape
+    wrong = [f"size={size}"] * (len(sides) not in (1, 3) or min(sides, default=0) < 1)
+    wrong += [f"spacing={list(spacing)}"] * (len(spacing) not in (0, 3) or min(spacing, default=1) <= 0)
+    wrong += [f"dtype={dtype}"] * (dtype not in ("uint8", "int16"))
+    wrong += [f"window={list(window)}"] * (len(window) not in (0, 2) or (len(window) == 2 and window[0] >= window[1]))
+    if wrong:
+        fix = "size is a number or [z,y,x], above zero; spacing is [z,y,x] in mm; dtype is uint8 or int16; window is [low,high] in Hounsfield units"
+        raise ConfigError(f"prepare: {', '.join(wrong)}", fix)
+    if window and dtype == "int16":
+        raise ConfigError("prepare: dtype=int16 keeps Hounsfield units, no window", "leave window out, and name data.window when you train")
+    return Make(shape, fit, tuple(spacing), dtype)  # type: ignore[arg-type]
 
 
 def run_show(name: str, options: Options, *, out: str | None = None, split: str | None = None, count: int = 8, seed: int = 0) -> int:
@@ -171,15 +193,14 @@ def run_export(name: str, options: Options, *, layout: str = "manifest", out: st
 
 
 def run_purge(name: str, options: Options, *, yes: bool = False) -> int:
-    """Remove what prepare put into the cache; without yes=true only say what that is."""
+    """Remove what prepare, and the export of features, put into the cache; without yes=true only say how much that is."""
     if name or options:
-        raise ConfigError("purge takes no dataset and no option but yes=true", "it removes all that prepare put into the cache")
-    folder = cache.home() / "prepared"
+        raise ConfigError("purge takes no dataset and no option but yes=true", "it removes all that was put into the cache")
     if not yes:
-        print(f"{folder}: {cache.size(folder) if folder.is_dir() else 0:,} bytes would be removed; type: python -m elvis.data purge yes=true")
+        print(f"{cache.home()}: {sum(map(cache.size, cache.folders())):,} bytes would be removed; type: python -m elvis.data purge yes=true")
         return 0
     where, freed = cache.purge()
-    print(f"removed {where}: {freed:,} bytes")
+    print(f"emptied {where}: {freed:,} bytes")
     return 0
 
 

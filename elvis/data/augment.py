@@ -1,10 +1,11 @@
-"""Augmentation of one radiograph, a pure function of (image, seed); the only file that knows albumentations (2.0.8, MIT).
+"""Augmentation of one radiograph or CT volume, a pure function of (image, seed); the only file that knows albumentations (2.0.8, MIT).
 
 There is no horizontal flip, and none may be added: reports name sides ("small left effusion"), so a mirrored image with
 its own report teaches that left is right. Turns, shifts and crops are kept small enough that the words stay true.
 
     augment(image, seed) -> image           here, on a CPU, by albumentations
     augment(image, seed, masks) -> image, masks    the same moves for masks (nearest pixel), nothing else
+    augment(volume Z Y X, seed)             every slice as one image of that seed: the same moves and greys in all, noise of its own in each
     augment.numbers(seed, size) -> K        the numbers the call above draws, for elvis.data.inputs to do the same on a batch, on its device
 """
 
@@ -23,7 +24,7 @@ NUMBERS = ("xx", "xy", "x0", "yx", "yy", "y0", "edge_x", "edge_y", "contrast", "
 
 
 class Augment:
-    """`augment(image uint8 H W, seed) -> uint8 H W`. Every option is an amplitude; 0 = off, and all off = the image itself."""
+    """`augment(image uint8 H W or Z H W, seed) -> uint8 of that shape`. Every option is an amplitude; 0 = off, and all off = the image itself."""
 
     def __init__(
         self,
@@ -43,10 +44,23 @@ class Augment:
         self._pipelines: dict[tuple[int, ...], Any] = {}  # by image size, which the crop must know
 
     def __call__(self, image: np.ndarray, seed: int, masks: Sequence[np.ndarray] | None = None) -> Any:
-        """With masks (uint8 H W each): (image, masks)."""
+        """With masks (uint8, each of the image's shape): (image, masks)."""
+        if image.ndim == 3:
+            return self._slices(image, seed, masks)
+        return self._one(image, seed, np.random.default_rng(seed), masks)
+
+    def _slices(self, volume: np.ndarray, seed: int, masks: Sequence[np.ndarray] | None) -> Any:
+        noise = (np.random.default_rng([seed, z]) for z in range(len(volume)))
+        if masks is None:
+            return np.stack([self._one(plane, seed, own, None) for plane, own in zip(volume, noise, strict=True)])
+        planes, cut = zip(*[self._one(plane, seed, next(noise), [mask[z] for mask in masks]) for z, plane in enumerate(volume)], strict=True)
+        return np.stack(planes), [np.stack(mask) for mask in zip(*cut, strict=True)]
+
+    def _one(self, image: np.ndarray, seed: int, noise: np.random.Generator, masks: Sequence[np.ndarray] | None) -> Any:
+        """`noise` is drawn from for the pixels' noise alone, all else is drawn by `seed`."""
         pipeline = self.pipeline(image.shape)
         # one pair of generators for all steps: with set_random_seed every step would draw the SAME numbers
-        pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        pipeline.set_random_state(noise, random.Random(seed))
         if masks is None:
             return pipeline(image=image)["image"]
         both = pipeline(image=image, masks=list(masks))
@@ -89,13 +103,13 @@ class Augment:
     # -------------------------------------------------------------------------------------------- the same, as numbers
 
     def numbers(self, seed: int, size: tuple[int, ...]) -> list[float]:
-        """NUMBERS for an image of this size (height, width): what the albumentations draw for this seed, in their order.
+        """NUMBERS for an image of this size ((z,) height, width): what the albumentations draw for this seed, in their order.
 
         xx ... y0 take a place of the output to one of the input, both from -1 to 1 between the image's edges, after the output's place
         was held between -edge and edge (the centres of a crop's outermost pixels: they reach to its border). contrast is a factor,
         brightness and noise are parts of the full range, blur is a sigma in pixels.
         """
-        draw = random.Random(seed)
+        draw, size = random.Random(seed), size[-2:]
         draw.random()  # Compose asks whether to run
         to_input = np.eye(3)  # pixel centres of the output -> of the input; x, y, 1
         if self.moves:

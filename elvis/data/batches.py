@@ -25,8 +25,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from elvis.data.augment import Augment
-from elvis.data.images import BadImage, Preprocess, read
+from elvis.data.frames import VolumePreprocess
+from elvis.data.images import BadImage, Preprocess
 from elvis.data.order import StepSampler, draw
+from elvis.data.structures import Structures
 from elvis.data.studies import stable_hash
 from elvis.data.texts import Reports, Text, pad
 from elvis.data.tokenizer import Tokenizer
@@ -88,18 +90,20 @@ class StudyDataset(Substituting):
 
     views: "first" image | "frontal", the first AP or PA, else the first | "random" one per epoch | "all" up to `max_views`.
     augment: after resizing, here ("cpu") or, with the same numbers, by `ToInput` ("device"); None = none. All reports are encoded at
-    once. cache: keep resized images (size * size bytes each) in the memory of every worker process.
+    once; structures, fill: see `Reports`. cache: keep resized images (size * size bytes each) in the memory of every worker process.
     """
 
     def __init__(
         self,
         studies: Sequence[Study],
         tokenizer: Tokenizer,
-        preprocess: Preprocess,
+        preprocess: Preprocess | VolumePreprocess,
         *,
         units: Sequence[str] = ("report", "sentence"),
         max_tokens: int = 256,
         max_units: int | Mapping[str, int] | None = None,
+        structures: Structures | None = None,
+        fill: bool = True,
         views: Literal["first", "frontal", "random", "all"] = "first",
         max_views: int = 1,
         augment: Augment | None = None,
@@ -111,7 +115,9 @@ class StudyDataset(Substituting):
         self.preprocess, self.collate = preprocess, _Collate(tokenizer.pad_id)
         self.views, self.max_views, self.augment, self.augment_on = views, max_views, augment, augment_on
         texts = ([sentence.text for sentence in study.sentences] for study in studies)
-        self.reports = Reports(texts, tokenizer, units=units, max_tokens=max_tokens, max_units=max_units)
+        regions = ([sentence.region for sentence in study.sentences] for study in studies)
+        about = {"structures": structures, "regions": regions, "fill": fill}
+        self.reports = Reports(texts, tokenizer, units=units, max_tokens=max_tokens, max_units=max_units, **about)
         self.cached: dict[tuple[int, int], np.ndarray] | None = {} if cache else None
 
     def item(self, index: int, epoch: int = 0, bad: tuple[tuple[str, str], ...] = ()) -> Item:
@@ -132,7 +138,8 @@ class StudyDataset(Substituting):
     def _image(self, index: int, view: int) -> np.ndarray:
         image = None if self.cached is None else self.cached.get((index, view))
         if image is None:
-            image = self.preprocess.resize(read(self.studies[index].images[view]))
+            study = self.studies[index]
+            image = self.preprocess.show(study.images[view], study.spacing)
             if self.cached is not None:
                 self.cached[index, view] = image
         return image

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from elvis.errors import DataError
 
+KINDS = {"prepared": ".prepare", "features": "manifest.json"}  # folders of the cache, and the file that shows that one of them is ours
+
 
 def home() -> Path:
     """Where the cache is; nothing is made."""
@@ -41,11 +43,20 @@ def free_bytes(folder: Path) -> int:
 
 
 def purge() -> tuple[Path, int]:
-    """Remove what `prepare` has put into the cache, and nothing else; returns where it was and how many bytes."""
-    prepared = home() / "prepared"
-    freed = 0
-    for folder in sorted(prepared.iterdir()) if prepared.is_dir() and not prepared.is_symlink() else ():
-        if not folder.is_symlink() and (folder / ".prepare").is_file():
-            freed += size(folder)
-            shutil.rmtree(folder)
-    return prepared, freed
+    """Remove what `prepare` and the export of features have put into the cache, and nothing else; returns where it was and how many bytes."""
+    ours = folders()
+    freed = sum(map(size, ours))
+    for folder in ours:
+        shutil.rmtree(folder)
+    return home(), freed
+
+
+def folders() -> list[Path]:
+    """What is in the cache and was put there by us, whole, or half where the process was killed (elvis.checkpoints.write)."""
+    return [
+        folder
+        for kind, sign in KINDS.items()
+        if (below := home() / kind).is_dir() and not below.is_symlink()
+        for folder in sorted(below.iterdir())
+        if not folder.is_symlink() and ((folder / sign).is_file() or (folder.is_dir() and folder.name.startswith(".stage-")))
+    ]

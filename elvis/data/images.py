@@ -15,7 +15,7 @@ import functools
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -214,12 +214,12 @@ class Frame:
 
         A map M in original pixels is rows @ M @ columns.T, from that row and column on.
         """
-        return tuple(_weights(*along, how) for along in zip((self.height, self.width), self.size, self.scale, self.offset, (h, w), strict=True))  # type: ignore[return-value]
+        return tuple(along_weights(*along, how) for along in zip((self.height, self.width), self.size, self.scale, self.offset, (h, w), strict=True))  # type: ignore[return-value]
 
     def to_cells(self, grid: tuple[int, int], window: tuple[slice, slice], mask: np.ndarray) -> np.ndarray:
         """A mask in original pixels, as a perfect map of grid h w would show it: the mean over each cell. `mask` fills `window`, else it is 0."""
         (y, x), sizes = window, (self.height, self.width)
-        rows, columns = (_cells(*along) for along in zip(sizes, self.size, self.scale, self.offset, grid, strict=True))
+        rows, columns = (along_cells(*along) for along in zip(sizes, self.size, self.scale, self.offset, grid, strict=True))
         return rows[:, y] @ mask.astype(np.float64) @ columns[:, x].T
 
     def boxes_to_input(self, boxes: Tensor) -> Tensor:
@@ -234,7 +234,7 @@ class Frame:
 
 
 @functools.lru_cache(maxsize=32)
-def _weights(length: int, size: int, scale: float, offset: float, cells: int, how: str) -> tuple[int, np.ndarray]:
+def along_weights(length: int, size: int, scale: float, offset: float, cells: int, how: str) -> tuple[int, np.ndarray]:
     """Along one axis: the first pixel that the input shows, and a row of weights for it and each after it; float64, shown pixels x cells."""
     at = scale * (np.arange(length) + 0.5) + offset  # pixel centres, in the input
     shown = (at >= 0) & (at <= size)
@@ -254,7 +254,7 @@ def _weights(length: int, size: int, scale: float, offset: float, cells: int, ho
 
 
 @functools.lru_cache(maxsize=32)
-def _cells(length: int, size: int, scale: float, offset: float, cells: int) -> np.ndarray:
+def along_cells(length: int, size: int, scale: float, offset: float, cells: int) -> np.ndarray:
     """Along one axis, the share of each cell of the input that each pixel of the original covers: cells x pixels."""
     edges = np.clip((scale * np.arange(length + 1) + offset) * (cells / size), 0, cells)  # pixel edges, in cells
     cell = np.arange(cells)[:, None]
@@ -296,7 +296,11 @@ class Preprocess:
         ratio = self.zoom * max(h / height, w / width)
         return Frame(height, width, self.size, (ratio, ratio), ((h - ratio * height) / 2, (w - ratio * width) / 2))
 
-    def resize(self, image: np.ndarray) -> np.ndarray:
+    def show(self, source: Path | ImageSource, spacing: Sequence[float] = ()) -> np.ndarray:
+        """What the model sees of an image: uint8 h w. Raises BadImage. `spacing`: of volumes (elvis.data.frames), not used here."""
+        return self.resize(read(source))
+
+    def resize(self, image: np.ndarray, spacing: Sequence[float] = ()) -> np.ndarray:
         """uint8 H W -> uint8 h w; bilinear, averaged over the footprint of a pixel when it shrinks. One of that size is itself."""
         if image.shape == self.size:
             return image
@@ -313,13 +317,8 @@ class Preprocess:
         return canvas
 
     def tensor(self, images: np.ndarray | Tensor, channels: int | None = None) -> Tensor:
-        """Grey values 0..255, ... *S -> float32 ... C *S on the same device, (x / 255 - mean) / std; C = `channels`, or one per value of `mean`."""
-        import torch
-
-        grey = (images if isinstance(images, torch.Tensor) else torch.tensor(images)).float().div(255.0).unsqueeze(-1 - len(self.size))
-        grey = grey.expand(*images.shape[: -len(self.size)], channels or len(self.mean), *images.shape[-len(self.size) :])
-        mean, std = (torch.tensor(values, device=grey.device).view(-1, *[1] * len(self.size)) for values in (self.mean, self.std))
-        return (grey - mean) / std  # ... C *S
+        """Grey values 0..255, ... h w -> float32 ... C h w on the same device, (x / 255 - mean) / std; C = `channels`, or one per value of `mean`."""
+        return normalised(images, 2, self.mean, self.std, channels)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a checkpoint's preprocess.json."""
@@ -328,3 +327,13 @@ class Preprocess:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Preprocess:
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def normalised(images: np.ndarray | Tensor, ndim: int, mean: Sequence[float], std: Sequence[float], channels: int | None = None) -> Tensor:
+    """Grey values 0..255, ... *S of `ndim` axes -> float32 ... C *S on the same device, (x / 255 - mean) / std; one grey value feeds all channels."""
+    import torch
+
+    grey = (images if isinstance(images, torch.Tensor) else torch.tensor(images)).float().div(255.0).unsqueeze(-1 - ndim)
+    grey = grey.expand(*images.shape[:-ndim], channels or len(mean), *images.shape[-ndim:])
+    centre, scale = (torch.tensor(values, device=grey.device).view(-1, *[1] * ndim) for values in (mean, std))
+    return (grey - centre) / scale  # ... C *S

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from elvis.data.augment import NUMBERS, Augment
+from elvis.data.frames import VolumePreprocess
 from elvis.data.images import Preprocess
 from elvis.types import Batch
 
@@ -24,7 +25,7 @@ from elvis.types import Batch
 class ToInput:
     """channels: of the backbone; None = one per value of preprocess.mean. augment: the amplitudes the batches' numbers were drawn with."""
 
-    def __init__(self, preprocess: Preprocess, channels: int | None = None, augment: Augment | None = None) -> None:
+    def __init__(self, preprocess: Preprocess | VolumePreprocess, channels: int | None = None, augment: Augment | None = None) -> None:
         self.preprocess, self.channels, self.augment = preprocess, channels, augment
 
     @torch.no_grad()
@@ -38,9 +39,13 @@ class ToInput:
 
 
 def augmented(images: Tensor, numbers: Tensor, seeds: Tensor, augment: Augment) -> Tensor:
-    """uint8 N H W, N K (NUMBERS), int64 N -> float32 N H W, 0 to 255. Each image depends on its own row alone."""
-    images = images.float()
-    contrast, brightness, gamma, blur, noise = numbers[:, NUMBERS.index("contrast") :, None, None].unbind(1)  # N 1 1
+    """uint8 N *S, N K (NUMBERS), int64 N -> float32 N *S, 0 to 255. Each image depends on its own row alone.
+
+    The slices of a volume are moved and blurred alike; each has noise of its own.
+    """
+    shape = images.shape
+    images = images.float().view(len(images), -1, *shape[-2:])  # N Z H W; of radiographs Z = 1
+    contrast, brightness, gamma, blur, noise = numbers[:, NUMBERS.index("contrast") :, None, None, None].unbind(1)  # N 1 1 1
     if augment.moves or augment.crop_scale:
         images = moved(images, numbers[:, :6].unflatten(1, (2, 3)), numbers[:, 6:8])
     if augment.contrast or augment.brightness:
@@ -50,27 +55,29 @@ def augmented(images: Tensor, numbers: Tensor, seeds: Tensor, augment: Augment) 
     if augment.blur:
         images = blurred(images, blur, radius=int(3.5 * augment.blur))
     if augment.noise:
-        images = (images + 255 * noise * normal(seeds, images.shape[1:])).clamp(0, 255)
-    return images
+        for z, planes in enumerate(images.unbind(1)):  # one at a time: the numbers of a whole volume take several times its room
+            planes += 255 * noise[:, 0] * normal(seeds + (z << 32), planes.shape[1:])
+        images = images.clamp(0, 255)
+    return images.view(shape)
 
 
 def moved(images: Tensor, to_input: Tensor, edge: Tensor) -> Tensor:
-    """N H W, N 2 3, N 2 (x, y) -> N H W: bilinear, black outside; see `Augment.numbers`."""
-    x, y = (torch.linspace(1 / n - 1, 1 - 1 / n, n, device=images.device) for n in (images.shape[2], images.shape[1]))  # W, H: pixel centres
+    """N Z H W, N 2 3, N 2 (x, y) -> N Z H W: bilinear, black outside; see `Augment.numbers`."""
+    x, y = (torch.linspace(1 / n - 1, 1 - 1 / n, n, device=images.device) for n in (images.shape[3], images.shape[2]))  # W, H: pixel centres
     x, y = (torch.clamp(at, -edge[:, axis, None], edge[:, axis, None]) for axis, at in enumerate((x, y)))  # N W, N H
     along_x, along_y, start = to_input[:, None, None].unbind(-1)  # N 1 1 2
     grid = along_x * x[:, None, :, None] + along_y * y[:, :, None, None] + start  # N H W 2
-    return F.grid_sample(images[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0]
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def blurred(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """N H W, sigma N 1 1 (pixels) -> N H W: a Gaussian of int(3.5 sigma) pixels to each side, mirrored at the border."""
+    """N Z H W, sigma N 1 1 1 (pixels) -> N Z H W: a Gaussian of int(3.5 sigma) pixels to each side, mirrored at the border."""
     steps = torch.arange(-radius, radius + 1, device=images.device)
-    kernel = torch.exp(-0.5 * (steps / sigma.clamp_min(1e-6)) ** 2) * (steps.abs() <= (3.5 * sigma).floor())  # N 1 K
-    kernel = (kernel / kernel.sum(-1, keepdim=True)).unsqueeze(1)  # N 1 1 K
-    padded = F.pad(images[None], (radius,) * 4, mode="reflect")
+    kernel = torch.exp(-0.5 * (steps / sigma.clamp_min(1e-6)) ** 2) * (steps.abs() <= (3.5 * sigma).floor())  # N 1 1 K
+    kernel = kernel / kernel.sum(-1, keepdim=True)
+    padded = F.pad(images.transpose(0, 1), (radius,) * 4, mode="reflect")  # Z N H W
     along = F.conv2d(padded, kernel, groups=len(images))
-    return F.conv2d(along, kernel.transpose(2, 3), groups=len(images))[0]
+    return F.conv2d(along, kernel.transpose(2, 3), groups=len(images)).transpose(0, 1)
 
 
 def normal(seeds: Tensor, shape: torch.Size) -> Tensor:

@@ -10,6 +10,8 @@
     polygons       ((x, y), ...), ...: pixels whose centre lies inside one of them, even-odd
     shapes_objcxr  "type x1 y1 x2 y2 ...;...": 0 rectangle, 1 ellipse (both by two corners), 2 polygon; "" = empty
     nifti          a VolumeFile: one label, or everything above zero; nifti4d: one channel of it, by `value`
+    rle_volume     ([Z, Y, X], "start run start run ..."): rle_chexmask along the rows of all slices, one after another
+    computed       of a phantom CT: anything with read() -> bool Z Y X, in that orientation
 
 No dialect is scaled: a mask whose size is not that of the image is an error (D041), since only its owner knows why they differ.
 For an image that was made smaller on purpose, `resized` says so.
@@ -50,13 +52,19 @@ def decode_volume(mask: Mask) -> Bool:
 
 
 def resized(mask: Mask, shape: Sequence[int]) -> Bool:
-    """The mask for pixels that were made smaller (shards): decoded at its own size, then the nearest pixel; H W or Z H W."""
+    """The mask for pixels that were made smaller (shards): decoded at its own size, then the nearest pixel; H W or Z Y X.
+
+    The stored voxels of a volume are the centre of one of `mask.size`, of all that the mask covers; None = nothing was cut.
+    """
     if mask.kind in VOLUMES:
-        where = decode_volume(mask)
+        where, whole = decode_volume(mask), mask.size or shape
     else:
-        where = decode(mask, *(mask.size or shape[-2:]))
-    rows, columns = ((2 * np.arange(small) + 1) * large // (2 * small) for small, large in zip(shape[-2:], where.shape[-2:], strict=True))
-    return where[..., rows[:, None], columns]
+        where, whole = decode(mask, *(mask.size or shape[-2:])), shape[-2:]
+    places = []
+    for large, n, kept in zip(where.shape, whole, shape[-where.ndim :], strict=True):
+        place = (n - kept + 1) // 2 + np.arange(kept)  # where `elvis.data.frames.centred` cuts
+        places.append((2 * place + 1) * large // (2 * n))
+    return where[np.ix_(*places)]
 
 
 def union(masks: Iterable[Mask], height: int, width: int) -> Bool:
@@ -222,6 +230,21 @@ def _nifti4d(mask: Mask) -> Bool:
     return load_labels(mask.data, channel=mask.value or 0) > 0  # Z Y X
 
 
+def _rle_volume(mask: Mask) -> Bool:
+    (slices, *plane), text = mask.data
+    width = math.prod(plane)
+    return _chexmask(Mask(mask.name, "rle_chexmask", text), slices, width).reshape(slices, *plane)
+
+
+def encode_volume(mask: Bool) -> tuple[tuple[int, ...], str]:
+    """Bool Z Y X -> rle_volume."""
+    return mask.shape, encode_chexmask(mask.reshape(len(mask), -1))
+
+
+def _computed(mask: Mask) -> Bool:
+    return mask.data.read() > 0  # Z Y X
+
+
 # ----------------------------------------------------------------------------------------------------------- shapes
 
 
@@ -303,5 +326,5 @@ FLAT: Mapping[str, Callable[[Mask, int, int], Bool]] = {
     "polygons": _polygons,
     "shapes_objcxr": _objcxr,
 }
-VOLUMES: Mapping[str, Callable[[Mask], Bool]] = {"nifti": _nifti, "nifti4d": _nifti4d}
+VOLUMES: Mapping[str, Callable[[Mask], Bool]] = {"nifti": _nifti, "nifti4d": _nifti4d, "rle_volume": _rle_volume, "computed": _computed}
 DIALECTS: Mapping[str, Callable[..., Bool]] = {**FLAT, **VOLUMES}

@@ -1,7 +1,7 @@
 """One pass over a dataset: check every image, shrink it to training size, and keep what training needs in two kinds of file.
 
     OUT/manifest.arrow        one row a study: text, boxes, labels, where its pixels are (elvis.data.rows)
-    OUT/pixels/00000.bin ...  uint8 pixels, mapped and checksummed (elvis.data.shards)
+    OUT/pixels/00000.bin ...  uint8 pixels (volumes: int16 with dtype=int16), mapped and checksummed (elvis.data.shards)
     OUT/bad_images.jsonl      images left out: study, file, code, reason; never a text
     OUT/meta.json             how it was made, counts per split, problems
 
@@ -69,7 +69,7 @@ def prepare(
     again: OUT may hold another dataset, or another size, which is then replaced. Raises DataError: D010 more than `max_missing` of the
     files are missing, D011 none of them can be read, D001 OUT is not one of ours, D004 it cannot be written, or a name is no text.
     """
-    with _locked(out, f"{name} {make.size} {make.fit}", again):
+    with _locked(out, f"{name} {make}", again):
         sources = _sources(table.studies)
         _names_are_text(table.studies)
         _enough_files(sources, name, max_missing)
@@ -82,7 +82,7 @@ def prepare(
             raise DataError(f"{name}: not one of {len(sources)} images can be read" + (f", first: {first.what}" if first else ""), "", "D011")
         studies = [(study, stored) for whole in table.studies for study, stored in _kept(whole, places, problems)]
         found = (*table.problems, *problems.listed())
-        about = {"dataset": name, "size": make.size, "fit": make.fit, "images": len(sources) - bad, "bad_images": bad, "shards": count}
+        about = {"dataset": name, "made": str(make), "images": len(sources) - bad, "bad_images": bad, "shards": count}
         fresh = _write(out, studies, about | _about(table, [study for study, _ in studies], found))
         _write_bad(out / BAD, table.studies, places)
         return Prepared(out, len(studies), len(sources) - bad, bad, made, count, fresh, found)
@@ -267,25 +267,36 @@ def _kept(study: Study, places: Mapping[Any, Stored], problems: Problems) -> Ite
         groundings=tuple(groundings),
         masks=tuple(_masks(study.masks, study, stored, moved, problems)),
     )
-    yield replace(kept, spacing=_spacing(study.spacing, stored[good[0]].entry)), [stored[index] for index in good]
+    spaced = [Stored(at.shard, {**at.entry, "spacing": _spacing(study.spacing, at.entry)}) for at in (stored[index] for index in good)]
+    yield replace(kept, spacing=spaced[0].entry["spacing"]), spaced
 
 
 def _spacing(told: tuple[float, ...], entry: Mapping[str, Any]) -> tuple[float, ...]:
-    """mm between the stored pixels: of the table, else of the file, and larger where the image was made smaller."""
-    spacing = told or tuple(entry["spacing"])
-    parts = zip(spacing, entry["original"], entry["shape"], strict=True) if len(spacing) == len(entry["shape"]) else ()
+    """mm between the stored pixels: of the image itself, else of its study, and larger where the image was made smaller."""
+    spacing = tuple(entry["spacing"]) or told
+    parts = zip(spacing, entry["original"], entry["whole"], strict=True) if len(spacing) == len(entry["whole"]) else ()
     return tuple(mm * before / after for mm, before, after in parts)
 
 
 def _masks(given: Iterable[Mask], study: Study, stored: Sequence[Stored], moved: Mapping[int, int], problems: Problems) -> Iterator[Mask]:
-    """The masks that fit their images, with the size they were drawn in, which the stored pixels no longer tell; a computed one as run lengths."""
+    """The masks that fit their images, a computed one as run lengths, with the size they were drawn in, which the stored pixels no longer tell.
+
+    That of a volume has the size of the whole volume between the stored voxels, of which these are the centre (`masks.resized`).
+    """
     for mask in given:
         if mask.image not in moved:
             continue
         image = study.images[mask.image]
-        *_, height, width = stored[mask.image].entry["original"]
+        entry = stored[mask.image].entry
+        *_, height, width = entry["original"]
         try:
-            if mask.kind in masks.VOLUMES:
+            if mask.kind in ("computed", "rle_volume"):
+                where = masks.decode_volume(mask)
+                if list(where.shape) != list(entry["original"]):
+                    what = f"a mask of {where.shape}, its volume {tuple(entry['original'])} (z, y, x)"
+                    raise DataError(what, "give the mask of this volume", "D041")
+                mask = replace(mask, kind="rle_volume", data=masks.encode_volume(where))
+            elif mask.kind in masks.VOLUMES:
                 check_aligned(image, mask.data)  # type: ignore[arg-type]
             else:
                 where = masks.decode(mask, height, width)
@@ -294,7 +305,8 @@ def _masks(given: Iterable[Mask], study: Study, stored: Sequence[Stored], moved:
         except DataError as error:
             problems.add(error.code, f"{name_of(image)}, mask '{mask.name}'", error.what, error.fix)
             continue
-        yield replace(mask, image=moved[mask.image], size=mask.size or (height, width))
+        size = tuple(entry["whole"]) if mask.kind in masks.VOLUMES else mask.size or (height, width)
+        yield replace(mask, image=moved[mask.image], size=size)
 
 
 def _within(grounding: Any, height: int, width: int) -> Any:

@@ -50,6 +50,7 @@ CODES = {  # code -> (severity, what it means)
     "D080": ("E", "a CT volume does not look like Hounsfield units"),
     "D081": ("W", "a volume's spacing in the table is not usable, or not the file's"),
     "D082": ("Q", "a volume shows no chest, as its owner says"),
+    "D083": ("W", "voxels of a volume are no numbers: the smallest value instead"),
 }
 
 

@@ -16,13 +16,13 @@ from typing import Any
 
 from elvis.data.flags import flags
 from elvis.data.images import ImageFile
-from elvis.data.shards import ShardImage
+from elvis.data.shards import ShardImage, ShardVolume
 from elvis.data.volumes import VolumeFile
 from elvis.types import Grounding, Mask, Sentence, Study
 
 UNKNOWN = -1  # of a flag
 
-IMAGES = ("name", "view", "shard", "offset", "shape", "original", "sum")
+IMAGES = ("name", "view", "shard", "offset", "shape", "original", "sum", "dtype", "spacing")
 SENTENCES = ("text", "section", "start", "end", "region", "said_abnormal", "abnormal", "negated", "uncertain", "prior")
 GROUNDINGS = ("phrase", "category", "sentence", "image", "boxes", "size", "tags", "masks")
 
@@ -33,6 +33,7 @@ def features() -> Any:
 
     word, whole, small, real = Value("string"), Value("int64"), Value("int8"), Value("float32")
     image = {"name": word, "view": word, "shard": whole, "offset": whole, "shape": List(whole), "original": List(whole), "sum": whole}
+    image |= {"dtype": word, "spacing": List(Value("float64"))}
     sentence = {"text": word, "section": word, "start": whole, "end": whole, "region": word} | dict.fromkeys(SENTENCES[5:], small)
     grounding = {
         "phrase": word, "category": word, "sentence": whole, "image": whole, "boxes": List(List(Value("float64"))), "size": List(Value("float64")),
@@ -69,7 +70,7 @@ def to_row(study: Study, stored: Sequence[Stored]) -> dict[str, Any]:
         "id": study.id, "patient": study.patient, "split": study.split, "group": study.group, "text_source": study.text_source,
         "spacing": list(study.spacing),
         "images": [
-            {"name": image.id, "view": view, "shard": at.shard} | {name: at.entry[name] for name in ("offset", "shape", "original", "sum")}
+            {"name": image.id, "view": view, "shard": at.shard} | {name: at.entry[name] for name in IMAGES[3:]}
             for image, view, at in zip(study.images, views, stored, strict=True)
         ],
         "sections": [{"name": name, "text": text} for name, text in study.sections.items()],
@@ -153,8 +154,8 @@ def from_rows(batch: Any, pixels: Path) -> Iterator[Study]:
             patient=plain["patient"][row],
             split=_one(same, plain["split"][row]),
             images=tuple(
-                ShardImage(files.setdefault(shard, str(pixels / f"{shard:05d}.bin")), name, offset, tuple(shape), sum)
-                for name, _, shard, offset, shape, _, sum in shown
+                _image(files.setdefault(shard, str(pixels / f"{shard:05d}.bin")), name, offset, tuple(shape), sum, dtype, tuple(spacing))
+                for name, _, shard, offset, shape, _, sum, dtype, spacing in shown
             ),
             views=tuple(_one(same, view) for _, view, *_ in shown),
             spacing=tuple(plain["spacing"][row]),
@@ -170,6 +171,11 @@ def from_rows(batch: Any, pixels: Path) -> Iterator[Study]:
             group=plain["group"][row],
             extra=json.loads(plain["extra"][row]) if plain["extra"][row] != "{}" else {},
         )
+
+
+def _image(file: str, name: str, offset: int, shape: tuple[int, ...], sum: int, dtype: str, spacing: tuple[float, ...]) -> ShardImage:
+    about = file, name, offset, shape, sum
+    return ShardVolume(*about, spacing) if dtype == "int16" else ShardImage(*about, spacing if len(shape) == 3 else ())
 
 
 def _one(same: dict[str, str], text: str) -> str:
@@ -189,7 +195,7 @@ def _lists(batch: Any, name: str, names: Sequence[str]) -> list[list[tuple[Any, 
 def _read_grounding(values: tuple[Any, ...], shown: Sequence[tuple[Any, ...]]) -> Grounding:
     """Its boxes in pixels of the stored image, which is smaller than the one they were drawn in."""
     phrase, category, sentence, image, boxes, _, tags, masks = values
-    (*_, height, width), (*_, high, wide) = shown[image][4], shown[image][5]
+    (*_, height, width), (*_, high, wide) = shown[image][4], shown[image][5]  # shape, original
     y, x = height / high, width / wide
     return Grounding(
         phrase,

@@ -131,7 +131,8 @@ def _slices(study: Study, number: int, values: np.ndarray, width: int, ink: dict
     most = np.zeros(values.shape[0])
     for mask, tint in _masks_of(study, number, ink):
         with suppress(DataError):
-            if len(where := masks.resized(mask, values.shape)) == len(values):
+            where = masks.decode_volume(mask) if mask.size is None else masks.resized(mask, values.shape)
+            if where.shape == values.shape:
                 most += where.sum((1, 2))
                 _paint(colour, where, tint)
     axial = colour[int(most.argmax()) if most.any() else len(colour) // 2]

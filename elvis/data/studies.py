@@ -42,6 +42,7 @@ class StudyTable:
 
 
 SPLITS = frozenset({"train", "val", "test", "unused", "comp", "decor", "swap"})  # the last three: of phantoms
+COMPUTED = ("phantom", "phantom_ct")  # datasets of nobody: their texts and pixels may be shown to everyone
 UNIT = 1000  # of a frame for boxes that are fractions
 OnLeak = Literal["error", "drop", "allow"]
 

@@ -1,10 +1,13 @@
 """Reports as numbers: every sentence is encoded once, and a report is put together from its sentences when it is asked for.
 
-    Reports(reports, tokenizer, ...)[5] -> Text:  ids L;  units {"report" | "sentence" | "word": (membership U L, group U)}
+    Reports(reports, tokenizer, ...)[5] -> Text:  ids L;  units {"report" | "sentence" | "word" | "structure": (membership U L, group U)}
     pad([Text, ...], pad_id) -> ids B L, mask B L, {kind: TextUnits}
 
 Reports repeat each other's sentences, so each different one is kept, and hashed, once: 4 bytes a token (10 with its word) and about
 30 a sentence, in plain arrays, which worker processes share. `group` is a hash of the normalised text: equal text is never a negative.
+
+Structures (elvis.data.structures) are units in the order of their lexicon; a sentence may be of several, or of none. One that a report does not
+mention gets a sentence of its own behind the report ("No abnormality found in the lung."), which belongs to no other kind of unit.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +24,7 @@ from tokenizers import Encoding
 from torch import Tensor
 
 from elvis.data.reports import text_hash
+from elvis.data.structures import Structures
 from elvis.data.tokenizer import Tokenizer, words_of
 from elvis.types import TextUnits
 
@@ -36,7 +42,8 @@ class Text:
 class Reports:
     """Reports, given as lists of sentences, encoded as `Tokenizer.encode` does: [CLS] s1 s2 ... [SEP] of at most `max_tokens`.
 
-    max_units: how many units of each kind (or of all kinds) are kept, the first ones. `lengths`: tokens of each report.
+    max_units: how many units of each kind (or of all kinds) are kept, the first ones. structures: of the unit "structure"; regions: what the
+    owner says each sentence is about ("" = nothing); fill: structures that are not mentioned get a text. `lengths`: tokens of each report.
     """
 
     def __init__(
@@ -47,16 +54,23 @@ class Reports:
         units: Iterable[str],
         max_tokens: int,
         max_units: int | Mapping[str, int] | None = None,
+        structures: Structures | None = None,
+        regions: Iterable[Sequence[str]] = (),
+        fill: bool = True,
     ) -> None:
         self.units, self.max_tokens, self.max_units = tuple(units), max_tokens, max_units
         self.special = np.array([tokenizer.cls_id]), np.array([tokenizer.sep_id])
         known: dict[str, int] = {}
-        order, begins, group = array("i"), array("q", [0]), array("q")
-        for report in reports:
-            order.extend(known.setdefault(sentence, len(known)) for sentence in report)
+        order, begins, group, said = array("i"), array("q", [0]), array("q"), array("i")
+        about = _Structures(structures, fill) if structures is not None and "structure" in self.units else None
+        for report, told in zip_longest(reports, regions, fillvalue=()):
+            behind = about.add(report, told) if about is not None else ()
+            order.extend(known.setdefault(sentence, len(known)) for sentence in (*report, *behind))
             begins.append(len(order))
+            said.append(len(report))
             group.append(text_hash(" ".join(report)) if "report" in self.units else 0)
-        self.order, self.begins, self.group = np.array(order), np.array(begins), np.array(group)  # which sentences a report has
+        self.order, self.begins, self.group, self.said = np.array(order), np.array(begins), np.array(group), np.array(said)  # sentences of a report
+        self.about = about
         self.sentences = _Sentences(list(known), tokenizer, max_tokens, words="word" in self.units)
         tokens = np.concatenate([[0], np.cumsum(self.sentences.counts[self.order])])
         self.lengths = np.minimum(np.diff(tokens[self.begins]) + 2, max_tokens)
@@ -67,12 +81,17 @@ class Reports:
     def __getitem__(self, index: int) -> Text:
         numbers = self.order[self.begins[index] : self.begins[index + 1]]
         keep, (cls, sep) = self.max_tokens - 2, self.special
-        ids, sentence = self.sentences.tokens(numbers)
+        ids, place = self.sentences.tokens(numbers)
+        said = numbers[: self.said[index]]
+        sentence = np.where(place < len(said), place, -1)
         of_token = {"report": np.minimum(sentence, 0), "sentence": sentence}  # unit u IS sentence u of the study
-        group = {"report": self.group[index : index + 1], "sentence": self.sentences.group[numbers]}
+        group = {"report": self.group[index : index + 1], "sentence": self.sentences.group[said]}
         if "word" in self.units:
-            of_token["word"], group["word"] = self.sentences.words(numbers)
-        units = {kind: self._members(kind, of_token[kind][:keep], group[kind]) for kind in self.units}
+            words, group["word"] = self.sentences.words(said)
+            of_token["word"] = np.concatenate([words, np.full(len(ids) - len(words), -1)])
+        units = {kind: self._members(kind, of_token[kind][:keep], group[kind]) for kind in self.units if kind in of_token}
+        if self.about is not None:
+            units["structure"] = self.about.members(index, self.begins[index] + place[:keep])
         return Text(np.concatenate([cls, ids[:keep], sep]), units)
 
     def _members(self, kind: str, of_token: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -80,6 +99,34 @@ class Reports:
         group = group[: of_token.max(initial=-1) + 1][:limit]  # units of which nothing is left after the cut do not count
         of_token = np.concatenate([[-1], of_token, [-1]])  # special tokens belong to none
         return of_token == np.arange(len(group))[:, None], group
+
+
+class _Structures:
+    """Which structures each sentence of each report is of, as bits, and the group of the text of each structure."""
+
+    def __init__(self, structures: Structures, fill: bool) -> None:
+        self.structures, self.fill, self.count = structures, fill, len(structures.names)
+        self.bits, self.group = array("q"), array("q")
+
+    def add(self, report: Sequence[str], regions: Sequence[str]) -> list[str]:
+        """A report more; returns the sentences that are to stand behind it."""
+        labels = [*self.structures.assign(report, regions)]
+        mentioned = {s for own in labels for s in own}
+        behind = [s for s in range(self.count) if s not in mentioned] if self.fill and report else []
+        labels += [(s,) for s in behind]
+        texts = [*report, *(self.structures.missing(s) for s in behind)]
+        self.bits.extend(sum(1 << s for s in own) for own in labels)
+        for s in range(self.count):
+            own = [text for text, of in zip(texts, labels, strict=True) if s in of]
+            self.group.append(text_hash(" ".join(own)) if own else 0)
+        return texts[len(report) :]
+
+    def members(self, index: int, sentence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of a report whose tokens are of these sentences (counted over all reports): membership S L + 2, group S."""
+        bits = np.frombuffer(self.bits, np.int64)[sentence] if len(sentence) else np.zeros(0, np.int64)
+        inside = (bits >> np.arange(self.count)[:, None]) & 1 == 1
+        group = np.frombuffer(self.group, np.int64)[index * self.count : (index + 1) * self.count]
+        return np.pad(inside, ((0, 0), (1, 1))), group
 
 
 class _Sentences:
@@ -146,8 +193,8 @@ def pad(texts: Sequence[Text], pad_id: int) -> tuple[Tensor, Tensor, dict[str, T
 
 
 def text_tensors(
-    reports: Sequence[Sequence[str]], tokenizer: Tokenizer, *, units: Iterable[str], max_tokens: int, max_units: int | Mapping[str, int] | None = None
+    reports: Sequence[Sequence[str]], tokenizer: Tokenizer, *, units: Iterable[str], max_tokens: int, **options: Any
 ) -> tuple[Tensor, Tensor, dict[str, TextUnits]]:
-    """Reports as lists of sentences -> ids B L, mask B L, units: what a text encoder takes."""
-    encoded = Reports(reports, tokenizer, units=units, max_tokens=max_tokens, max_units=max_units)
+    """Reports as lists of sentences -> ids B L, mask B L, units: what a text encoder takes. options: those of `Reports`."""
+    encoded = Reports(reports, tokenizer, units=units, max_tokens=max_tokens, **options)
     return pad([encoded[index] for index in range(len(encoded))], tokenizer.pad_id)

@@ -18,21 +18,24 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 
 from elvis.data import dicom
 from elvis.data.images import BadImage, ImageFile, Look, to_8_bit, under
 from elvis.errors import DataError
+from elvis.types import Study
 
 Spacing = tuple[float, float, float]  # z, y, x in mm
 CT_WINDOW = (-1000.0, 1000.0)  # CT-CLIP clips to it
 MAX_VOXELS = 2**32  # more than any scan has; a header that says so is broken
+MIN_SLICES = 8  # fewer are a localizer, a slab or a key image, not a scan of a chest
+LOST = 0.01  # of the voxels may be no numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,10 @@ class VolumeFile:
     def path(self) -> Path:
         return Path(self.root, self.name)
 
+    def load(self) -> Volume:
+        """What was measured, before any window. Raises BadImage."""
+        return load(self)
+
     def look(self) -> Look:
         """`read`, with the codes of what was met on the way. Raises BadImage."""
         volume = load(self)
@@ -77,7 +84,13 @@ class VolumeFile:
 class Volume:
     values: np.ndarray  # int16 or float32, Z Y X; uint8 for a folder of pictures
     spacing: Spacing | None  # z, y, x in mm; None = nobody says
-    notes: tuple[str, ...] = ()  # codes: D081 where the table's spacing is not usable, or not the file's
+    notes: tuple[str, ...] = ()  # codes: D081 where the table's spacing is not usable, or not the file's; D083 where voxels were no numbers
+
+    def hounsfield(self) -> np.ndarray:
+        """int16 Z Y X: fractions are rounded, what does not fit is cut; pictures (uint8) as they are."""
+        if self.values.dtype in (np.uint8, np.int16):
+            return self.values
+        return np.clip(np.rint(self.values), -(2**15), 2**15 - 1).astype(np.int16)
 
     def windowed(self, window: tuple[float, float]) -> np.ndarray:
         """uint8 Z Y X, low..high to 0..255; pictures are shown as they are."""
@@ -91,6 +104,14 @@ class Volume:
 
 def load(source: VolumeFile) -> Volume:
     """The volume in LPS order. Raises BadImage: D005, D010, D011, D012, or D080 where Hounsfield units are due and are not there."""
+    volume = _load(source)
+    if len(volume.values) < MIN_SLICES:
+        fix = "a chest has more: is it a localizer or a slab, or are its axes told wrongly?"
+        raise BadImage(f"{len(volume.values)} slices", source.path, fix=fix)
+    return volume
+
+
+def _load(source: VolumeFile) -> Volume:
     path = under(source.root, source.path)
     with _reading(path):
         if path.is_dir():
@@ -102,10 +123,31 @@ def load(source: VolumeFile) -> Volume:
             stored, affine, own = _stored(path)
             affine = _along(source.axes, affine)
             values = _in_units(source, _channel(stored, None, path), own)
+        values, notes = _finite(values, path)
         if source.rescale != "off" and (why := check_hounsfield(values)):
             raise BadImage(why, path, "D080", "check slope and intercept; set rescale=off for values that are meant so, a crop or a mask too")
         values, affine = to_lps(values, affine)
-        return Volume(_compact(values), *_spacing(source, affine))
+        spacing, more = _spacing(source, affine)
+        return Volume(_compact(values), spacing, (*notes, *more))
+
+
+def through(source: Any, window: Sequence[float]) -> Any:
+    """A source of an image with this window (low, high) in Hounsfield units, where it has one. DataError for a volume stored without."""
+    if not window:
+        return source
+    if hasattr(source, "window"):
+        return replace(source, window=tuple(float(value) for value in window))
+    if len(getattr(source, "shape", ())) == 3:  # of a shard
+        fix = "leave data.window out, or prepare with dtype=int16, which keeps Hounsfield units"
+        raise DataError(f"{source.id}: a window is asked for, but its voxels were stored through another one", fix)
+    return source
+
+
+def windowed(studies: Iterable[Study], window: Sequence[float]) -> tuple[Study, ...]:
+    """Studies whose volumes are all seen through this window; as they are for ()."""
+    if not window:
+        return tuple(studies)
+    return tuple(replace(study, images=tuple(through(image, window) for image in study.images)) for study in studies)
 
 
 def load_labels(source: VolumeFile, channel: int | None = None) -> np.ndarray:
@@ -231,14 +273,21 @@ def _table(source: VolumeFile) -> Own | None:
     return None if slope is None and intercept is None else (slope or 1.0, intercept or 0.0)
 
 
+def _finite(values: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The smallest value in the place of NaN and infinity, and a note of it. BadImage where these are more than LOST."""
+    if values.dtype.kind != "f" or (finite := np.isfinite(values)).all():
+        return values, ()
+    if (lost := 1 - finite.mean()) > LOST:
+        raise BadImage(f"{lost:.0%} of the voxels are no numbers", path, fix="write it again, with the value of air where nothing was measured")
+    return np.where(finite, values, values[finite].min()), ("D083",)
+
+
 def _compact(values: np.ndarray) -> np.ndarray:
-    """int16 where the values fit, else float32; what is not finite becomes the smallest value."""
+    """int16 where the values fit, else float32."""
     if values.dtype.kind in "biu":
         fits = values.size == 0 or (values.min() >= -(2**15) and values.max() < 2**15)
         return values.astype(np.int16 if fits else np.float32, copy=False)
-    values = values.astype(np.float32, copy=False)
-    finite = np.isfinite(values)
-    return values if finite.all() else np.where(finite, values, values[finite].min())
+    return values.astype(np.float32, copy=False)
 
 
 def _spacing(source: VolumeFile, affine: np.ndarray | None) -> tuple[Spacing | None, tuple[str, ...]]:

@@ -62,6 +62,8 @@ class Encoder(nn.Module, EncoderMixin):
 
     def __init__(self, backbone: nn.Module, *, depth: int, output_stride: int = 32, rebuild: bool = False) -> None:
         nn.Module.__init__(self)
+        if backbone.spec.ndim != 2:
+            raise ConfigError(f"'{backbone.spec.name}' is {backbone.spec.ndim}D, SMP's decoders are for images", "choose a 2D backbone")
         self.plain, self.rebuild = bool(getattr(backbone, "plain", False)), rebuild
         if not self.plain and output_stride < min(32, 2**depth, backbone.spec.strides[-1]):
             backbone = _dilated(backbone, output_stride)

@@ -24,6 +24,16 @@ def ranks(image: Tensor, text: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     return _ranks(image, text, group), _ranks(text, image, group)
 
 
+def structure_ranks(seen: Tensor, told: Tensor, mask: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """`ranks` where images and texts are compared structure by structure: seen N S D, told N S D, mask N S bool (what a report tells of), group N.
+
+    Similarity of image i and report j is the mean cosine over the structures that report j tells of.
+    """
+    weight = mask / mask.sum(1, keepdim=True).clamp_min(1)  # N S
+    seen, told = normalize(seen).flatten(1), (normalize(told) * weight.unsqueeze(-1)).flatten(1)  # N S*D
+    return _ranks(seen, told, group), _ranks(told, seen, group)
+
+
 def _ranks(queries: Tensor, candidates: Tensor, group: Tensor) -> Tensor:
     out = []
     for rows, own in zip(queries.split(ROWS), group.split(ROWS), strict=True):

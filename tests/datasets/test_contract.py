@@ -32,7 +32,7 @@ LAYOUTS = layouts()
 OWNERS = sorted({layout.dataset for layout in LAYOUTS.values()})
 IN_PREPARE = {"D052"}  # seen when all pixels are: tests/test_codes.py
 MISTAKES = [(name, mistake) for name, layout in LAYOUTS.items() for mistake in layout.breaks if mistake[:4] not in IN_PREPARE]
-WITHOUT_OWNER = {"folders", "manifest", "phantom", "prepared"}  # your own, computed, made by prepare: nobody has a layout for these
+WITHOUT_OWNER = {"folders", "manifest", "phantom", "phantom_ct", "prepared"}  # your own, computed, made by prepare: nobody has a layout for these
 
 REASONS = {  # why studies are left out
     "excluded", "position", "two_patients", "no_patient", "no_chest", "no_row", "unreadable",

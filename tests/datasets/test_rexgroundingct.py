@@ -13,7 +13,7 @@ import pytest
 from elvis.data import images, masks, studies, volumes
 from elvis.data.datasets.rexgroundingct import CATEGORIES, rexgroundingct
 from elvis.data.images import BadImage
-from elvis.data.phantoms.layouts.rexgroundingct import CATEGORY_OF, texts
+from elvis.data.phantoms.layouts.rexgroundingct import CATEGORY_OF, OTHER, texts
 from elvis.data.volumes import check_aligned, load_labels
 from elvis.errors import DataError
 from tests.datasets.conftest import Exported, Made
@@ -40,7 +40,7 @@ def test_volumes_phrases_and_masks_are_those_that_were_written(made: Made) -> No
         several += len(study.groundings) > 1
         for place, grounding in enumerate(study.groundings):
             assert (grounding.sentence, grounding.boxes) == (place, ())
-            assert grounding.category == CATEGORY_OF[scan.findings[place].kind]
+            assert grounding.category == CATEGORY_OF.get(scan.findings[place].kind, OTHER)
             for mask in grounding.masks:
                 np.testing.assert_array_equal(masks.decode_volume(mask), scan.mask(place))
     assert several >= 2

@@ -15,8 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-from downstream.reportgen.metrics.adapters import OBSERVATIONS, BertScore, CheXbert, CxrBert, RadGraph
+from downstream.reportgen.metrics import ctrate18
+from downstream.reportgen.metrics.adapters import ADAPTERS, OBSERVATIONS, BertScore, CheXbert, CtClassifier, CxrBert, RadGraph
 from downstream.reportgen.metrics.chexpert14 import CLASSES
+from downstream.reportgen.metrics.clinical import CTRATE18, compare
 from elvis.errors import ConfigError
 from tests.tiny_encoders import write_bert
 
@@ -343,6 +345,112 @@ def test_a_layer_that_is_not_there_is_refused(tmp_path: Path) -> None:
         BertScore(tmp_path, 1, tmp_path / "b.tsv")
 
 
+# ----------------------------------------------------------------------------------------------------- CT classifier
+
+
+def write_classifier(folder: Path, names: list[str] | None = None, outputs: int = 18) -> nn.Module:
+    """A folder as transformers saves a classifier of texts."""
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+    BertTokenizer(str(write_vocabulary(folder) / "vocab.txt"), model_max_length=40).save_pretrained(folder)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 40}
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(VOCABULARY), num_labels=outputs, **sizes)
+    if names:
+        config.id2label, config.label2id = dict(enumerate(names)), {name: place for place, name in enumerate(names)}
+    model = BertForSequenceClassification(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return model
+
+
+def classes_by_hand(model: nn.Module, folder: Path, texts: list[str], names: tuple[str, ...], threshold: float) -> list[dict[str, int]]:
+    from transformers import AutoTokenizer
+
+    tokenizer, found = AutoTokenizer.from_pretrained(folder), []
+    for text in texts:
+        with torch.no_grad():
+            logits = model(torch.tensor([tokenizer.encode(text, truncation=True, max_length=40)])).logits[0].tolist()
+        found.append({name: 1 for name, logit in zip(names, logits, strict=True) if 1 / (1 + math.exp(-logit)) >= threshold})
+    return found
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.3])
+def test_a_ct_classifier_says_yes_where_the_sigmoid_reaches_the_threshold(tmp_path: Path, threshold: float) -> None:
+    model = write_classifier(tmp_path)
+    labeler = CtClassifier(tmp_path, threshold)
+    expected = classes_by_hand(model, tmp_path, TEXTS, ctrate18.CLASSES, threshold)
+    assert labeler(TEXTS) == expected
+    assert labeler(TEXTS * 10) == expected * 10
+    assert [labeler.label(text) for text in TEXTS] == expected
+    assert len({tuple(labels) for labels in expected}) > 1
+    assert labeler([]) == []
+
+
+def test_a_ct_classifier_has_the_names_of_its_config_where_they_are_those_of_ct_rate(tmp_path: Path) -> None:
+    other = ctrate18.CLASSES[::-1]
+    model = write_classifier(tmp_path, [name.upper().replace(" ", "_") for name in other])
+    assert CtClassifier(tmp_path)(TEXTS) == classes_by_hand(model, tmp_path, TEXTS, other, 0.5)
+    write_classifier(tmp_path, ["Emphysema", *other[1:]])  # one name twice: they are not to be trusted
+    assert CtClassifier(tmp_path).names == ctrate18.CLASSES
+
+
+def test_the_scores_by_a_ct_classifier_are_those_of_its_labels(tmp_path: Path) -> None:
+    model = write_classifier(tmp_path)
+    said, true = TEXTS[:4], TEXTS[1:]
+    tables = []
+    for texts in (said, true):
+        labels = classes_by_hand(model, tmp_path, texts, ctrate18.CLASSES, 0.5)
+        tables.append(np.array([[row.get(name, 0) for name in ctrate18.CLASSES] for row in labels], np.int8))
+    found, expected = ADAPTERS["ct_classifier"](str(tmp_path))(said, true), compare(*tables, CTRATE18)
+    assert {name.replace("ct_classifier", "ctrate18") for name in found} == expected.keys()
+    for name, sums in expected.items():
+        assert found[name.replace("ctrate18", "ct_classifier")].value == pytest.approx(sums.value, nan_ok=True)
+    assert 0 < found["ct_classifier_f1_micro_zeros"].value < 1
+
+
+def test_the_classifier_of_ct_clip_is_a_roberta_with_other_names(tmp_path: Path) -> None:
+    from transformers import RobertaConfig, RobertaForSequenceClassification, RobertaModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 30}
+    config = RobertaConfig(vocab_size=60, num_labels=18, **sizes)
+    encoder, linear = RobertaModel(config).eval(), nn.Linear(16, 18)
+    state = {f"model.{k}": v for k, v in encoder.state_dict().items()} | {f"classifier.{k}": v for k, v in linear.state_dict().items()}
+    new = {}
+    for name, tensor in state.items():
+        name = name.replace("classifier.", "classifier.out_proj.").replace("model.pooler.dense.", "classifier.dense.").replace("model.", "roberta.")
+        new[name] = tensor
+    renamed = RobertaForSequenceClassification(config).eval()
+    renamed.load_state_dict(new)
+    ids = torch.tensor([[0, 7, 9, 11, 2]])
+    with torch.no_grad():
+        assert torch.allclose(renamed(ids).logits, linear(encoder(ids).pooler_output), atol=1e-6)
+
+
+def test_what_is_no_ct_classifier_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_classifier(tmp_path / "five", outputs=5)
+    with pytest.raises(ConfigError, match="has 5 outputs, not 18"):
+        CtClassifier(tmp_path / "five")
+    write_classifier(tmp_path / "good")
+    with pytest.raises(ConfigError, match="a threshold of 1 is no probability"):
+        CtClassifier(tmp_path / "good", 1.0)
+    bert(64).save_pretrained(tmp_path / "good")  # an encoder without its head
+    config = json.loads((tmp_path / "good" / "config.json").read_text())
+    (tmp_path / "good" / "config.json").write_text(json.dumps({**config, "id2label": {str(i): f"LABEL_{i}" for i in range(18)}}))
+    capfd.readouterr()
+    with pytest.raises(ConfigError, match=r"has no weights classifier\.bias, classifier\.weight"):
+        CtClassifier(tmp_path / "good")
+    assert capfd.readouterr() == ("", "")  # one error, not transformers' report, too
+    (tmp_path / "good" / "model.safetensors").write_bytes(b"<html>")
+    with pytest.raises(ConfigError, match="holds no classifier"):
+        CtClassifier(tmp_path / "good")
+    (tmp_path / "good" / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="holds no classifier"):
+        CtClassifier(tmp_path / "good")
+
+
 # ---------------------------------------------------------------------------------------------------------- RadGraph
 
 
@@ -429,6 +537,7 @@ def test_the_real_package_takes_the_arguments_that_it_is_given() -> None:
         (RadGraph, "StanfordAIMI/RRG_scorers"),
         (BertScore, "distilroberta-base"),
         (CxrBert, "microsoft/BiomedVLP-CXR-BERT-specialized"),
+        (CtClassifier, "CT-RATE's 18 labels"),
     ],
 )
 @pytest.mark.parametrize("path", ["nowhere", "here", "microsoft/BiomedVLP-CXR-BERT-specialized"])

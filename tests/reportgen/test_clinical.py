@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from downstream.reportgen.metrics import clinical as metrics
+from downstream.reportgen.metrics import ctrate18
 from downstream.reportgen.metrics.chexpert14 import CLASSES, label
-from downstream.reportgen.metrics.clinical import FIVE, POLICIES, abnormal, clinical, compare, rare, table
+from downstream.reportgen.metrics.clinical import CHEXPERT14, CTRATE18, FIVE, POLICIES, Labeler, abnormal, clinical, compare, rare, table
 from downstream.reportgen.metrics.sums import Sums
 from elvis.errors import ConfigError, DataError
 
 TEXTS = ["Large effusion. Cardiomegaly.", "No effusion. The heart is normal.", "Possible pneumonia.", "Left chest tube. No pneumothorax."]
 
 
-def drawn(seed: int, count: int = 40, likely: float = 0.2) -> np.ndarray:
+CT_TEXTS = ["Bilateral pleural effusion. Hiatal hernia.", "Pleural effusion was not detected.", "Possible emphysema.", "A port catheter is observed."]
+
+
+def drawn(seed: int, count: int = 40, likely: float = 0.2, classes: int = len(CLASSES)) -> np.ndarray:
     """Labels at random; the last two classes have none."""
-    labels = np.random.default_rng(seed).choice([1, -1, 0], (count, len(CLASSES)), p=[likely, 0.1, 0.9 - likely]).astype(np.int8)
+    labels = np.random.default_rng(seed).choice([1, -1, 0], (count, classes), p=[likely, 0.1, 0.9 - likely]).astype(np.int8)
     labels[:, -2:] = 0
     return labels
 
@@ -51,10 +55,10 @@ def scored(hit: int, false: int, missed: int) -> dict[str, float]:
     }
 
 
-def looped(hyp: np.ndarray, ref: np.ndarray) -> Iterator[tuple[str, float]]:
+def looped(hyp: np.ndarray, ref: np.ndarray, labeler: Labeler) -> Iterator[tuple[str, float]]:
     studies = list(range(len(hyp)))
-    for kind, names in (("chexpert14", CLASSES), ("chexpert5", FIVE)):
-        places = [CLASSES.index(name) for name in names]
+    for kind, names in ((labeler.name, labeler.classes), *([("chexpert5", FIVE)] if labeler is CHEXPERT14 else [])):
+        places = [labeler.classes.index(name) for name in names]
         for policy in POLICIES:
             whole = scored(*counted(hyp, ref, policy, studies, places))
             classes = [scored(*counted(hyp, ref, policy, studies, [place])) for place in places]
@@ -65,15 +69,38 @@ def looped(hyp: np.ndarray, ref: np.ndarray) -> Iterator[tuple[str, float]]:
                 yield f"{kind}_{metric}_example_{policy}", sum(e[metric] for e in examples) / len(examples)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_every_average_and_policy_is_that_of_a_plain_loop(seed: int) -> None:
-    hyp, ref = drawn(seed), drawn(seed + 100, likely=0.3)
-    scores = compare(hyp, ref)
-    expected = dict(looped(hyp, ref))
-    assert len(expected) == 2 * 3 * 3 * 3
+@pytest.mark.parametrize(("seed", "labeler", "sets"), [(0, CHEXPERT14, 2), (1, CHEXPERT14, 2), (2, CTRATE18, 1), (3, CTRATE18, 1)])
+def test_every_average_and_policy_is_that_of_a_plain_loop(seed: int, labeler: Labeler, sets: int) -> None:
+    hyp, ref = (drawn(s, likely=likely, classes=len(labeler.classes)) for s, likely in ((seed, 0.2), (seed + 100, 0.3)))
+    scores = compare(hyp, ref, labeler)
+    expected = dict(looped(hyp, ref, labeler))
+    assert len(expected) == sets * 3 * 3 * 3
     for name, value in expected.items():
         assert scores[name].value == pytest.approx(value, abs=1e-12), name
-    assert set(scores) == {*expected, *(f"chexpert14_f1_{policy}[{name}]" for policy in POLICIES for name in CLASSES)}
+    assert set(scores) == {*expected, *(f"{labeler.name}_f1_{policy}[{name}]" for policy in POLICIES for name in labeler.classes)}
+
+
+def test_without_a_labeler_the_scores_are_those_of_chexpert14() -> None:
+    scores, named = clinical(TEXTS, TEXTS[::-1]), clinical(TEXTS, TEXTS[::-1], CHEXPERT14)
+    assert {name: sums.value for name, sums in scores.items()} == pytest.approx({name: sums.value for name, sums in named.items()}, nan_ok=True)
+    assert {"chexpert14_f1_micro_zeros", "chexpert5_recall_macro_ones", "chexpert14_f1_ignore[Edema]"} < scores.keys()
+
+
+def test_ct_reports_are_scored_by_their_own_classes() -> None:
+    scores = clinical(CT_TEXTS, CT_TEXTS, CTRATE18, rare=("Emphysema", "Hiatal hernia"))
+    assert scores["ctrate18_f1_macro_zeros"].value == 3 / 18  # effusion, hernia, material
+    assert scores["ctrate18_f1_macro_ones"].value == 4 / 18
+    assert scores["ctrate18_f1_zeros[Hiatal hernia]"].value == 1
+    assert scores["ctrate18_f1_macro_rare_ones"].value == 1
+    assert not [name for name in scores if name.startswith("chexpert")]
+    assert [abnormal(text, CTRATE18) for text in CT_TEXTS] == [True, False, True, False]
+    labels = table(CT_TEXTS, CTRATE18)
+    assert labels.shape == (4, 18)
+    for row, text in zip(labels, CT_TEXTS, strict=True):
+        assert dict(zip(ctrate18.CLASSES, row.tolist(), strict=True)) == dict.fromkeys(ctrate18.CLASSES, 0) | ctrate18.label(text)
+    assert rare(labels, 0.26, CTRATE18) == ("Hiatal hernia", "Pleural effusion")
+    with pytest.raises(ConfigError, match="no observation is called 'Edema'"):
+        compare(labels, labels, CTRATE18, rare=("Edema",))
 
 
 def test_a_class_alone_is_that_of_a_plain_loop_and_nan_where_nobody_has_it() -> None:
@@ -156,7 +183,7 @@ def test_texts_are_labelled_once_and_compared_in_their_order() -> None:
         read.append(text)
         return label(text)
 
-    scores = clinical(TEXTS, TEXTS[::-1], labeler)
+    scores = clinical(TEXTS, TEXTS[::-1], replace(CHEXPERT14, label=labeler))
     assert sorted(read) == sorted(2 * TEXTS)
     expected = compare(table(TEXTS), table(TEXTS[::-1]))
     assert {name: sums.value for name, sums in scores.items()} == pytest.approx({name: sums.value for name, sums in expected.items()}, nan_ok=True)
@@ -187,4 +214,5 @@ def test_texts_that_do_not_belong_together_are_refused() -> None:
 def test_five_is_a_part_of_fourteen_and_everything_is_sums() -> None:
     assert set(FIVE) < set(CLASSES)
     assert all(isinstance(sums, Sums) for sums in clinical(TEXTS, TEXTS).values())
-    assert len(metrics.FINDINGS) == 12
+    assert len(CHEXPERT14.findings) == 12
+    assert len(CTRATE18.findings) == 17

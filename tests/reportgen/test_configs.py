@@ -10,7 +10,7 @@ import pytest
 from downstream.reportgen import config as schemas
 from downstream.reportgen.__main__ import main
 from downstream.reportgen.config import Reportgen
-from downstream.reportgen.score import family
+from downstream.reportgen.readers import reader_of
 from elvis import config as configs
 from elvis.errors import ConfigError
 from elvis.registry import DATASETS
@@ -19,7 +19,8 @@ SHIPPED = configs.shipped("reportgen")
 
 
 def loaded(name: str, *words: str) -> Reportgen:
-    return schemas.load(name, [*([] if name.endswith("phantom") else ["data.root=/data"]), *words])
+    own = [] if name.endswith("phantom") else ["data.root=/data"]
+    return schemas.load(name, [*own, *(["decoder.checkpoint=/lm"] if name.endswith("llm") else []), *words])
 
 
 def test_the_shipped_configs_are_those_of_the_issue() -> None:
@@ -34,8 +35,10 @@ def test_a_shipped_config_fits_together(name: str) -> None:
     for train in (chosen.train, chosen.tune.train):
         assert train.steps >= train.checkpoint_every > 0
     assert 0 < chosen.train.evaluate_every <= chosen.train.steps  # a checkpoint is chosen
-    assert family(chosen.select) == ("phantom" if name.endswith("phantom") else "nlg")
-    assert chosen.decode.beams == chosen.tune.samples == 1
+    phantom, volumes = name.endswith("phantom"), "_ct" in name
+    assert reader_of(section.name).family(chosen.select) == ("phantom" if phantom else "clinical" if volumes else "nlg")
+    assert chosen.decode.beams == (3 if volumes and not name.endswith("llm") else 1)
+    assert chosen.tune.samples == 1
     assert not chosen.metrics  # what needs a path is no default
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,16 @@ from elvis.types import Batch
 from tests.reportgen import tiny
 
 NAMES = configs.shipped("reportgen")
-WORDS = [f"word{n} is here." for n in range(6000)]
+WORDS = [f"word{n} is here." for n in range(6400)]
+
+
+LLAMA = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+BERT_BASE = {"model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "max_position_embeddings": 512}
 
 
 def overrides(name: str) -> list[str]:
-    return [] if name.endswith("phantom") else ["data.root=."]
+    own = [] if name.endswith("phantom") else ["data.root=."]
+    return [*own, "decoder.checkpoint=DIR"] if name == "structure_ct_llm" else own
 
 
 def built(name: str) -> tuple[schemas.Reportgen, configs.Config, Pretrained, Vocabulary, torch.nn.Module]:
@@ -30,6 +36,11 @@ def built(name: str) -> tuple[schemas.Reportgen, configs.Config, Pretrained, Voc
     chosen = schemas.load(name, overrides(name))
     whole = schemas.pretraining(chosen)
     whole.image.pop("pretrained", None)
+    if whole.text["name"] == "hf":  # the hub's tower is not here
+        whole.text["config"] = BERT_BASE
+        whole.text.pop("checkpoint")
+    if name == "structure_ct_llm":
+        chosen.decoder |= {"checkpoint": "", "architecture": LLAMA}
     tokenizer = Tokenizer.train(["the lungs are clear"], 100)
     net = assembly.create_model(whole, tokenizer)
     visual = Pretrained(net, tokenizer, assembly.create_preprocess(whole, net))
@@ -47,10 +58,24 @@ def test_a_shipped_config_builds_at_full_size(name: str) -> None:
     with torch.device("meta"):
         chosen, whole, visual, _, decoder = built(name)
         objectives, weights = assembly.create_objectives(whole)
-    visual.model.wire(assembly.needs_of(objectives), ["report", "sentence"])
-    assert set(weights) == {"sentence_topic"}
-    assert sum(p.numel() for p in decoder.parameters()) > 1e6
-    assert chosen.decode.max_report <= 100
+    volumes = visual.model.image.spec.ndim == 3
+    visual.model.wire(assembly.needs_of(objectives), configs.data_section(whole)[0].units)
+    assert set(weights) == {"structure_contrast" if volumes else "sentence_topic"}
+    assert sum(p.numel() for p in decoder.parameters()) > 5e5
+    assert chosen.decode.max_report <= (380 if volumes else 100)
+
+
+def test_the_published_ct_preset_looks_at_110_of_4096_tokens() -> None:
+    with torch.device("meta"):
+        chosen, whole, visual, vocabulary, decoder = built("structure_ct")
+    net = visual.model
+    assert visual.preprocess.size == (240, 480, 480)
+    assert math.prod(net.image.spec.grid(visual.preprocess.size)) == 4096
+    assert (chosen.per_structure, chosen.decode.beams, vocabulary.size) == (10, 3, 6342)
+    assert decoder.look.place.shape[0] == 110
+    assert (len(net.heads["structure"].learned), len(net.heads["structure"].blocks)) == (10, 2)
+    assert (decoder.lm.config.num_hidden_layers, decoder.lm.config.hidden_size) == (12, 768)
+    assert (whole.objectives["structure_contrast"]["alpha"], whole.objectives["structure_contrast"]["queue"]) == (0.5, 1000)
 
 
 @pytest.mark.parametrize("name", ["mgrrg_mimic", "mgrrg_iu"])

@@ -23,7 +23,9 @@ LEFT = "There is a small nodule in the left upper lung zone."
 EFFUSION = "There is a left pleural effusion."
 NO_EFFUSION = "No pleural effusion."
 PERHAPS = "Possible pneumonia."
-TEXTS = (CLEAR, NODULE, LEFT, EFFUSION, NO_EFFUSION, PERHAPS, "The heart is enlarged.")
+HEART = "The heart is enlarged."
+LOBE, OTHER_LOBE = "There is a nodule in the right upper lobe.", "There is a nodule in the left upper lobe."  # of phantom CT
+TEXTS = (CLEAR, NODULE, LEFT, EFFUSION, NO_EFFUSION, PERHAPS, HEART, LOBE, OTHER_LOBE)
 VOCABULARY = Vocabulary.train(TEXTS)
 
 
@@ -64,6 +66,11 @@ CASES = [
     ("phantom", [CLEAR], [NODULE], 0.0),
     ("phantom", [NODULE, LEFT], [NODULE], 2 * 1 / 3),
     ("phantom", [NODULE, EFFUSION], [EFFUSION, LEFT], 2 * 1 / 4),
+    ("ctrate18", [EFFUSION], [EFFUSION], 1.0),
+    ("ctrate18", [EFFUSION], [NO_EFFUSION], 0.0),
+    ("phantom_ct", [LOBE], [LOBE], 1.0),
+    ("phantom_ct", [LOBE], [OTHER_LOBE], 0.0),
+    ("phantom_ct", [LOBE, HEART], [HEART], 2 * 1 / 3),
 ]
 
 
@@ -110,7 +117,7 @@ def test_cider_weighs_rare_words_more() -> None:
 
 def test_saying_nothing_is_worth_nothing_and_breaks_nothing() -> None:
     for name in REWARDS:
-        found = made(**{name: 1.0})([[[]], row(CLEAR), [[]]], [row(NODULE), [[]], [[]]])
+        found = made(**{name: 1.0})([[[]], row(CLEAR), [[]]], [row(LOBE if name == "phantom_ct" else NODULE), [[]], [[]]])
         assert all(math.isfinite(v) for v in found)
         assert found[0] <= 1e-3
     assert value("length", [], [NODULE]) == -1.0

@@ -18,6 +18,7 @@ from downstream.reportgen.metrics import clinical, diversity, phantom
 from downstream.reportgen.metrics.nlg import nlg
 from downstream.reportgen.metrics.sums import Sums
 from downstream.reportgen.model import Generator
+from downstream.reportgen.readers import CT, PHANTOM, PHANTOM_CT, XRAY
 from downstream.reportgen.reports import Generated, Spoken
 from downstream.reportgen.score import Setting, Split
 from elvis.data import studies as tables
@@ -134,7 +135,7 @@ def test_sentences_is_the_same_metric_on_abnormal_sentences_of_both_sides(phanto
 
 def test_no_study_with_a_finding_gives_no_numbers_of_abnormal_ones() -> None:
     judged = [tiny.study("a", [NORMAL], seed=1), tiny.study("b", ["The heart is normal in size."], seed=2)]
-    found = score.measure([generated(s, [NORMAL]) for s in judged], judged, Setting(False))
+    found = score.measure([generated(s, [NORMAL]) for s in judged], judged, Setting(XRAY))
     assert not [name for name in found if name.endswith(("[abnormal]", "[sentences]"))]
     assert not {"finding_f1", "location_f1"} & found.keys()  # those are of phantoms
 
@@ -222,7 +223,7 @@ def test_unreadable_images_are_counted_and_nothing_else_is_lost(generator: Gener
     assert list(found.unreadable) == ["bad"]
     assert "truncated" in found.unreadable["bad"]
     score.priors(generator, found, tiny.studies(5), 2)
-    results, _ = score.judge(found, Setting(False), config(), dataset="d", split="test", name="m", provenance={})
+    results, _ = score.judge(found, Setting(XRAY), config(), dataset="d", split="test", name="m", provenance={})
     assert all(r.config["unreadable"] == 1 for r in results)
 
 
@@ -310,9 +311,11 @@ def test_a_generator_that_says_one_text_of_everything_raises_an_alarm(phantoms: 
 
 
 def test_a_metric_that_chooses_is_known_by_its_name_in_the_tables() -> None:
-    assert (score.family("bleu_4"), score.family("location_f1"), score.family("chexpert14_f1_micro_zeros")) == ("nlg", "phantom", "clinical")
+    assert [PHANTOM.family(name) for name in ("bleu_4", "location_f1", "chexpert14_f1_micro_zeros")] == ["nlg", "phantom", "clinical"]
+    assert [PHANTOM_CT.family(name) for name in ("structure_f1", "ctrate18_f1_micro_zeros")] == ["phantom", "clinical"]
+    assert CT.family("ctrate18_f1_macro_zeros") == "clinical"
     with pytest.raises(ConfigError, match="did you mean 'rouge_l'"):
-        score.family("rouge_L")
+        PHANTOM.family("rouge_L")
 
 
 def test_the_number_that_chooses_is_the_metric_of_the_reports(generator: Generator) -> None:
@@ -344,9 +347,9 @@ def test_a_protocol_says_how_a_row_was_made() -> None:
 
 def test_labels_of_the_page_are_places_on_phantoms_and_observations_elsewhere() -> None:
     said = "There is a small nodule in the right upper lung zone."
-    assert score.labels(said, phantoms=True) == ["right upper nodule"]
-    assert score.labels("There is a small left pleural effusion. No pneumothorax.", phantoms=False) == ["Pleural Effusion"]
-    assert score.labels(NORMAL, phantoms=False) == []
+    assert PHANTOM.labels(said) == ["right upper nodule"]
+    assert XRAY.labels("There is a small left pleural effusion. No pneumothorax.") == ["Pleural Effusion"]
+    assert XRAY.labels(NORMAL) == []
 
 
 def test_answers_show_a_metric_that_does_not_see_a_change(how: Setting, phantoms: list[Study]) -> None:

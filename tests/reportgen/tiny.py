@@ -6,6 +6,9 @@ pretrained()                    a ViT of 4 x 4 tokens, sentences read alone, hea
 generator("transformer")        on it, its words those of TEXTS; the decoder's options may be changed: generator("topic_sentence", history=True)
 taught("transformer")           one whose decoder has learned studies(6) a little: what it says differs, and ends
 batch(generator, studies(3))    as a decoder learns: a Batch with a target, images as the model takes them
+scans(6)                        6 phantom chest CT of 16 x 32 x 32 voxels, with their reports
+pretrained_ct()                 a 3D network of 4 x 4 x 4 tokens with ten structure queries; blocks=0: without cross blocks
+ct_generator("bert")            on it, looking at K tokens of each structure; its words those of scans(12)
 """
 
 from __future__ import annotations
@@ -23,7 +26,10 @@ from downstream.reportgen.data import ReportDataset
 from downstream.reportgen.model import Generator
 from downstream.reportgen.vocabulary import Vocabulary
 from elvis.backbones import create_backbone
+from elvis.data.datasets.phantom_ct import phantom_ct
+from elvis.data.frames import VolumePreprocess
 from elvis.data.images import BadImage, Preprocess
+from elvis.data.structures import Structures
 from elvis.data.tokenizer import Tokenizer
 from elvis.model import VisionLanguageModel
 from elvis.pretrained import Pretrained
@@ -39,11 +45,13 @@ TEXTS = (
     "Small left pleural effusion.",
 )
 OF_TEXT = (3, 1, 5, 2, 7)  # code of each text; 4, 6 and 8 are of none
+CT_SIZE, CT_GRID = (16, 32, 32), (4, 4, 4)
 LIMITS = {"max_tokens": 10, "max_sentences": 4, "max_report": 40}
 SMALL = {"width": 16, "heads": 2, "layers": 1, "dropout": 0.0}
 RECIPES: dict[str, dict[str, Any]] = {
     "topic_sentence": {"name": "topic_sentence", **SMALL, "topic_layers": 1},
     "transformer": {"name": "transformer", **SMALL},
+    "bert": {"name": "bert", **SMALL},
 }
 
 
@@ -153,3 +161,47 @@ def raw_batch(it: Generator, listed: Sequence[Study]) -> Batch:
 def batch(it: Generator, listed: Sequence[Study]) -> Batch:
     """The studies as the model takes them."""
     return it.to_input(raw_batch(it, listed))
+
+
+def scans(count: int, *, split: str = "train", **options: Any) -> tuple[Study, ...]:
+    """Phantom chest CT; nothing is computed before it is read."""
+    counts = {"train": 0, "val": 0, "test": 0, split: count}
+    return phantom_ct(size=list(CT_SIZE), **counts, **options).studies
+
+
+def sentences(listed: Sequence[Study]) -> list[str]:
+    return [s.text for study in listed for s in study.sentences]
+
+
+def pretrained_ct(seed: int = 0, *, blocks: int = 1, **options: Any) -> Pretrained:
+    """Model, tokenizer and preprocessing, in eval mode; texts are cut into structures. options: of the model."""
+    tokenizer = Tokenizer.train(sentences(scans(12)), 200)
+    torch.manual_seed(seed)
+    image = create_backbone(
+        "resnet3d", in_chans=1, layers=[1, 1], channels=[8, 16], steps=[2, 2, 2], depth_steps=[1, 2, 2], stem=[3, 3, 3], input_size=list(CT_SIZE)
+    )
+    text = TEXT_ENCODERS.create("tiny", vocab_size=tokenizer.vocab_size, width=16, depth=0, max_length=256)
+    asked = {"name": "region_query", "queries": 10, "heads": 2, **({"blocks": blocks, "inner": 24} if blocks else {})}
+    net = VisionLanguageModel(
+        image, text, dim=16, projection="linear", context="structure", sentence_pool="mean", cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id,
+        heads={"structure": asked}, **options,
+    )  # fmt: skip
+    preprocess = VolumePreprocess(CT_SIZE, "pad", image.spec.mean, image.spec.std)
+    return Pretrained(net, tokenizer, preprocess, max_tokens=256, structures=Structures.load("ct")).eval()
+
+
+def ct_generator(
+    name: str = "bert", *, visual: Pretrained | None = None, per_structure: int | str = 3, head_reduction: str = "max", tokens: str = "structures",
+    limits: dict[str, int] = LIMITS, **options: Any,
+) -> Generator:  # fmt: skip
+    """A generator of CT reports that has learned nothing; `options` are the decoder's."""
+    visual = visual or pretrained_ct()
+    vocabulary = Vocabulary.train(sentences(scans(12)), kind="word", size=300)
+    recipe = {**RECIPES.get(name, {"name": name}), **options}
+    sizes = model.sizes_of(visual, vocabulary, limits, tokens=tokens, per_structure=per_structure, views=1, context=False)
+    torch.manual_seed(0)
+    decoder = decoders.create(recipe, vocabulary, **sizes)
+    return Generator(
+        visual, decoder, vocabulary, getattr(decoder, "recipe", recipe), sizes, tokens=tokens, per_structure=per_structure,
+        head_reduction=head_reduction, provenance={"weights": "none"},
+    ).eval()  # fmt: skip

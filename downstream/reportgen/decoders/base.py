@@ -34,6 +34,7 @@ class Memory(Tensors):
     codes: Codes | None = None  # the topic codebook, and the code of each sentence of the target (where there is one)
     context: Tensor | None = None  # B C int64, words the decoder is told (the indication), in its own vocabulary
     context_mask: Tensor | None = None  # B C bool
+    place: Tensor | None = None  # B N int64, which image token each of them is, -1 = none; None = they are the image tokens
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -4,8 +4,9 @@
     RadGraph("models/radgraph-xl")                                 radgraph_simple / _partial / _complete (needs the package `radgraph`)
     BertScore("models/distilroberta-base", layer=5, baseline=...)  bertscore_precision / _recall / _f1
     CxrBert("models/BiomedVLP-CXR-BERT-specialized")               cxr_bert_cosine
+    CtClassifier("models/radbert-ct")                              labels of CT-RATE's 18 abnormalities
 
-Each but CheXbert's labels is called as every metric: metric(hypotheses, references) -> {name: Sums}. A path that is absent or holds
+Each but the two labelers is called as every metric: metric(hypotheses, references) -> {name: Sums}. A path that is absent or holds
 something else is a ConfigError that names what is needed and where its owner gives it.
 
 NOT verified here, as the owners' weights were not at hand: that the real files load, and that the numbers are the owners'. What the code
@@ -22,6 +23,7 @@ import math
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from downstream.reportgen.metrics import meteor
-from downstream.reportgen.metrics.clinical import clinical
+from downstream.reportgen.metrics.clinical import CHEXPERT14, CTRATE18, Labeler, clinical
 from downstream.reportgen.metrics.sums import Sums, mean
 from elvis.errors import ConfigError
 
@@ -62,6 +64,7 @@ OWNERS = {
     "radgraph": "unpack radgraph-xl.tar.gz of huggingface.co/StanfordAIMI/RRG_scorers into a folder radgraph-xl",
     "bertscore": "download a folder such as huggingface.co/distilbert/distilroberta-base (the encoder ReXrank uses, layer 5)",
     "baseline": "a table such as rescale_baseline/en/distilroberta-base.tsv of github.com/Tiiiger/bert_score",
+    "ct_classifier": "save a transformers sequence classifier of CT-RATE's 18 labels there (of CT-CLIP's RadBERT: docstring of CtClassifier)",
     "cxrbert": "download the folder huggingface.co/microsoft/BiomedVLP-CXR-BERT-specialized",
 }
 BATCH = 32
@@ -144,6 +147,44 @@ class CxrBert:
         states = _first_states(self.encoder, self.tokenizer, texts)
         with torch.no_grad():
             return states if self.projection is None else self.projection(states)
+
+
+class CtClassifier:
+    """CT-RATE's 18 abnormalities by a text classifier of yours: labeler.label(text) -> {abnormality: 1}, absent = no.
+
+        yes = sigmoid(logit) >= threshold
+
+    `path`: a folder as transformers saves an AutoModelForSequenceClassification with 18 outputs and its tokenizer. Names are those of its
+    id2label where they are CT-RATE's (case, blanks and "_" do not matter), else its outputs are taken in the order of ctrate18.CLASSES. Texts
+    are cut at 512 tokens, or where its positions end.
+
+    CT-RATE's own labels are by RadBERT of github.com/ibrahimethemhamamci/CT-CLIP, text_classifier: a RoBERTa with a linear layer on its
+    pooler. This is what RobertaForSequenceClassification computes: rename model.* roberta.*, model.pooler.dense.* classifier.dense.* and
+    classifier.* classifier.out_proj.*, and save it with the tokenizer of zzxslp/RadBERT-RoBERTa-4m. Neither was at hand; that the two heads
+    are the same is tested on a tiny random RoBERTa. Take the file of 18 labels; newer code of its owners has 20.
+    """
+
+    def __init__(self, path: Path | str, threshold: float = 0.5, device: str = "cpu") -> None:
+        folder = _folder(path, "the CT classifier", "ct_classifier")
+        if not 0 < threshold < 1:
+            raise ConfigError(f"ct_classifier: a threshold of {threshold:g} is no probability", "choose one between 0 and 1")
+        self.model, self.tokenizer = _classifier(folder, len(CTRATE18.classes))
+        self.model.to(device)
+        self.names = _names(self.model.config.id2label, CTRATE18.classes)
+        self.bound = math.log(threshold / (1 - threshold))
+
+    def __call__(self, texts: Sequence[str]) -> list[dict[str, int]]:
+        """The labels of each text."""
+        device, found = _device(self.model), []
+        with torch.no_grad():
+            for ids, mask, _ in _encoded(self.tokenizer, texts):
+                yes = (self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits >= self.bound).tolist()
+                found += [{name: 1 for name, there in zip(self.names, row, strict=True) if there} for row in yes]
+        return found
+
+    def label(self, text: str) -> dict[str, int]:
+        """The labels of one text (many at once are faster: call the object)."""
+        return self([text])[0]
 
 
 class BertScore:
@@ -340,6 +381,41 @@ def _any_encoder(folder: Path, device: str) -> tuple[nn.Module, tokenizers.Token
     return encoder.encoder.to(device), tokenizer
 
 
+def _classifier(folder: Path, outputs: int) -> tuple[nn.Module, tokenizers.Tokenizer]:
+    """A sequence classifier of transformers and its tokenizer, from a local folder; no code of it is run."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    from elvis.text.hf import Hf
+
+    try:
+        with _offline(), _silent():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            if config.num_labels != outputs:
+                raise ConfigError(f"the classifier in {folder} has {config.num_labels} outputs, not {outputs}", OWNERS["ct_classifier"])
+            model, told = AutoModelForSequenceClassification.from_pretrained(
+                folder, config=config, trust_remote_code=False, local_files_only=True, output_loading_info=True
+            )
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever transformers and safetensors may raise on a broken file
+        raise ConfigError(f"{folder} holds no classifier: {' '.join(str(error).split())[:120]}", OWNERS["ct_classifier"]) from None
+    if missing := sorted(told["missing_keys"]):  # transformers would draw them at random
+        raise ConfigError(f"the classifier in {folder} has no weights {', '.join(missing)[:120]}", OWNERS["ct_classifier"])
+    with _offline():
+        tokenizer = Hf.load_tokenizer(str(folder))
+    tables = [m for n, m in model.named_modules() if n.endswith("position_embeddings") and isinstance(m, nn.Embedding)]
+    longest = [m.num_embeddings - (0 if m.padding_idx is None else m.padding_idx + 1) for m in tables]  # RoBERTa begins behind its padding
+    _prepared(tokenizer, min([512, *longest]), config.pad_token_id or 0)
+    return model.eval(), tokenizer
+
+
+def _names(given: Mapping[int, str], known: Sequence[str]) -> tuple[str, ...]:
+    """The names of a classifier's outputs where they are all of the known ones, else the known ones in their order."""
+    plain = {name.lower(): name for name in known}
+    found = [plain.get(" ".join(given[place].replace("_", " ").lower().split())) for place in range(len(known))]
+    return tuple(name for name in found if name) if len(set(found) - {None}) == len(known) else tuple(known)
+
+
 def _word_pieces(folder: Path, bert: nn.Module, key: str) -> tokenizers.Tokenizer:
     """tokenizer.json, or vocab.txt as BERT reads it (small letters unless tokenizer_config.json says otherwise); no code of a folder is run."""
     import tokenizers
@@ -431,13 +507,24 @@ Measure = Callable[[Sequence[str], Sequence[str]], dict[str, Sums]]
 def _chexbert(path: str, vocabulary: str = "", device: str = "cpu") -> Measure:
     """The averages of `clinical` by CheXbert's labels (chexbert14_..., chexbert5_...), and semb_score."""
     made = CheXbert(path, vocabulary, device)
+    kind = replace(CHEXPERT14, name="chexbert14", parts={"chexbert5": CHEXPERT14.parts["chexpert5"]})
+    return lambda hypotheses, references: _labelled(kind, made, hypotheses, references) | made.similarity(hypotheses, references)
 
-    def measure(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Sums]:
-        texts = list(dict.fromkeys([*hypotheses, *references]))
-        found = clinical(hypotheses, references, dict(zip(texts, made(texts), strict=True)).__getitem__)
-        return {key.replace("chexpert", "chexbert", 1): sums for key, sums in found.items()} | made.similarity(hypotheses, references)
 
-    return measure
+def _ct_classifier(path: str, threshold: float = 0.5, device: str = "cpu") -> Measure:
+    """The averages of `clinical` by the labels of a classifier of CT-RATE's abnormalities (ct_classifier_...)."""
+    made = CtClassifier(path, threshold, device)
+    kind = replace(CTRATE18, name="ct_classifier")
+    return lambda hypotheses, references: _labelled(kind, made, hypotheses, references)
+
+
+def _labelled(
+    kind: Labeler, made: Callable[[Sequence[str]], list[dict[str, int]]], hypotheses: Sequence[str], references: Sequence[str]
+) -> dict[str, Sums]:
+    """The averages of `clinical` by the labels of a model, each text once and many at a time."""
+    texts = list(dict.fromkeys([*hypotheses, *references]))
+    found = dict(zip(texts, made(texts), strict=True))
+    return clinical(hypotheses, references, replace(kind, label=found.__getitem__))
 
 
 def _meteor() -> Measure:
@@ -448,7 +535,8 @@ def _meteor() -> Measure:
 
 
 ADAPTERS: dict[str, Callable[..., Measure]] = {
-    "chexbert": _chexbert, "radgraph": RadGraph, "bertscore": BertScore, "cxr_bert": CxrBert, "meteor": _meteor,
+    "chexbert": _chexbert, "radgraph": RadGraph, "bertscore": BertScore, "cxr_bert": CxrBert, "ct_classifier": _ct_classifier,
+    "meteor": _meteor,
 }  # fmt: skip
 
 
@@ -457,10 +545,20 @@ ADAPTERS: dict[str, Callable[..., Measure]] = {
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Without what a package prints and warns of."""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Without what a package prints and warns of, and what transformers reports meanwhile."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 @contextlib.contextmanager

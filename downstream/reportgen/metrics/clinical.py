@@ -1,11 +1,12 @@
 """Clinical efficacy: do a generated and a reference report tell of the same observations?
 
-Both texts are labelled (chexpert14.label, or any labeler with the same output) and compared as yes or no, class by class. "Not mentioned"
+Both texts are labelled (by CHEXPERT14, CTRATE18 or a Labeler of one's own) and compared as yes or no, class by class. "Not mentioned"
 and "negative" are no. Half of the field's disagreements are about what else is done, so every choice has a name of its own:
 
-    chexpert14_f1_micro_zeros        classes _ metric _ average _ what becomes of an uncertain label
+    chexpert14_f1_micro_zeros        labeler _ metric _ average _ what becomes of an uncertain label
 
-    classes   chexpert14 = all; chexpert5 = Cardiomegaly, Edema, Consolidation, Atelectasis, Pleural Effusion (CheXbert's five)
+    labeler   chexpert14, ctrate18 = all its classes; chexpert5 = Cardiomegaly, Edema, Consolidation, Atelectasis, Pleural Effusion
+              (CheXbert's five)
     metric    precision TP / (TP + FP), recall TP / (TP + FN), f1 2 TP / (2 TP + FP + FN); 0 where the denominator is 0
     average   micro    over all studies and classes at once
               macro    of each class, then the plain mean over ALL the classes: one without a positive on either side counts as 0
@@ -20,67 +21,89 @@ and "negative" are no. Half of the field's disagreements are about what else is 
 MGRRG's numbers are the plain mean of the 14 rows of a table of per-class precision, recall and F1, empty classes as 0, F1 as the mean of
 the F1 (not the F1 of the means): chexpert14_*_macro_zeros, if its table had uncertain labels as no, which its code does not show. Another
 convention takes an empty class for 1 (scikit-learn's zero_division=1); see the single classes instead. A number of another labeler
-(CheXbert) is another number whatever the averages.
+(CheXbert, or RadBERT for CT-RATE) is another number whatever the averages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
-from downstream.reportgen.metrics.chexpert14 import CLASSES, UNCERTAIN, label
+from downstream.reportgen.metrics import chexpert14, ctrate18
+from downstream.reportgen.metrics.rules import UNCERTAIN
 from downstream.reportgen.metrics.sums import Sums, ratio
 from elvis.errors import ConfigError, DataError, nearest
 
-Labeler = Callable[[str], Mapping[str, int]]
-
 FIVE = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion")
-SETS = {"chexpert14": CLASSES, "chexpert5": FIVE}
 POLICIES = ("zeros", "ones", "ignore")
 METRICS = ("precision", "recall", "f1")
-FINDINGS = tuple(name for name in CLASSES if name not in ("No Finding", "Support Devices"))
 
 
-def clinical(hypotheses: Sequence[str], references: Sequence[str], labeler: Labeler = label, *, rare: Collection[str] = ()) -> dict[str, Sums]:
+@dataclass(frozen=True, eq=False)
+class Labeler:
+    """What reads a report. `name` begins the names of its scores.
+
+    label: text -> {class: 1 | 0 | -1}, absent = not mentioned. beside: classes that are no findings. parts: name -> some of the classes, which
+    are averaged under that name, too.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    label: Callable[[str], Mapping[str, int]]
+    beside: tuple[str, ...] = ()
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        return tuple(name for name in self.classes if name not in self.beside)
+
+
+CHEXPERT14 = Labeler("chexpert14", chexpert14.CLASSES, chexpert14.label, ("No Finding", "Support Devices"), {"chexpert5": FIVE})
+CTRATE18 = Labeler("ctrate18", ctrate18.CLASSES, ctrate18.label, ("Medical material",))
+
+
+def clinical(hypotheses: Sequence[str], references: Sequence[str], labeler: Labeler = CHEXPERT14, *, rare: Collection[str] = ()) -> dict[str, Sums]:
     """Every variant by its name; text i of both is of study i. Each text is labelled once.
 
     `rare`: classes for the rare variants. DataError where the two do not have one text a study, ConfigError for an unknown class.
     """
     if len(hypotheses) != len(references):
         raise DataError(f"{len(hypotheses)} generated and {len(references)} reference reports", "give one of each for every study")
-    return compare(table(hypotheses, labeler), table(references, labeler), rare=rare)
+    return compare(table(hypotheses, labeler), table(references, labeler), labeler, rare=rare)
 
 
-def compare(hypotheses: np.ndarray, references: np.ndarray, *, rare: Collection[str] = ()) -> dict[str, Sums]:
+def compare(hypotheses: np.ndarray, references: np.ndarray, labeler: Labeler = CHEXPERT14, *, rare: Collection[str] = ()) -> dict[str, Sums]:
     """As `clinical`, of two tables of labels (see `table`)."""
-    if strangers := [name for name in rare if name not in CLASSES]:
-        raise ConfigError(f"no observation is called '{strangers[0]}'{nearest(strangers[0], CLASSES)}", f"known: {', '.join(CLASSES)}")
+    if strangers := [name for name in rare if name not in labeler.classes]:
+        near = nearest(strangers[0], labeler.classes)
+        raise ConfigError(f"no observation is called '{strangers[0]}'{near}", f"known: {', '.join(labeler.classes)}")
     return {
         name: sums
         for policy in POLICIES
         for counts in [_counts(hypotheses, references, policy)]
-        for name, sums in (*_averaged(counts, policy), *_of_classes(counts, policy, rare))
+        for name, sums in (*_averaged(counts, policy, labeler), *_of_classes(counts, policy, labeler, rare))
     }
 
 
-def table(texts: Sequence[str], labeler: Labeler = label) -> np.ndarray:
-    """N 14 int8 in the order of CLASSES: 1, -1 uncertain, 0 negative or not mentioned."""
-    labels = [labeler(text) for text in texts]
-    return np.array([[found.get(name, 0) for name in CLASSES] for found in labels], np.int8).reshape(-1, len(CLASSES))
+def table(texts: Sequence[str], labeler: Labeler = CHEXPERT14) -> np.ndarray:
+    """N C int8 in the order of the labeler's classes: 1, -1 uncertain, 0 negative or not mentioned."""
+    labels = [labeler.label(text) for text in texts]
+    return np.array([[found.get(name, 0) for name in labeler.classes] for found in labels], np.int8).reshape(-1, len(labeler.classes))
 
 
-def abnormal(reference: str, labeler: Labeler = label) -> bool:
-    """Whether a report tells of one of the twelve findings, certainly or not; devices are none."""
-    found = labeler(reference)
-    return any(found.get(name, 0) != 0 for name in FINDINGS)
+def abnormal(reference: str, labeler: Labeler = CHEXPERT14) -> bool:
+    """Whether a report tells of one of the findings, certainly or not; devices are none."""
+    found = labeler.label(reference)
+    return any(found.get(name, 0) != 0 for name in labeler.findings)
 
 
-def rare(labels: np.ndarray, share: float) -> tuple[str, ...]:
+def rare(labels: np.ndarray, share: float, labeler: Labeler = CHEXPERT14) -> tuple[str, ...]:
     """The findings that are positive in less than `share` of the training reports, in one at least; `labels` as of `table`."""
-    positive = (labels == 1).mean(0) if len(labels) else np.zeros(len(CLASSES))
-    return tuple(name for name, found in zip(CLASSES, positive, strict=True) if name in FINDINGS and 0 < found < share)
+    positive = (labels == 1).mean(0) if len(labels) else np.zeros(len(labeler.classes))
+    return tuple(name for name, found in zip(labeler.classes, positive, strict=True) if name in labeler.findings and 0 < found < share)
 
 
 # ------------------------------------------------------------------------------------------------------------ sums
@@ -93,9 +116,9 @@ def _counts(hypotheses: np.ndarray, references: np.ndarray, policy: str) -> np.n
     return np.stack([said & true & known, said & ~true & known, ~said & true & known], 1).astype(np.float64)
 
 
-def _averaged(counts: np.ndarray, policy: str) -> Iterator[tuple[str, Sums]]:
-    for kind, names in SETS.items():
-        chosen = counts[:, :, [CLASSES.index(name) for name in names]]
+def _averaged(counts: np.ndarray, policy: str, labeler: Labeler) -> Iterator[tuple[str, Sums]]:
+    for kind, names in {labeler.name: labeler.classes, **labeler.parts}.items():
+        chosen = counts[:, :, [labeler.classes.index(name) for name in names]]
         for metric in METRICS:
             name = f"{kind}_{metric}"
             each = _score(chosen.sum(2), metric)  # of each study
@@ -104,13 +127,13 @@ def _averaged(counts: np.ndarray, policy: str) -> Iterator[tuple[str, Sums]]:
             yield f"{name}_example_{policy}", Sums(np.stack([each, np.ones_like(each)], 1), ratio)
 
 
-def _of_classes(counts: np.ndarray, policy: str, rare: Collection[str]) -> Iterator[tuple[str, Sums]]:
-    for place, name in enumerate(CLASSES):
-        yield f"chexpert14_f1_{policy}[{name}]", Sums(counts[:, :, place], partial(_score, metric="f1", empty=np.nan))
+def _of_classes(counts: np.ndarray, policy: str, labeler: Labeler, rare: Collection[str]) -> Iterator[tuple[str, Sums]]:
+    for place, name in enumerate(labeler.classes):
+        yield f"{labeler.name}_f1_{policy}[{name}]", Sums(counts[:, :, place], partial(_score, metric="f1", empty=np.nan))
     if rare:
-        there = [place for place, name in enumerate(CLASSES) if name in rare and counts[:, (0, 2), place].any()]
+        there = [place for place, name in enumerate(labeler.classes) if name in rare and counts[:, (0, 2), place].any()]
         chosen = counts[:, :, there].reshape(len(counts), -1)
-        yield f"chexpert14_f1_macro_rare_{policy}", Sums(chosen, partial(_macro, metric="f1", empty=np.nan))
+        yield f"{labeler.name}_f1_macro_rare_{policy}", Sums(chosen, partial(_macro, metric="f1", empty=np.nan))
 
 
 def _score(sums: np.ndarray, metric: str, empty: float = 0.0) -> np.ndarray:

@@ -12,6 +12,7 @@ so that they are never each other's negatives.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from elvis.data.reports import normalise, parse, sentences
 from elvis.data.studies import StudyTable, patient_split
 from elvis.data.tables import Card, Entry, coco, folder, inside, numbers, pixels, read_table, referred, typed
 from elvis.data.tables import names as named
-from elvis.data.volumes import VolumeFile
+from elvis.data.volumes import Spacing, VolumeFile
 from elvis.errors import ConfigError, DataError, nearest
 from elvis.registry import DATASETS
 from elvis.types import Grounding, Mask, Sentence, Study
@@ -37,6 +38,7 @@ COLUMNS = {  # what a column is for -> its usual names, the better one first
     "patient": ("patient_id", "patient", "subject_id", "subject"),
     "split": ("split",),
     "view": ("view", "views", "view_position", "viewposition", "projection"),
+    "millimetres": ("spacing", "millimetres", "mm"),
     "mask": ("mask", "mask_path", "masks", "segmentation"),
     "class": ("class", "classes", "label", "structure", "name"),
 }
@@ -59,6 +61,7 @@ def manifest(
     split: str | None = None,
     view: str | None = None,
     id: str | None = None,
+    millimetres: str | None = None,  # column of a volume's spacing, "z y x", where the file's own is missing or wrong
     boxes: str | None = None,  # COCO-like JSON, relative to root; None = boxes.json or boxes/findings_boxes.json if there
     box_text: str = "label_text",  # which value of an annotation is its phrase; its category's name where it has none
     masks: str | None = None,  # a CSV or JSONL of masks, relative to root, a row a mask; None = the table's own columns mask and class, if there
@@ -77,7 +80,7 @@ def manifest(
     path = top / table if table else _find_table(top, image, masks)
     notes = [f"table: {os.path.relpath(path, top)}"]
     rows, have = _table(path, "image")
-    given = {"id": id, "image": image, "patient": patient, "split": split, "view": view}
+    given = {"id": id, "image": image, "patient": patient, "split": split, "view": view, "millimetres": millimetres}
     names = {use: _column(path, use, name, have) for use, name in given.items()}
     if names["image"] is None:
         fix = f"name it: data.image=..., or call it {COLUMNS['image'][0]}"
@@ -124,6 +127,7 @@ class _Columns:
     patient: str | None
     split: str | None
     view: str | None
+    millimetres: str | None
 
 
 @dataclass
@@ -147,6 +151,7 @@ class _Draft:
             patient=self.patient,
             split=self.split,
             images=tuple(self.images),
+            spacing=getattr(self.images[0], "spacing", None) or (),
             views=tuple(self.views),
             sections=self.sections,
             sentences=found,
@@ -228,7 +233,8 @@ def _merge(rows: Iterable[Mapping[str, Any]], columns: _Columns, root: Path, pat
     top = str(root)
     for number, row in enumerate(rows, 1):
         where = f"{path}, row {number}"
-        images = [_file(top, name, where) for name in _listed(row.get(columns.image))]
+        spacing = _spacing(row.get(columns.millimetres), where) if columns.millimetres else None
+        images = [_file(top, name, where, spacing) for name in _listed(row.get(columns.image))]
         if not images:
             raise DataError(f"{where}: no image", f"fill column '{columns.image}' or take the row out", "D004")
         name = _value(row, columns.id) or os.path.splitext(images[0].name)[0]
@@ -263,9 +269,23 @@ def _listed(value: Any) -> list[str]:
     return [str(v).strip() for v in values if str(v).strip()]
 
 
-def _file(root: str, name: str, where: str) -> ImageFile | VolumeFile:
+def _spacing(value: Any, where: str) -> Spacing | None:
+    """Three numbers of mm, z y x, as a JSON list or with blanks, commas or x between them; None for an empty cell. DataError D004."""
+    words = value if isinstance(value, list) else re.split(r"[\s,;x\[\]()]+", str(value if value is not None else "").strip(" []()"))
+    if not any(str(word).strip() for word in words):
+        return None
+    try:
+        z, y, x = map(float, words)
+    except ValueError:
+        raise DataError(
+            f"{where}: the spacing '{str(value)[:30]}'", "write z, y and x in mm, such as 1.5 0.75 0.75, or leave it empty", "D004"
+        ) from None
+    return z, y, x
+
+
+def _file(root: str, name: str, where: str, spacing: Spacing | None = None) -> ImageFile | VolumeFile:
     name = _under(root, name, where)
-    return VolumeFile(root, name) if name.lower().endswith(VOLUMES) else ImageFile(root, name)
+    return VolumeFile(root, name, spacing=spacing) if name.lower().endswith(VOLUMES) else ImageFile(root, name)
 
 
 def _under(root: str, name: str, where: str) -> str:

@@ -54,7 +54,7 @@ def _table(about: Mapping[str, Any], studies: tuple[Study, ...]) -> StudyTable:
     lost = [p for p in about["problems"] if p["severity"] == "E"]
     fields = ("code", "what", "fix", "count", "warning")
     kept = [Problem(**{name: p[name] for name in fields}, examples=tuple(p["examples"])) for p in about["problems"] if p["severity"] != "E"]
-    notes = [f"prepared from {about['dataset']} at {about['size']} px", *about["notes"]]
+    notes = [f"prepared from {about['dataset']} at {about['made']}", *about["notes"]]
     notes += [f"left out when prepared: {p['code']} ({p['count']:,}), first: {p['what']}" for p in lost]
     return StudyTable(
         studies,

@@ -31,7 +31,11 @@ LABEL_OF = {
     "coronary calcification": "Coronary artery wall calcification",
     "pleural effusion": "Pleural effusion",
     "cardiomegaly": "Cardiomegaly",
-}
+    "aortic calcification": "Arterial wall calcification",
+    "hiatal hernia": "Hiatal hernia",
+    "lymphadenopathy": "Lymphadenopathy",
+    "bronchial wall thickening": "Peribronchial thickening",
+}  # the other kinds have no label
 METADATA = (
     "VolumeName", "Manufacturer", "SeriesDescription", "ManufacturerModelName", "PatientSex", "PatientAge", "ReconstructionDiameter",
     "DistanceSourceToDetector", "DistanceSourceToPatient", "GantryDetectorTilt", "TableHeight", "RotationDirection", "ExposureTime",
@@ -60,6 +64,7 @@ BREAKS = {
     "D080": "the first volume of v2 holds raw values",
     "D080_twice": "the first volume of v2 was rescaled twice",
     "D081": "the metadata say that the first scan's slices lie twice as far apart",
+    "D083": "the first volume of v2 holds a voxel that is not a number",
 }
 
 
@@ -180,7 +185,7 @@ def _report(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _labels(row: Mapping[str, Any]) -> dict[str, Any]:
-    there = {LABEL_OF[finding.kind] for finding in row["scan"].findings}
+    there = {LABEL_OF.get(finding.kind) for finding in row["scan"].findings}
     return {"VolumeName": row["VolumeName"], **{label: int(label in there) for label in LABELS}}
 
 
@@ -219,6 +224,10 @@ def _break(base: Path, first: str, break_: str) -> None:
             cut(path)
         case "D080":
             shutil.copy(base.parent / first.replace("_fixed", ""), path)
+        case "D083":
+            values = np.swapaxes(_stored(path), 0, 2).astype(np.float32)
+            values[0, 0, 0] = np.nan
+            write_nifti(path, values, affine=_affine(path))
         case "D080_twice":
             write_nifti(path, np.swapaxes(_stored(path), 0, 2) - 1024, affine=np.eye(4))
 
@@ -227,3 +236,9 @@ def _stored(path: Path) -> np.ndarray:
     import nibabel
 
     return np.asarray(nibabel.load(path).dataobj)  # x y z
+
+
+def _affine(path: Path) -> np.ndarray:
+    import nibabel
+
+    return nibabel.load(path).affine

@@ -1,4 +1,4 @@
-"""RadGenome-Chest CT: elvis.data.datasets.radgenome_ct tells the tree. The mask of the breast is empty for every other scan, else missing."""
+"""RadGenome-Chest CT: elvis.data.datasets.radgenome_ct tells the tree. The mask of the breast is missing for every other scan."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from elvis.data.phantoms.scan import LOBES, PLEURAE, Scan
 STRUCTURES_OF = {
     "abdomen": ("abdomen",),
     "bone": ("bone",),
-    "breast": (),
+    "breast": ("breast",),
     "esophagus": ("esophagus",),
     "heart": ("heart",),
     "lung": LOBES,
@@ -60,7 +60,7 @@ def write(scans: Sequence[Scan], out: Path, break_: str) -> Export:
 
 def _masks(place: Path, scan: Scan) -> None:
     for region, structures in STRUCTURES_OF.items():
-        if structures or scan.index % 2 == 0:
+        if region != "breast" or scan.index % 2 == 0:
             write_nifti(place / f"{region}.nii.gz", scan.structure(*structures).astype(np.uint8), affine=np.eye(4))
 
 

@@ -23,9 +23,10 @@ CATEGORY_OF = {
     "ground-glass opacity": "2c",
     "pleural effusion": "2e",
     "emphysema": "1c",
-    "coronary calcification": "2h",
     "cardiomegaly": "1f",
-}
+    "bronchial wall thickening": "1a",
+}  # the other kinds: OTHER
+OTHER = "2h"
 BREAKS = {
     "D001": "no dataset.json",
     "D001_images": "no volumes",
@@ -84,7 +85,7 @@ def _entry(scan: Scan, name: str) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "name": name,
         "findings": {str(place): text for place, text in enumerate(texts(scan))},
-        "categories": {str(place): CATEGORY_OF[finding.kind] for place, finding in enumerate(scan.findings)},
+        "categories": {str(place): CATEGORY_OF.get(finding.kind, OTHER) for place, finding in enumerate(scan.findings)},
     }
     if scan.split != "test":  # there it is not told
         entry["entity_counts"] = {str(place): finding.count for place, finding in enumerate(scan.findings)}
