@@ -35,7 +35,7 @@ from elvis.types import Metric, Result
 HERE = Path(__file__).parent
 DECODE = ("train", "--config", "structure_ct_phantom")
 ALL = (*DECODE, "tokens=projected")  # the visual sides without structure queries: every token
-FINE = ("image.steps=[2,2,1,1]", "image.depth_steps=[2,2,2,1]")  # 4 x 16 x 16 = 1,024 tokens
+FINE = "image.steps=[2,2,1,1]"  # 4 x 16 x 16 = 1,024 tokens instead of 256
 PRETRAIN, REPORT = "elvis.pretrain", "downstream.reportgen"
 
 ARMS = {  # row -> pretraining words
@@ -53,13 +53,14 @@ NAMES = {
     "queue": "+ diversity queue (100 a structure)",
 }
 LADDER = ("1", "3", "10", "all")
+KEPT = {"1": 20, "3": 40, "10": 110, "all": 1034}  # tokens of ten structures and 1,024 patches
 JOBS = (
     *(Job(f"see_{arm}", PRETRAIN, words) for arm, words in ARMS.items()),
     *(
         Job(f"say_{arm}", REPORT, (*(ALL if arm in ("clip_ct", "word") else DECODE), f"pretraining.name={ARMS[arm][1]}"), f"see_{arm}")
         for arm in ARMS
     ),
-    Job("see_fine", PRETRAIN, (*ARMS["queue"], *FINE), seeds=1),
+    Job("see_fine", PRETRAIN, (*ARMS["queue"], FINE), seeds=1),
     *(Job(f"say_k_{k}", REPORT, (*DECODE, f"per_structure={k}"), "see_fine", seeds=1) for k in LADDER),
     Job("say_finetune", REPORT, (*DECODE, "visual=finetune", "features=''"), "see_queue", seeds=1),
     Job("say_joint", REPORT, (*DECODE, "visual=joint", "features=''"), "see_queue", seeds=1),
@@ -151,21 +152,25 @@ def _grid(folder: Path) -> tuple[int, ...]:
 # ---------------------------------------------------------------------------------------------------------- memory
 
 DECODERS = {
+    "bert of the phantoms, 2 layers of 128": {"name": "bert", "width": 128, "layers": 2, "heads": 4},
     "bert, 12 layers of 768": {"name": "bert", "width": 768, "layers": 12, "heads": 12},
-    "llama, 8 layers of 1024, LoRA 32": {
+    "llama, 4 layers of 1024, LoRA 32": {
         "name": "llm_lora", "rank": 32, "alpha": 16, "targets": ["q_proj", "k_proj", "v_proj", "o_proj"],
         "architecture": {
-            "model_type": "llama", "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "num_attention_heads": 16,
+            "model_type": "llama", "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4, "num_attention_heads": 16,
             "num_key_value_heads": 16, "max_position_embeddings": 8192,
         },
     },
 }  # fmt: skip
-KEPT = {"all": 4096 + 10, "K = 10": 110}
+PUBLISHED = {"all": 4096 + 10, "K = 10": 110}
 REPORT_TOKENS, SPOKEN = 380, 64  # of the report that is learned, and that is written
 
 
-def measure(decoder: str, tokens: int) -> dict[str, float]:
-    """One training step and one greedy report of a decoder of published size that looks at `tokens` tokens of width 768: seconds and peak memory."""
+MEASURED = ("tokens", "studies", "parameters M", "train GB", "step s", "learned tokens/s", "written tokens/s")
+
+
+def measure(decoder: str, tokens: int, studies: int, width: int) -> dict[str, float]:
+    """A training step of `studies` and as many greedy reports of a decoder that looks at `tokens` tokens of a width: seconds and peak memory."""
     import torch
 
     from downstream.reportgen import decoders
@@ -178,12 +183,13 @@ def measure(decoder: str, tokens: int) -> dict[str, float]:
     words = [f"w{n}" for n in range(6000)]
     vocabulary = Vocabulary.train([" ".join(words)], kind="word", size=6342, min_count=1)
     limits = {"max_tokens": 40, "max_sentences": 60, "max_report": REPORT_TOKENS}
-    sizes = {"tokens_width": 768, "tokens": tokens, "vocab": vocabulary.size, "codes": 0, "cells": 0, "context": 0, **limits}
+    sizes = {"tokens_width": width, "tokens": tokens, "vocab": vocabulary.size, "codes": 0, "cells": 0, "context": 0, **limits}
     special = [vocabulary.pad, vocabulary.begin, vocabulary.end, *vocabulary.never]
     torch.manual_seed(0)
     model = decoders.create(DECODERS[decoder], vocabulary, **sizes, special=special).to(device)
-    memory = Memory(torch.randn(1, tokens, 768, device=device), torch.ones(1, tokens, dtype=torch.bool, device=device))
-    report = target([encode([" ".join(words[20 * n : 20 * n + 20]) for n in range(18)], vocabulary, **limits)], vocabulary).to(device)
+    memory = Memory(torch.randn(studies, tokens, width, device=device), torch.ones(studies, tokens, dtype=torch.bool, device=device))
+    report = encode([" ".join(words[20 * n : 20 * n + 20]) for n in range(18)], vocabulary, **limits)
+    report = target([report] * studies, vocabulary).to(device)
     before = _peak(device)
     begun = time.perf_counter()
     for _ in range(2):
@@ -197,7 +203,7 @@ def measure(decoder: str, tokens: int) -> dict[str, float]:
     model.write(memory, how)
     spoken = time.perf_counter() - begun
     return {
-        "train GB": peak / 2**30, "step s": step, "learned tokens/s": REPORT_TOKENS / step, "written tokens/s": SPOKEN / spoken,
+        "train GB": peak / 2**30, "step s": step, "learned tokens/s": studies * REPORT_TOKENS / step, "written tokens/s": studies * SPOKEN / spoken,
         "parameters M": sum(p.numel() for p in model.parameters()) / 1e6,
     }  # fmt: skip
 
@@ -212,13 +218,15 @@ def _peak(device: str) -> float:
 def memory(out: Path) -> list[Result]:
     """A row a decoder and number of tokens, each measured in a process of its own."""
     rows = []
-    for decoder in DECODERS:
-        for kept, tokens in KEPT.items():
-            line = [sys.executable, "-m", "benchmarks.ct", "--measure", decoder, str(tokens)]
-            told = subprocess.run(line, capture_output=True, text=True, check=True)
-            found = json.loads(told.stdout.strip().splitlines()[-1])
-            rows.append(Result("reportgen", "", "", "", f"{decoder}: {kept} ({tokens:,} tokens)", {k: Metric(v) for k, v in found.items()}))
-            print(rows[-1].row, found, file=sys.stderr, flush=True)
+    small, *published = DECODERS
+    asked = [(small, f"K = {k}", tokens, 16, 128) for k, tokens in KEPT.items()]
+    asked += [(decoder, kept, tokens, 1, 768) for decoder in published for kept, tokens in PUBLISHED.items()]
+    for decoder, kept, *sizes in asked:
+        line = [sys.executable, "-m", "benchmarks.ct", "--measure", decoder, *map(str, sizes)]
+        told = subprocess.run(line, capture_output=True, text=True, check=True)
+        found = {"tokens": sizes[0], "studies": sizes[1], **json.loads(told.stdout.strip().splitlines()[-1])}
+        rows.append(Result("reportgen", "", "", "", f"{decoder}: {kept}", {k: Metric(float(v)) for k, v in found.items()}))
+        print(rows[-1].row, found, file=sys.stderr, flush=True)
     (out / "memory.json").write_text(results.to_json(rows))
     return rows
 
@@ -236,14 +244,14 @@ def write(out: Path, tables: Mapping[str, Sequence[Result]], measured: Sequence[
     lines = [
         "# Chest CT on phantoms: SO-ITC rung by rung",
         "",
-        f"`python -m benchmarks.ct`, {seeds} seeds for the arms, one for the rest. Volumes of 32 x 64 x 64, 512 tokens (1,024 for K); stage 1: "
+        f"`python -m benchmarks.ct`, {seeds} seeds for the arms, one for the rest. Volumes of 32 x 64 x 64, 256 tokens (1,024 for K); stage 1: "
         f"{stage1.steps} steps of {stage1.batch_size}; stage 2: {whole.train.steps} steps of {whole.train.batch_size}, visual side frozen, beam "
         f"{whole.decode.beams}; everything from random weights. Budget: {spent(out) / 60:.0f} min, two processes of one thread at a time. "
         f"Commit {origin['commit']}, {origin['machine']}, torch {origin['versions']['torch']}.",
         "",
         "## Arms of stage 1",
         "",
-        "clip_ct and words against regions: the decoder looks at all 512 projected tokens; structure queries: at ten of each structure (110). "
+        "clip_ct and words against regions: the decoder looks at all 256 projected tokens; structure queries: at ten of each structure (110). "
         "r@k: among the test studies, own report or an equal one, by pooled features; structure_r@k: by structures. mass: attention inside its "
         "structure, macro; mass_chance: of even attention. F1 exact, by the grammar. ± = standard deviation over seeds.",
         "",
@@ -267,11 +275,12 @@ def write(out: Path, tables: Mapping[str, Sequence[Result]], measured: Sequence[
         "",
         *markdown("", SAID, tables["transfer"], both),
         "",
-        "## Stage 2 at published size: all tokens against K = 10",
+        "## Stage 2: memory and speed by tokens",
         "",
-        f"One volume, a report of {REPORT_TOKENS} tokens learned, {SPOKEN} tokens written greedily; tokens of width 768; random weights; fp32.",
+        f"A training step on reports of {REPORT_TOKENS} tokens, and {SPOKEN} tokens a report written greedily; random weights, fp32, each row in a "
+        "process of its own. Of the phantoms: tokens of width 128; at published size: of width 768, 4,096 patches.",
         "",
-        *markdown("", ("parameters M", "train GB", "step s", "learned tokens/s", "written tokens/s"), measured, plain),
+        *markdown("", MEASURED, measured, plain),
     ]
     target = HERE / "results" / "ct.md"
     target.write_text("\n".join(lines) + "\n")
@@ -285,11 +294,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")
     parser.add_argument("--only", choices=("report", "memory"), help="report: the tables of what is there; memory: that of stage 2 alone")
-    parser.add_argument("--measure", nargs=2, metavar=("DECODER", "TOKENS"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=4, metavar=("DECODER", "TOKENS", "STUDIES", "WIDTH"), help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args(argv)
     if args.measure:
-        print(json.dumps(measure(args.measure[0], int(args.measure[1]))))
+        print(json.dumps(measure(args.measure[0], *map(int, args.measure[1:]))))
         return 0
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
