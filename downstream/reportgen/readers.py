@@ -41,7 +41,7 @@ class Reader:
     def labels(self, text: str) -> list[str]:
         """What a page marks as agreed, missed, invented: kinds with their place on phantoms, else the positive and uncertain observations."""
         if self.exact is not None:
-            return sorted({" ".join(word for word in (*claim[1:], claim[0]) if word) for claim in self.exact.told(text).claims})
+            return sorted({self.exact.named(claim) for claim in self.exact.told(text).claims})
         return sorted(name for name, value in self.labeler.label(text).items() if value != 0 and name != "No Finding")
 
     @property

@@ -348,6 +348,7 @@ def test_a_protocol_says_how_a_row_was_made() -> None:
 def test_labels_of_the_page_are_places_on_phantoms_and_observations_elsewhere() -> None:
     said = "There is a small nodule in the right upper lung zone."
     assert PHANTOM.labels(said) == ["right upper nodule"]
+    assert PHANTOM_CT.labels("There is a nodule in the right upper lobe. Clear.") == ["nodule, right upper lobe"]
     assert XRAY.labels("There is a small left pleural effusion. No pneumothorax.") == ["Pleural Effusion"]
     assert XRAY.labels(NORMAL) == []
 

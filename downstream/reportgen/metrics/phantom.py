@@ -53,6 +53,12 @@ def told(text: str) -> Told:
     return Told(claimed, denied, len(statements), len(statements) - len(known))
 
 
+def named(claim: Claim) -> str:
+    """A claim in words: right upper nodule."""
+    kind, side, zone = claim
+    return " ".join(word for word in (side, zone, kind) if word)
+
+
 def abnormal(reference: str) -> bool:
     """Whether a report claims a finding."""
     return bool(told(reference).claims)

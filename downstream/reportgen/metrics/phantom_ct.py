@@ -47,6 +47,11 @@ def told(text: str) -> Told:
     return Told(claimed, denied, len(statements), len(statements) - len(known))
 
 
+def named(claim: tuple[str, ...]) -> str:
+    """A claim in words: nodule, right upper lobe."""
+    return ", ".join(word for word in claim if word)
+
+
 def abnormal(reference: str) -> bool:
     """Whether a report claims a finding."""
     return bool(told(reference).claims)
