@@ -1,6 +1,6 @@
 """Chest CT on phantoms: what each rung of SO-ITC adds, how many tokens a report needs, frozen or trained, from one domain to another; memory.
 
-    python -m benchmarks.ct [--out runs/ct] [--seeds 3] [--jobs 2] [--only report|memory] [key=value of every run ...]
+    python -m benchmarks.ct [--out runs/ct] [--seeds 3] [--jobs 2] [--only report|memory] [key=value ...: data.* of every run, the rest of stage 2]
 
 Runs `python -m elvis.pretrain` and `python -m downstream.reportgen train` (benchmarks.jobs): three seeds for the arms of stage 1, one for all else.
 The memory of stage 2 with all tokens and with ten of each structure is measured at the published sizes, each in a process of its own.
@@ -27,8 +27,8 @@ from downstream.reportgen import config as schemas
 from downstream.reportgen import score
 from downstream.reportgen import train as training
 from downstream.reportgen.metrics.sums import Sums
+from elvis import checkpoints, results
 from elvis import config as configs
-from elvis import results
 from elvis.errors import run_cli
 from elvis.types import Metric, Result
 
@@ -70,7 +70,8 @@ JOBS = (
     Job("say_b", REPORT, (*DECODE, "data.domain=B"), "see_b", seeds=1),
     Job("say_none_b", REPORT, (*DECODE, "data.domain=B", "pretrain=false", "visual=finetune", "features=''"), seeds=1),
 )
-SEEN = ("r@1", "r@5", "r@10", "structure_r@1", "structure_r@5", "structure_r@10", "mass", "mass_chance")
+WAYS = [f"{kind}r@{k}_text_to_image" for kind in ("", "structure_") for k in (1, 5, 10)]
+SEEN = (*WAYS, "mass", "mass_chance")
 SAID = ("finding_f1", "location_f1", "structure_f1", "finding_f1[abnormal]", "location_f1[abnormal]", "hallucination", "omission", "bleu_4")
 COMPARED = ("finding_f1", "location_f1", "structure_f1")
 PAIRS = (("word", "clip_ct"), ("hard", "clip_ct"), ("hard", "word"), ("soft", "hard"), ("queue", "soft"))
@@ -91,7 +92,7 @@ def compare(out: Path, seeds: int, words: Sequence[str]) -> dict[str, list[Resul
         for name in COMPARED:
             a, b = (Sums(np.concatenate([s[name].parts for s in judged[arm]]), judged[arm][0][name].statistic) for arm in (ours, theirs))
             gaps[name] = a.metric(patients, minus=b)
-        pairs.append(Result("reportgen", "phantom_ct", "paired by study", "test", f"{NAMES[ours]} - {NAMES[theirs]}", gaps))
+        pairs.append(Result("reportgen", "phantom_ct", "paired by study", "test", f"{ours} - {theirs}", gaps))
 
     def one(name: str, job: str) -> Result:
         return Result("reportgen", "phantom_ct", "", "test", name, _of(_said(out, f"{job}-0"), SAID))
@@ -114,7 +115,7 @@ def _truth(words: Sequence[str]) -> tuple[list[Any], score.Setting]:
     config = schemas.load("structure_ct_phantom", [w for w in words if w.startswith("data.")])
     section, options = configs.data_section(schemas.pretraining(config))
     table = training.table(config, section, options)
-    return table.split("test"), score.Setting.of(config, "phantom_ct", table.split("train"))
+    return table.split("test"), score.Setting.of(config, table.reader("auto"), table.split("train"))
 
 
 def _row(folder: Path, name: str) -> Result:
@@ -132,15 +133,9 @@ def _of(result: Result, names: Sequence[str]) -> dict[str, Metric]:
 
 def _tokens(folder: Path) -> str:
     """How many tokens a decoder looks at, of how many."""
-    about = json.loads((_checkpoint(folder) / "decoder.json").read_text())
+    about = json.loads((checkpoints.resolve(folder) / "decoder.json").read_text())
     cells = int(np.prod(_grid(folder)))
     return f"{about['sizes']['tokens']:,} tokens of {cells:,} ({about['sizes']['tokens'] / cells:.0%})"
-
-
-def _checkpoint(folder: Path) -> Path:
-    from elvis import checkpoints
-
-    return checkpoints.resolve(folder)
 
 
 def _grid(folder: Path) -> tuple[int, ...]:
@@ -191,21 +186,37 @@ def measure(decoder: str, tokens: int, studies: int, width: int) -> dict[str, fl
     report = encode([" ".join(words[20 * n : 20 * n + 20]) for n in range(18)], vocabulary, **limits)
     report = target([report] * studies, vocabulary).to(device)
     before = _peak(device)
-    begun = time.perf_counter()
-    for _ in range(2):
+    for _ in range(2):  # the first one is cold
+        begun = _now(device)
         value, count = model(memory, report)["words"]
         (value / count).backward()
-    step = (time.perf_counter() - begun) / 2
+        step = _now(device) - begun
     peak = _peak(device) - before
     how = Decode(max_report=SPOKEN, min_tokens=SPOKEN, max_sentences=60)
     model.eval().write(memory, Decode(max_report=4, min_tokens=4))
-    begun = time.perf_counter()
+    begun = _now(device)
     model.write(memory, how)
-    spoken = time.perf_counter() - begun
+    spoken = _now(device) - begun
     return {
         "train GB": peak / 2**30, "step s": step, "learned tokens/s": studies * REPORT_TOKENS / step, "written tokens/s": studies * SPOKEN / spoken,
         "parameters M": sum(p.numel() for p in model.parameters()) / 1e6,
     }  # fmt: skip
+
+
+def device() -> str:
+    """What memory and speed are measured on, in words."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else checkpoints.provenance({})["machine"]
+
+
+def _now(device: str) -> float:
+    """Seconds, when all that was asked for is done."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _peak(device: str) -> float:
@@ -225,7 +236,7 @@ def memory(out: Path) -> list[Result]:
         line = [sys.executable, "-m", "benchmarks.ct", "--measure", decoder, *map(str, sizes)]
         told = subprocess.run(line, capture_output=True, text=True, check=True)
         found = {"tokens": sizes[0], "studies": sizes[1], **json.loads(told.stdout.strip().splitlines()[-1])}
-        rows.append(Result("reportgen", "", "", "", f"{decoder}: {kept}", {k: Metric(float(v)) for k, v in found.items()}))
+        rows.append(Result("reportgen", "", device(), "", f"{decoder}: {kept}", {k: Metric(float(v)) for k, v in found.items()}))
         print(rows[-1].row, found, file=sys.stderr, flush=True)
     (out / "memory.json").write_text(results.to_json(rows))
     return rows
@@ -233,10 +244,25 @@ def memory(out: Path) -> list[Result]:
 
 # ------------------------------------------------------------------------------------------------------------- write
 
+ABOUT_ARMS = (
+    "clip_ct and words against regions: the decoder looks at all 256 projected tokens, and the text tower trains. Structure queries: it "
+    "looks at ten of each structure (110), and the text tower is fixed: more than the queries differs. r@k_text_to_image: the report's "
+    "own scan, or one with an equal report, among the first k of the test scans, by pooled features; structure_r@k: by structures. mass: "
+    "attention of a query inside its structure, macro; mass_chance: of even attention. F1 exact, by the grammar. Nearest neighbours are "
+    "those of the queue's visual side. ± = standard deviation over seeds."
+)
+ABOUT_MEMORY = (
+    "A training step on reports of {learned} tokens of 6,342 words, and {written} tokens a report written greedily; random weights, fp32, "
+    "each row in a process of its own, on {device}. train GB: peak of two steps above what the process held with the model in it. Of the "
+    "phantoms: tokens of width 128; at published size: of width 768, 4,096 patches."
+)
+
 
 def write(out: Path, tables: Mapping[str, Sequence[Result]], measured: Sequence[Result], seeds: int) -> Path:
     """benchmarks/results/ct.md and ct.json."""
     origin = _said(out, "say_queue-0").provenance
+    commits = sorted({json.loads(path.read_text())["commit"] for path in out.glob("*/checkpoints/*/provenance.json")})
+    first = _said(out, "say_queue-0").config
     whole = schemas.load("structure_ct_phantom")
     stage1 = schemas.pretraining(whole).train
     plain = lambda m: results.cell(m)[0]  # noqa: E731
@@ -247,15 +273,14 @@ def write(out: Path, tables: Mapping[str, Sequence[Result]], measured: Sequence[
         f"`python -m benchmarks.ct`, {seeds} seeds for the arms, one for the rest. Volumes of 32 x 64 x 64, 256 tokens (1,024 for K); stage 1: "
         f"{stage1.steps} steps of {stage1.batch_size}; stage 2: {whole.train.steps} steps of {whole.train.batch_size}, visual side frozen, beam "
         f"{whole.decode.beams}; everything from random weights. Budget: {spent(out) / 60:.0f} min, two processes of one thread at a time. "
-        f"Commit {origin['commit']}, {origin['machine']}, torch {origin['versions']['torch']}.",
+        f"{first['images']} test scans of {first['patients']} patients. Commit {', '.join(commits)}, {origin['machine']}, "
+        f"torch {origin['versions']['torch']}.",
         "",
         "## Arms of stage 1",
         "",
-        "clip_ct and words against regions: the decoder looks at all 256 projected tokens; structure queries: at ten of each structure (110). "
-        "r@k: among the test studies, own report or an equal one, by pooled features; structure_r@k: by structures. mass: attention inside its "
-        "structure, macro; mass_chance: of even attention. F1 exact, by the grammar. ± = standard deviation over seeds.",
+        ABOUT_ARMS,
         "",
-        *markdown("", SEEN, tables["arms"], plain),
+        *markdown("", SEEN, [r for r in tables["arms"] if r.row not in PRIORS], plain),
         "",
         *markdown("", SAID, tables["arms"], plain),
         "",
@@ -265,6 +290,8 @@ def write(out: Path, tables: Mapping[str, Sequence[Result]], measured: Sequence[
         "",
         "## How many tokens: K of each structure, one seed",
         "",
+        "In brackets, here and below: 95 % intervals over patients.",
+        "",
         *markdown("", SAID, tables["ladder"], both),
         "",
         "## Visual side in stage 2, one seed",
@@ -273,12 +300,13 @@ def write(out: Path, tables: Mapping[str, Sequence[Result]], measured: Sequence[
         "",
         "## From domain A to domain B, one seed",
         "",
+        "The same chests in both domains, in other Hounsfield units, noise and words: nothing but the domain changes.",
+        "",
         *markdown("", SAID, tables["transfer"], both),
         "",
         "## Stage 2: memory and speed by tokens",
         "",
-        f"A training step on reports of {REPORT_TOKENS} tokens, and {SPOKEN} tokens a report written greedily; random weights, fp32, each row in a "
-        "process of its own. Of the phantoms: tokens of width 128; at published size: of width 768, 4,096 patches.",
+        ABOUT_MEMORY.format(learned=REPORT_TOKENS, written=SPOKEN, device=measured[0].protocol),
         "",
         *markdown("", MEASURED, measured, plain),
     ]

@@ -14,10 +14,10 @@ With `ct` only the speed of phantom CT, into phantoms_ct.md. Goal there: 150 vol
 
 from __future__ import annotations
 
+import argparse
 import platform
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -140,10 +140,12 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.phantoms", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("which", nargs="?", default="", choices=("", "ct"), help="nothing: radiographs; ct: phantom CT")
+    ct = parser.parse_args(argv).which == "ct"
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    ct = sys.argv[1:] == ["ct"]
     command = "python -m benchmarks.phantoms" + " ct" * ct
     made = f"`{command}`, commit {commit()}, {processor()}, one thread, CPU seconds"
     title = "Phantom CT" if ct else "Phantom radiographs"

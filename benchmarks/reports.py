@@ -82,7 +82,7 @@ def compare(out: Path, seeds: int, words: Sequence[str]) -> tuple[list[Result], 
     section, options = configs.data_section(schemas.pretraining(config))
     table = training.table(config, section, options)
     listed, split = table.split("test"), "test"
-    how = score.Setting.of(config, "phantom", table.split("train"))
+    how = score.Setting.of(config, table.reader("auto"), table.split("train"))
     found = {name: [sums_of(out / f"{name}-{seed}" / "reports" / f"{split}.json", listed, how) for seed in range(seeds)] for name in ROWS}
     found["oracle_topic"] = [sums_of(out / f"mgrrg-{seed}" / "reports" / f"{split}.oracle_topic.json", listed, how) for seed in range(seeds)]
     rows = [means(ROWS.get(name, PRIORS.get(name, name)), [_shown(s) for s in own], "phantom") for name, own in found.items()]

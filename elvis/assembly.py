@@ -135,7 +135,7 @@ def assemble(config: configs.Config, tokenizer: Any = None) -> Run:
     if frozen:
         notes.append(f"frozen: {len(frozen)} parameters, {frozen[0]} ... {frozen[-1]}")
     about = {"max_tokens": data.max_tokens, "structures": structures, "fill": data.fill_structures}
-    pretrained = Pretrained(model, tokenizer, create_preprocess(config, model), **about)
+    pretrained = Pretrained(model, tokenizer, create_preprocess(config, model, train), **about)
     patients = studies.fingerprints(table, "train", data.name)
     run = Run(config, table.studies, notes, pretrained, objectives, weights, table.excluded, patients)
     if run.classes:
@@ -236,7 +236,7 @@ def create_model(config: configs.Config, tokenizer: Any) -> Any:
     data, _ = configs.data_section(config)
     text = {k: v for k, v in config.text.items() if k not in ("name", "context")}
     encoder = TEXT_ENCODERS.create(config.text["name"], vocab_size=tokenizer.vocab_size, **text)
-    if encoder.max_length < data.max_tokens:
+    if encoder.max_length < data.max_tokens and config.text.get("context", "report") == "report":  # units that are read alone are shorter
         raise ConfigError(
             f"data.max_tokens={data.max_tokens}, but the text encoder reads {encoder.max_length}", f"set data.max_tokens={encoder.max_length}"
         )
@@ -294,7 +294,7 @@ def of_a_structure(listed: Sequence[Any], structures: Any) -> tuple[tuple[Any, .
 def check_structures(structures: Any, model: Any, objectives: Any, studies: int) -> None:
     """ConfigError unless a head has a query for each structure of the lexicon, and no queue is longer than the training studies could fill."""
     for label, objective in objectives.items():
-        head = getattr(objective, "structures", "")  # the region query it reads as structures
+        head = getattr(objective, "structure_head", "")  # the region query it reads as structures
         if not head:
             continue
         learned = getattr(model.heads[head], "learned", None)
@@ -321,17 +321,19 @@ def check_structures(structures: Any, model: Any, objectives: Any, studies: int)
             )
 
 
-def create_preprocess(config: configs.Config, model: Any) -> Any:
-    """Preprocess, of a 3D backbone VolumePreprocess."""
+def create_preprocess(config: configs.Config, model: Any, train: Sequence[Any] = ()) -> Any:
+    """Preprocess, of a 3D backbone VolumePreprocess, which keeps the window that the training studies are seen through. ConfigError for several."""
     from elvis.data.frames import VolumePreprocess
     from elvis.data.images import Preprocess
+    from elvis.data.volumes import common_window
 
     data, _ = configs.data_section(config)
     spec = model.image.spec
     size = configs.size_of(data, spec.ndim)
     if spec.ndim == 2:
         return Preprocess(size=size, fit=data.fit, mean=spec.mean, std=spec.std)
-    return VolumePreprocess(size=size, fit=data.fit, mean=spec.mean, std=spec.std, spacing=tuple(data.spacing), window=tuple(data.window))
+    window = tuple(data.window) or common_window(train)
+    return VolumePreprocess(size=size, fit=data.fit, mean=spec.mean, std=spec.std, spacing=tuple(data.spacing), window=window)
 
 
 def pretraining_module(model: Any, objectives: Any, to_input: Callable[[Any], Any] | None = None) -> Any:

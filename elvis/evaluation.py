@@ -16,6 +16,7 @@ All maps go through the same exact inverse of the preprocessing to original pixe
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
@@ -30,6 +31,7 @@ from elvis.data.images import BadImage, Look, read
 from elvis.data.masks import resized
 from elvis.data.reports import text_hash
 from elvis.data.studies import in_frame, placed
+from elvis.errors import DataError
 from elvis.metrics import attention as attention_metrics
 from elvis.metrics import bootstrap, grounding, representation, retrieval, twins
 from elvis.metrics.priors import LocationPrior, gaussian
@@ -86,6 +88,7 @@ def evaluate(
         seen = _look(pretrained, studies, priors=priors, batch_size=batch_size, preservation=split == held_out)
         new = partial(Result, task="pretraining", dataset=dataset, split=split, provenance=dict(provenance or {}))
         config = {"studies": len(studies), "patients": len({s.patient for s in studies}), "unreadable": seen.unreadable, "resamples": resamples}
+        config |= {"structures_with_bad_masks": dict(seen.bad_masks)} if seen.bad_masks else {}
         cases = seen.cases.get("model", [])
         metrics = _grounding(cases, resamples, seed) | _swap(seen, studies, resamples, seed)
         metrics |= _mass(seen, resamples, seed)
@@ -172,6 +175,7 @@ class _Seen:
     moments: dict[str, list[tuple[str, np.ndarray]]] = field(default_factory=lambda: {"image": [], "report": []})  # of (patient, 6)
     spaces: dict[str, representation.Covariance] = field(default_factory=dict)  # image_before, ...
     unreadable: int = 0
+    bad_masks: Counter[str] = field(default_factory=Counter)  # code of what is wrong -> structures left out of `mass`
 
 
 @dataclass(frozen=True)
@@ -263,7 +267,7 @@ def _observe(pretrained: Pretrained, seen: _Seen, shots: Sequence[_Shot], region
         if shot.number:
             continue
         seen.observed[shot.study.id] = regions.vectors[i].float().cpu()
-        share = structure_shares(pretrained, shot.study, shot.look, grid)
+        share = structure_shares(pretrained, shot.study, shot.look, grid, seen.bad_masks)
         if share.any():
             inside, even = attention_metrics.mass(attention[i], share), attention_metrics.chance(share)
             seen.mass += [
@@ -273,10 +277,11 @@ def _observe(pretrained: Pretrained, seen: _Seen, shots: Sequence[_Shot], region
             ]
 
 
-def structure_shares(pretrained: Pretrained, study: Study, seen: Look, grid: tuple[int, ...]) -> Tensor:
+def structure_shares(pretrained: Pretrained, study: Study, seen: Look, grid: tuple[int, ...], bad: Counter[str] | None = None) -> Tensor:
     """How much of each cell of the token grid is each structure, by the study's masks of its first image: S N in [0, 1]; 0 without a mask.
 
-    A mask is of the structure that the lexicon gives its name to (the five lobes are the lung).
+    A mask is of the structure that the lexicon gives its name to (the five lobes are the lung). A structure with a mask that cannot be
+    read, or is of another shape than the image, is left out: 0, and counted in `bad` by the code of what is wrong.
     """
     structures, frame = pretrained.structures, pretrained.frame(seen.pixels, seen.spacing)
     share = np.zeros((len(structures.names), int(np.prod(grid))))  # type: ignore[union-attr]
@@ -286,7 +291,12 @@ def structure_shares(pretrained: Pretrained, study: Study, seen: Look, grid: tup
             of.setdefault(structures.of_region(mask.name), []).append(mask)  # type: ignore[union-attr]
     of.pop(None, None)
     for s, masks in of.items():  # a lung and its lobes lie on each other: their union
-        where = reduce(np.logical_or, (resized(mask, seen.pixels.shape) for mask in masks))
+        try:
+            where = reduce(np.logical_or, (resized(mask, seen.pixels.shape) for mask in masks))
+        except DataError as error:
+            if bad is not None:
+                bad[error.code] += 1
+            continue
         cells = frame.to_cells(grid, where) if where.ndim == 3 else frame.to_cells(grid, (slice(0, None), slice(0, None)), where)  # type: ignore[arg-type,call-arg]
         share[s] = cells.ravel()
     return torch.from_numpy(share.clip(0, 1)).float()
@@ -484,7 +494,10 @@ def _retrieval(
     if len(usable) < 2:
         return {}
     reports = [[sentence.text for sentence in study.sentences] for study in usable]
-    text = [pretrained.reports(some)[0] for some in _cut(reports, batch_size)]
+    text = [
+        pretrained.reports([[s.text for s in one.sentences] for one in some], [[s.region for s in one.sentences] for one in some])[0]
+        for some in _cut(usable, batch_size)
+    ]
     group = torch.tensor([text_hash(" ".join(report)) for report in reports])
     patients = [study.patient for study in usable]
     compared = {}

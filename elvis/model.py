@@ -119,6 +119,7 @@ class VisionLanguageModel(nn.Module):
         self.image, self.text = image, text
         self.dim, self.context, self.views, self.sentence_pool, self.image_pool_kind = dim, context, views, sentence_pool, image_pool
         self.special = (cls_id, sep_id)
+        self.whole = ""  # the region query whose tokens are wanted with its regions (see `look`)
         self.reads: frozenset[str] | None = None  # what the objectives need; None = everything (see `wire`)
         wide, long = image.spec.width, text.width
         self.image_pool = AttentionPool(wide) if image_pool == "attention" else MeanPool()
@@ -172,7 +173,7 @@ class VisionLanguageModel(nn.Module):
         image, image_raw = self.encode_image(batch.images, batch.view_mask)
         text, text_raw = self.encode_text(batch.text_ids, batch.text_mask, batch.units)
         regions = {
-            label: self.look(label, image, text_raw.units[self.asked_by[label]] if label in self.asked_by else None)
+            label: self.look(label, image, text_raw.units[self.asked_by[label]] if label in self.asked_by else None, whole=label == self.whole)
             for label in self.heads
             if label not in self.codes_of
         }
@@ -228,6 +229,9 @@ class VisionLanguageModel(nn.Module):
         Where structures are read alone and there are none (a phrase by itself), sentences are.
         """
         alone = self.context if self.context in units else "sentence" if self.context != "report" else ""
+        if alone:  # as many tokens of each as the encoder reads
+            whole = units[alone].tokens
+            units = {**units, alone: replace(units[alone], tokens=whole & (whole.cumsum(-1) <= self.text.max_length - 2))}
         tokens, own = self._alone(ids, units[alone]) if alone else (self.text(ids, mask), None)  # B L D, B U D
         if alone and alone != "sentence":  # what is in no structure was not read
             read = (units[alone].tokens & units[alone].mask.unsqueeze(-1)).any(1, keepdim=True)  # B 1 L

@@ -165,7 +165,9 @@ def _report(run: Run, out: Path, before: Mapping[str, Metric], log: Any, facts: 
     overlays = evaluation.examples(pretrained, splits.get("test") or splits.get("val", []), count=config.evaluate.overlays)
     negatives = config.train.batch_size * devices - 1
     more = f"; accumulating {config.train.accumulate} micro-batches adds none" if config.train.accumulate > 1 else ""
-    notes = [*run.notes, f"each study was told apart from {negatives} others at a time (negatives{more})"]
+    cut = run.dataset.reports.cut
+    long = [f"{cut} of {len(run.split('train'))} training reports are longer than data.max_tokens: their end was not read"] if cut else []
+    notes = [*run.notes, *long, f"each study was told apart from {negatives} others at a time (negatives{more})"]
     python = interpreter()
     commands = [f"{python} -c \"import elvis; print(elvis.load_backbone('{path}').spec)\"", f"{python} {next_run(config, out)}"]
     results.write(

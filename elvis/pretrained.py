@@ -75,20 +75,22 @@ class Pretrained:
         stack = self.preprocess.tensor(pixels, channels).unsqueeze(1)  # B 1 C *S
         return self.model.encode_image(stack, torch.ones(len(stack), 1, dtype=torch.bool, device=self.device))
 
-    def reports(self, reports: Sequence[Sequence[str]]) -> tuple[TextFeatures, TextFeatures]:
+    def reports(self, reports: Sequence[Sequence[str]], regions: Sequence[Sequence[str]] = ()) -> tuple[TextFeatures, TextFeatures]:
         """Reports as lists of sentences -> features after and before the projection; `.units["sentence"].vectors` is B U D.
 
-        With `structures` also `.units["structure"]`, in the order of their lexicon.
+        With `structures` also `.units["structure"]`, in the order of their lexicon; regions: what the owner says each sentence is about.
         """
-        return self._text(reports, UNITS if self.structures is None else (*UNITS, "structure"))
+        return self._text(reports, UNITS if self.structures is None else (*UNITS, "structure"), regions)
 
     def phrases(self, phrases: Sequence[str]) -> tuple[TextFeatures, TextFeatures]:
         """Each phrase as a report of one sentence; its vector is `.units["sentence"].vectors[:, 0]`."""
         return self._text([[p] for p in phrases], UNITS)
 
     @torch.inference_mode()
-    def _text(self, reports: Sequence[Sequence[str]], units: Sequence[str]) -> tuple[TextFeatures, TextFeatures]:
-        about = {"structures": self.structures, "fill": self.fill}
+    def _text(
+        self, reports: Sequence[Sequence[str]], units: Sequence[str], regions: Sequence[Sequence[str]] = ()
+    ) -> tuple[TextFeatures, TextFeatures]:
+        about = {"structures": self.structures, "fill": self.fill, "regions": regions}
         ids, mask, found = text_tensors(reports, self.tokenizer, units=units, max_tokens=self.max_tokens, **about)
         return self.model.encode_text(ids.to(self.device), mask.to(self.device), {n: u.to(self.device) for n, u in found.items()})
 

@@ -618,6 +618,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a resnet3d with an even kernel": ("resnet3d", {"stem": [2, 7, 7]}, "kernel is .2, 7, 7."),
     "a stride that no map of resnet3d has": ("resnet3d", {"stride": 3}, "no map at stride 3"),
     "slices of volumes": ("slices", {"encoder": {"name": "resnet3d", **SMALL["resnet3d"]}}, "'resnet3d' is 3D"),
+    "slices of other channels": ("slices", {"encoder": {"name": "test_resnet", "in_chans": 1}, "in_chans": 3}, "in_chans=3, its encoder's is 1"),
+    "slices of another size": ("slices", {"encoder": {"name": "test_resnet", "input_size": 32}, "input_size": [6, 64, 64]}, "encoder's is .32, 32."),
     "slices of nothing": ("slices", {"encoder": {"model": "resnet18"}}, "has no name"),
     "slices of what is not there": ("slices", {"encoder": {"name": "resnet5"}}, "did you mean 'resnet50'"),
     "slices in no groups": ("slices", {"group": 0}, "groups of 0"),

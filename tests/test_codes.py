@@ -52,6 +52,7 @@ TRIGGERS = {  # code -> the layout and its mistake ("" = it is in the layout as 
     "D081": ("ct_rate", "D081", {"release": "v2"}),
     "D082": ("ct_rate", "", {"release": "v2"}),
     "D083": ("ct_rate", "D083", {"release": "v2"}),
+    "D084": ("ct_rate", "D084", {"release": "v2"}),
 }
 
 

@@ -44,6 +44,7 @@ QUEUE = "objectives.structure_contrast.queue=2"
 MORE = {
     "silc_phantom": ["heads.topic.positions=16"],  # tokens of a small image
     "silc_cxr": ["heads.topic.positions=4"],
+    "structure_cxr_phantom": [QUEUE],
     "structure_ct_phantom": [QUEUE, "text.width=16"],  # the text tower's space is the shared one
     "structure_ct": [QUEUE],
     "structure_ct_code": [QUEUE],

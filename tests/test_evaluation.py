@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from elvis import results
 from elvis.data.datasets.phantom_ct import phantom_ct
 from elvis.data.frames import VolumePreprocess
 from elvis.data.images import BadImage, Look, Preprocess
-from elvis.data.masks import decode_volume
+from elvis.data.masks import decode_volume, encode_volume
 from elvis.data.structures import Structures
 from elvis.evaluation import evaluate, examples, preservation, score, structure_shares, truths
 from elvis.ops import cosine
@@ -73,7 +74,7 @@ class Finder:
         more = 0.3 * torch.rand(tokens.shape[1:], generator=torch.Generator().manual_seed(0)).expand_as(tokens)
         return after, replace(after, tokens=torch.cat([tokens, more], -1))
 
-    def reports(self, reports) -> tuple[TextFeatures, TextFeatures]:
+    def reports(self, reports, regions=()) -> tuple[TextFeatures, TextFeatures]:
         vectors = torch.zeros(len(reports), max(len(r) for r in reports), 3)
         mask = torch.zeros(vectors.shape[:2], dtype=torch.bool)
         for i, report in enumerate(reports):
@@ -304,11 +305,11 @@ class Looker(Finder):
         super().__init__(**options)
         self.model, self.structures = Asked(), Structures(LEXICON)
 
-    def reports(self, reports) -> tuple[TextFeatures, TextFeatures]:
+    def reports(self, reports, regions=()) -> tuple[TextFeatures, TextFeatures]:
         text, _ = super().reports(reports)
         vectors, mask = torch.zeros(len(reports), 2, 2), torch.zeros(len(reports), 2, dtype=torch.bool)
-        for i, report in enumerate(reports):
-            for sentence, about in zip(report, self.structures.assign(report), strict=True):
+        for i, (report, told) in enumerate(zip(reports, regions or [()] * len(reports), strict=True)):
+            for sentence, about in zip(report, self.structures.assign(report, told), strict=True):
                 for s in about:
                     mask[i, s] = True
                     vectors[i, s] = torch.tensor([float("left" in sentence), float("right" in sentence)])
@@ -380,3 +381,30 @@ def test_the_share_of_each_cell_of_a_volume_is_the_mean_of_the_union_of_its_mask
     cells = expected.reshape(10, 2, 8, 4, 8, 4, 8).mean((2, 4, 6)).reshape(10, -1)
     np.testing.assert_allclose(share.numpy(), cells, atol=1e-6)
     assert (share.sum(1) > 0).sum() >= 8
+
+
+def test_a_mask_of_another_shape_leaves_its_structure_out_and_is_counted() -> None:
+    (study,) = phantom_ct(size=[16, 32, 32], train=0, val=0, test=1, masks=True).studies
+    whole = Finder()
+    whole.structures, whole.preprocess = Structures.load("ct"), VolumePreprocess((16, 32, 32), "pad", (0.5,), (0.25,))
+    whole.frame = lambda pixels, spacing=(): whole.preprocess.frame(pixels.shape, spacing)
+    seen = study.images[0].look()
+    heart = next(m for m in study.masks if m.name == "heart")
+    larger = Mask("heart", "rle_volume", encode_volume(np.ones((17, 32, 32), bool)))
+    bad = Counter()
+    share = structure_shares(whole, replace(study, masks=tuple(larger if m is heart else m for m in study.masks)), seen, (2, 4, 4), bad)
+    right = structure_shares(whole, study, seen, (2, 4, 4))
+    left_out = whole.structures.of_region("heart")
+    assert bad == {"D041": 1}
+    assert right[left_out].any()
+    right[left_out] = 0
+    assert torch.equal(share, right)
+
+
+def test_a_bad_mask_does_not_end_the_evaluation() -> None:
+    first, *others = outlined(scatter("test", 6))
+    broken = replace(first, masks=(*first.masks, Mask(first.masks[0].name, "rle_coco", {"size": [9, 9], "counts": [81]})))
+    model = by(evaluate(Looker(), {"test": [broken, *others]}, resamples=5), "model")
+    assert model.metrics["mass"].value == pytest.approx(1)
+    assert model.config["structures_with_bad_masks"] == {"D041": 1}
+    assert "structures_with_bad_masks" not in by(evaluate(Looker(), {"test": others}, resamples=5), "model").config

@@ -2,14 +2,20 @@ import json
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from elvis.data import phantoms
+from elvis.data.batches import StudyDataset
 from elvis.data.datasets.manifest import manifest
+from elvis.data.frames import VolumePreprocess
 from elvis.data.images import read
+from elvis.data.masks import decode_volume
 from elvis.data.phantoms.export import export
+from elvis.data.phantoms.files import write_nifti, write_series
 from elvis.data.studies import load, patient_split, unique
-from elvis.errors import DataError
+from elvis.data.tokenizer import Tokenizer
+from elvis.errors import ConfigError, DataError
 from tests.layouts import REAL, pixels, write_boxes, write_image, write_manifest, write_table
 
 TEXT = "There is a small left effusion. No pneumothorax."
@@ -165,6 +171,60 @@ def test_a_wrong_root_shows_at_once_but_single_missing_files_wait(tmp_path):
     (tmp_path / "images/2.png").unlink()
     with pytest.raises(DataError, match=r"do not exist, e.g. images/0.png .*\nare its paths relative to data.root"):
         manifest(root=str(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------------------------ volumes
+
+CT = np.where(np.indices((8, 10, 12)).sum(0) % 3 == 0, 300, -850).astype(np.int16) + np.arange(12, dtype=np.int16)  # Z Y X, Hounsfield units
+
+
+def test_a_folder_of_slices_in_the_column_of_images_is_a_volume(tmp_path):
+    pytest.importorskip("pydicom")
+    for name in ("scans/a.1", "scans/b"):  # uids have dots
+        write_series(tmp_path / name, CT, (2.5, 0.8, 0.7))
+    write_table(tmp_path / "manifest.csv", [row(n, image=name) for n, name in enumerate(("scans/a.1", "scans/b"))])
+    studies = manifest(root=str(tmp_path)).studies
+    for study in studies:
+        volume = study.images[0].load()
+        np.testing.assert_array_equal(volume.values, CT)
+        assert volume.spacing == pytest.approx((2.5, 0.8, 0.7))
+    preprocess = VolumePreprocess((8, 12, 12), "pad", (0.5,), (0.25,))
+    dataset = StudyDataset(studies, Tokenizer.train([TEXT], 50), preprocess)
+    batch = dataset.collate([dataset[0, 0], dataset[0, 1]])
+    assert batch.images.shape == (2, 1, 1, 8, 12, 12)
+    assert batch.extra["bad"] == ()
+    assert batch.images[0].any()
+
+
+@pytest.mark.parametrize("told", ["0 0 0", "-1 1 1", "nan nan nan", "1.5 inf 1"])
+def test_a_spacing_that_is_no_length_is_counted_and_not_used(tmp_path, told):
+    write_nifti(tmp_path / "a.nii.gz", CT, (2.5, 0.8, 0.7))
+    write_table(tmp_path / "manifest.csv", [row(image="a.nii.gz", spacing=told)])
+    table = manifest(root=str(tmp_path))
+    assert [(p.code, p.severity, p.count) for p in table.problems] == [("D081", "W", 1)]
+    assert f"row 1: the spacing '{told}' is no length" in table.problems[0].what
+    (study,) = table.studies
+    assert (study.spacing, study.images[0].spacing) == ((), None)
+    assert study.images[0].load().spacing == pytest.approx((2.5, 0.8, 0.7))
+
+
+def test_a_table_may_say_how_its_volumes_are_stored(tmp_path):
+    shown = np.where(CT > 0, 200, 30).astype(np.uint8)
+    write_nifti(tmp_path / "a.nii.gz", shown[:, :, ::-1], affine=np.eye(4))
+    write_nifti(tmp_path / "m.nii.gz", (shown[:, :, ::-1] > 99).astype(np.uint8), affine=np.eye(4))
+    write_table(tmp_path / "manifest.csv", [row(image="a.nii.gz", mask="m.nii.gz", spacing="2.5 0.8 0.7")])
+    (study,) = manifest(root=str(tmp_path), rescale="off", axes="RPS").studies
+    volume = study.images[0].load()
+    np.testing.assert_array_equal(volume.values, shown)
+    assert volume.spacing == (2.5, 0.8, 0.7)
+    np.testing.assert_array_equal(decode_volume(study.masks[0]), shown > 99)
+    with pytest.raises(DataError, match=r"data\.rescale=off") as caught:
+        manifest(root=str(tmp_path), axes="RPS").studies[0].images[0].load()
+    assert caught.value.code == "D080"
+    with pytest.raises(DataError, match="axes 'RLS'"):
+        manifest(root=str(tmp_path), axes="RLS")
+    with pytest.raises(ConfigError, match="option 'rescale' must be"):
+        load("manifest", root=str(tmp_path), rescale="no")
 
 
 # ----------------------------------------------------------------------------------------------------- boxes and text

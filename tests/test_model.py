@@ -446,6 +446,21 @@ def test_the_text_of_a_structure_is_read_alone_also_where_two_share_a_sentence(h
     torch.testing.assert_close(told.weights, weights)
 
 
+def test_a_unit_that_is_longer_than_the_encoder_is_cut_by_itself() -> None:
+    batch = random_batch([4, 3, 0, 2], structures=5)
+    model, short = (tiny_model(context="structure", sentence_pool="mean").eval() for _ in range(2))
+    short.load_state_dict(model.state_dict())
+    units = batch.units["structure"]
+    longest = int(units.tokens.sum(-1).max())
+    short.text.max_length = longest + 1  # one token less than the longest unit and its ends
+    whole, cut = (m.encode_text(batch.text_ids, batch.text_mask, batch.units)[1].units["structure"].vectors for m in (model, short))
+    long = units.tokens.sum(-1) == longest
+    assert not torch.allclose(whole[long], cut[long])
+    torch.testing.assert_close(whole[~long], cut[~long])
+    study, unit = (int(at[0]) for at in long.nonzero(as_tuple=True))
+    torch.testing.assert_close(cut[study, unit], alone(model, batch.text_ids[study, units.tokens[study, unit]].tolist()[:-1], "mean"))
+
+
 def test_what_is_in_no_structure_is_not_read_and_in_no_unit() -> None:
     model, batch = tiny_model(context="structure", sentence_pool="mean").eval(), random_batch([4, 3, 0, 2], structures=5)
     left = batch.units["sentence"].tokens[0, 3]  # the fourth sentence of a report is of no structure

@@ -132,7 +132,7 @@ def test_domains_dup_and_omitted_reach_the_scans() -> None:
         ({"dup": 1.5}, "shares"),
         ({"omitted": -0.1}, "shares"),
         ({"large": 0}, "factor"),
-        ({"large": 4}, "factor"),
+        ({"large": 2.0}, "two nodules would become one"),
         ({"window": [200, -1000]}, "smaller first"),
         ({"window": [0]}, "smaller first"),
     ],

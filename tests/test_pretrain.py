@@ -169,7 +169,7 @@ def test_resume_without_a_run_says_so(tmp_path: Path) -> None:
         (["objectives.word_region.weight=1"], "add word to data.units"),
         (["objectives.phrase_image=null", "objectives.intra_modal=null"], "local_heads"),
         (["freeze=['nothing_of_this_name']"], "matches no parameter"),
-        (["data.max_tokens=4000"], "data.max_tokens"),
+        (["data.max_tokens=4000", "text.context=report"], "data.max_tokens"),
         (["text.name=hf", "text.checkpoint=/no/such/folder"], "/no/such/folder"),
         (["data.knobs.contrst=1"], "contrast"),
         (["image.stride=5"], "stride"),

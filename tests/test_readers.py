@@ -588,10 +588,15 @@ def nifti(root: Path, values: np.ndarray = CT, name: str = "a.nii.gz", source: d
 
 def changed(root: Path, at: int, form: str, *values: float) -> VolumeFile:
     """A NIfTI file whose header has other values at an offset."""
-    path = write_nifti(root / "a.nii", CT, SPACING)
-    data = bytearray(path.read_bytes())
+    write_nifti(root / "a.nii", CT, SPACING)
+    return packed(root, at, form, *values)
+
+
+def packed(root: Path, at: int, form: str, *values: float) -> VolumeFile:
+    """a.nii as it is, with other values at an offset."""
+    data = bytearray((root / "a.nii").read_bytes())
     struct.pack_into(form, data, at, *values)
-    path.write_bytes(data)
+    (root / "a.nii").write_bytes(data)
     return file(root, "a.nii")
 
 
@@ -639,6 +644,27 @@ def _(root):
 def _(root):
     nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(CT.T[::-1]), np.eye(4)), root / "a.nii.gz")
     return file(root, axes="RPS"), (CT, None)
+
+
+@kind("NIfTI without an orientation (both codes 0)")
+def _(root):
+    return changed(root, 252, "<hh", 0, 0), (CT, SPACING)
+
+
+@kind("NIfTI without an orientation and with a pixdim of 0")
+def _(root):
+    changed(root, 252, "<hh", 0, 0)
+    return packed(root, 88, "<f", 0.0), (CT, None)  # pixdim[3], the step of z
+
+
+@kind("NIfTI with a qform, no sform and a pixdim of 0")
+def _(root):
+    z, y, x = SPACING
+    image = nibabel.Nifti1Image(np.ascontiguousarray(CT.T[::-1]), None)
+    image.set_qform(np.diag([x, -y, z, 1]), 1)
+    nibabel.save(image, root / "a.nii")
+    np.testing.assert_allclose(load(file(root, "a.nii")).spacing, SPACING, rtol=1e-6)
+    return packed(root, 88, "<f", 0.0), (CT, None)
 
 
 @kind("NIfTI of 4 axes, one channel")
@@ -720,6 +746,11 @@ def _(root):
 @kind("spacing in the table, not the file's")
 def _(root):
     return nifti(root, source={"spacing": (5.0, 0.8, 0.7)}), (CT, (5.0, 0.8, 0.7))
+
+
+@kind('spacing in the table, not the file\'s, trust="file"')
+def _(root):
+    return nifti(root, source={"spacing": (5.0, 0.8, 0.7), "trust": "file"}), (CT, SPACING)
 
 
 @kind(".npz of one array")
@@ -850,6 +881,12 @@ def _(root, monkeypatch):
 def _(root):
     write_image(root / "a.png", NOISE)
     return file(root, "a.png")
+
+
+@kind(".npz of no axes")
+def _(root):
+    np.savez(root / "a.npz", np.array(300.0))
+    return file(root, "a.npz")
 
 
 @kind(".npz of several arrays")

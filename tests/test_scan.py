@@ -401,14 +401,16 @@ def test_layouts_store_a_volume_along_the_axes_they_say_and_at_the_same_place(sm
     matrix = affine(axes, small.spacing, small.shape)
     assert "".join(nibabel.aff2axcodes(matrix)) == axes
     usual = affine("LPS", small.spacing, small.shape)
-    corners = np.array(list(itertools.product(*((0, n - 1) for n in small.shape[::-1]))))
-    placed, expected = (np.sort(nibabel.affines.apply_affine(m, corners), axis=0) for m in (matrix, usual))
+    pairs = ((matrix, turned(small.volume(), axes).shape), (usual, small.shape))
+    corners = (nibabel.affines.apply_affine(m, list(itertools.product(*((0, n - 1) for n in shape[::-1])))) for m, shape in pairs)
+    placed, expected = (np.sort(each, axis=0) for each in corners)
     np.testing.assert_allclose(placed, expected)
     write_nifti(tmp_path / "v.nii.gz", turned(small.volume(), axes), affine=matrix)
     np.testing.assert_array_equal(volumes.load(VolumeFile(str(tmp_path), "v.nii.gz")).values, small.volume())
     cosines = np.array(ORIENTATIONS[axes], float)
     normal = np.cross(cosines[:3], cosines[3:])
-    np.testing.assert_allclose(np.sign(np.diag(matrix)[:3]), (-cosines[0], -cosines[4], normal[2]))
+    columns = np.diag([-1, -1, 1]) @ np.column_stack([cosines[:3], cosines[3:], normal])  # NIfTI's matrix is in RAS
+    np.testing.assert_allclose(matrix[:3, :3] / np.linalg.norm(matrix[:3, :3], axis=0), columns)
 
 
 @pytest.mark.parametrize("axes", ["LPP", "LRS", "XYZ", "LP", "lps"])

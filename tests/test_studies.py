@@ -101,7 +101,7 @@ def test_split_keeps_table_order():
 
 def test_too_few_studies_for_a_batch_says_how_many_there_are():
     enough([study("a"), study("b")], 2)
-    with pytest.raises(DataError, match=r"2 studies .* fewer than one batch of 3"):
+    with pytest.raises(DataError, match=r"2 studies .* fewer than one batch of 3[\s\S]* of one device, to 2 over the number of devices"):
         enough([study("a"), study("b")], 3)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from elvis import assembly, checkpoints, config
-from elvis.data import frames, masks, prepare
+from elvis.data import frames, masks, prepare, shards
 from elvis.data.__main__ import main
 from elvis.data.augment import Augment
 from elvis.data.batches import StudyDataset
@@ -26,7 +26,7 @@ from elvis.data.shards import Make, ShardImage, ShardVolume
 from elvis.data.sheet import picture
 from elvis.data.studies import load
 from elvis.data.tokenizer import Tokenizer
-from elvis.data.volumes import VolumeFile, through, windowed
+from elvis.data.volumes import VolumeFile, common_window, through, windowed
 from elvis.errors import ConfigError, DataError
 from elvis.pretrained import Pretrained
 from elvis.types import Mask, Study
@@ -128,6 +128,13 @@ def test_a_spacing_that_is_needed_and_not_told_is_a_bad_image() -> None:
         with pytest.raises(BadImage, match="no spacing, and one is needed") as error:
             call(noise((8, 8, 8)))
         assert (error.value.code, error.value.reason) == ("D011", "no spacing, and one is needed")
+
+
+@pytest.mark.parametrize("spacing", [(0.0, 1.0, 1.0), (-1.0, 1.0, 1.0), (math.nan,) * 3, (math.inf, 1.0, 1.0)], ids=str)
+def test_a_spacing_of_no_length_is_a_bad_image(spacing: tuple[float, ...]) -> None:
+    for preprocess in (pre((8, 8, 8), spacing=TARGET), pre((8, 8, 8))):
+        with pytest.raises(BadImage, match="a spacing of no length"):
+            preprocess.resize(noise((6, 8, 8)), spacing)
 
 
 # ----------------------------------------------------------------------------------------------------------- frames
@@ -286,6 +293,26 @@ def test_the_window_of_the_model_is_that_of_whatever_it_is_shown(root: Path) -> 
         pre((10, 24, 20)).show(layouts.write_image(root / "film.png") and _Film())
 
 
+def test_a_volume_before_a_2d_backbone_is_a_bad_image(root: Path) -> None:
+    flat = Preprocess((8, 16), "crop", **GREY)
+    with pytest.raises(BadImage, match=r"0\.nii\.gz: 3 axes, not an image\na 2D backbone takes images; take a 3D one"):
+        flat.show(VolumeFile(str(root), "0.nii.gz"))
+    with pytest.raises(BadImage, match="3 axes, not an image"):
+        flat.resize(noise((4, 8, 16)))
+
+
+def test_a_header_without_millimetres_is_no_spacing_to_resample_by(tmp_path: Path) -> None:
+    data = bytearray(write_nifti(tmp_path / "a.nii", chest(), SPACING).read_bytes())
+    data[252:256] = bytes(4)  # both codes
+    data[80:92] = bytes(12)  # pixdim
+    (tmp_path / "a.nii").write_bytes(data)
+    source = VolumeFile(str(tmp_path), "a.nii")
+    assert np.array_equal(pre((10, 24, 20)).show(source), pre((10, 24, 20)).show(write_nifti(tmp_path / "b.nii", chest(), (1.0, 1.0, 1.0))))
+    with pytest.raises(BadImage, match="no spacing, and one is needed"):
+        pre((8, 8, 8), spacing=TARGET).show(source)
+    assert pre((8, 8, 8), spacing=TARGET).look(source, SPACING).spacing == SPACING
+
+
 class _Film:
     id = "film"
 
@@ -370,6 +397,35 @@ def test_the_window_of_stored_hounsfield_units_is_chosen_when_they_are_read(root
         read(stored)
 
 
+@pytest.mark.parametrize("dtype", ["int16", "uint8"])
+def test_a_prepared_volume_keeps_the_window_of_its_dataset(tmp_path: Path, dtype: str) -> None:
+    table = load("phantom_ct", size=[16, 32, 32], train=1, val=0, test=0, window=[-900, 150])
+    make = Make((16, 32, 32), dtype=dtype)  # type: ignore[arg-type]
+    prepare.prepare(table, tmp_path / "out", make, name="phantom_ct", progress=False)
+    (raw,) = table.studies
+    (back,) = load("prepared", root=str(tmp_path / "out")).studies
+    assert common_window([raw]) == common_window([back]) == (-900.0, 150.0)
+    assert np.array_equal(read(back.images[0]), read(raw.images[0]))
+    assert through(back.images[0], (-900, 150)) == back.images[0]
+    if dtype == "uint8":
+        with pytest.raises(DataError, match="were stored through another one"):
+            through(back.images[0], (-900, 151))
+    else:
+        assert np.array_equal(read(through(back.images[0], (-160, 240))), read(through(raw.images[0], (-160, 240))))
+    about = tmp_path / "out/meta.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"format": 2}))
+    with pytest.raises(DataError, match="has format 2, this version reads 3"):
+        load("prepared", root=str(tmp_path / "out"))
+
+
+def test_whatever_is_a_volume_takes_the_room_of_many_images_in_a_shard() -> None:
+    computed = [study.images[0] for study in load("phantom_ct", size=[16, 32, 32], train=4, val=0, test=0).studies]
+    again = [ShardImage("f", f"{n}.nii", 0, (8, 9, 9), 1) for n in range(4)]
+    films = [ShardImage("f", f"{n}.png", 0, (9, 9), 1) for n in range(4)]
+    assert [len(part) for part in shards.cut([*computed, *again])] == [2, 2, 2, 2]
+    assert [len(part) for part in shards.cut(films)] == [4]
+
+
 @pytest.mark.parametrize("make", [Make((12, 20, 14), spacing=TARGET), Make((8, 12, 10), "crop"), Make(12), Make(12, dtype="int16")], ids=str)
 def test_masks_lie_on_the_stored_voxels(root: Path, tmp_path: Path, make: Make) -> None:
     (first, *_) = made(root, tmp_path / "out", make)
@@ -434,6 +490,8 @@ def test_a_volume_that_cannot_be_spaced_is_left_out_and_counted(tmp_path: Path) 
     done = prepare.prepare(load("manifest", root=str(tmp_path)), tmp_path / "out", Make(16, spacing=TARGET), name="manifest", progress=False)
     assert (done.studies, done.bad, [(p.code, p.severity, p.count) for p in done.problems]) == (1, 1, [("D011", "Q", 1)])
     assert "no spacing, and one is needed" in (tmp_path / "out/bad_images.jsonl").read_text()
+    again = prepare.prepare(load("manifest", root=str(tmp_path)), tmp_path / "out", Make(16, spacing=TARGET), name="manifest", progress=False)
+    assert (again.bad, again.made, again.fresh) == (1, 0, False)  # it can be read, and still not be spaced
 
 
 def test_hounsfield_units_that_are_gone_cannot_be_stored(tmp_path: Path) -> None:
@@ -511,8 +569,20 @@ def test_a_run_on_volumes_is_put_together_from_its_config(root: Path) -> None:
     run = assembly.assemble(config.load("real_smoke", words))
     assert run.pretrained.preprocess == VolumePreprocess((8, 16, 12), "pad", (0.5,), (0.25,), TARGET, (-1000.0, 200.0))
     assert {image.window for study in run.studies for image in study.images} == {(-1000.0, 200.0)}
+    plain = assembly.assemble(config.load("real_smoke", [*words, "data.window=[]"]))
+    assert plain.pretrained.preprocess.window == (-1000.0, 1000.0)  # that of the files, and no longer of whatever the model is shown
     batch = run.dataset.collate([run.dataset[0, 0], run.dataset[0, 1]])
     assert all(bool(torch.isfinite(total)) for total, _ in run.module(batch).values())
+
+
+def test_training_volumes_of_several_windows_need_one_to_be_named() -> None:
+    first, second = (Study(str(window), "p", "train", (VolumeFile("r", "a.nii", window=window),)) for window in ((0, 255), (-1, 1)))
+    film = Study("c", "c", "train", (ShardImage("f", "c.png", 0, (9, 9), 1),))
+    assert common_window([first, film]) == (0.0, 255.0)
+    assert common_window([film]) == ()
+    assert common_window(windowed([first, second], [-1000, 200])) == (-1000.0, 200.0)
+    with pytest.raises(ConfigError, match=r"seen through 2 windows: -1\.\.1, 0\.\.255\na model has one: data\.window="):
+        common_window([first, second])
 
 
 # -------------------------------------------------------------------------------------------------------------- real

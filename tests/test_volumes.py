@@ -6,7 +6,7 @@ import pytest
 
 from elvis.data.images import BadImage, look
 from elvis.data.phantoms.files import cut, write_dicom, write_nifti, write_series
-from elvis.data.volumes import CT_WINDOW, VolumeFile, check_aligned, check_hounsfield, load, load_labels, to_lps
+from elvis.data.volumes import CT_WINDOW, VolumeFile, check_aligned, check_hounsfield, load, load_labels, lps_spacing, to_lps
 from elvis.errors import DataError
 from elvis.types import ImageSource
 from tests.layouts import REAL
@@ -77,6 +77,21 @@ def test_the_axes_can_be_told_where_the_header_does_not(tmp_path):
     np.testing.assert_array_equal(load_labels(told), CT)
     with pytest.raises(DataError, match="axes 'RLS'"):
         load(VolumeFile(source.root, source.name, axes="RLS"))
+
+
+@pytest.mark.parametrize(("order", "signs"), ORDERS[::5], ids=str)
+def test_a_spacing_turns_with_the_axes_it_was_told_along(tmp_path, order, signs):
+    array, affine = stored_as(CT, order, signs)
+    pairs = ("LR", "PA", "SI")
+    axes = "".join(pairs[axis][sign < 0] for axis, sign in zip(order, signs, strict=True))
+    stored = tuple(SPACING[::-1][axis] for axis in order)[::-1]  # mm along z, y and x of the array
+    assert lps_spacing(stored, axes) == SPACING
+    source = write(tmp_path / "a.nii.gz", array, np.eye(4))
+    volume = load(VolumeFile(source.root, source.name, axes=axes, spacing=lps_spacing(stored, axes)))
+    np.testing.assert_array_equal(volume.values, CT)
+    by_header = load(write(tmp_path / "b.nii.gz", array, affine))
+    np.testing.assert_array_equal(by_header.values, CT)
+    assert by_header.spacing == pytest.approx(volume.spacing)
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
@@ -170,6 +185,13 @@ def test_a_large_volume_is_judged_by_some_of_its_voxels(monkeypatch):
     monkeypatch.setattr(np, "percentile", lambda some, *rest: looked.append(some.size) or percentile(some, *rest))
     assert check_hounsfield(values) == ""
     assert 100_000 < looked[0] < 2_000_000
+
+
+def test_a_header_of_nifti_2_that_is_cut_off_is_refused(tmp_path):
+    nibabel.save(nibabel.Nifti2Image(CT.T, np.eye(4)), tmp_path / "a.nii")
+    (tmp_path / "a.nii").write_bytes((tmp_path / "a.nii").read_bytes()[:400])
+    with pytest.raises(BadImage, match="truncated"):
+        load(VolumeFile(str(tmp_path), "a.nii"))
 
 
 @pytest.mark.parametrize("rescale", ["auto", "on"])

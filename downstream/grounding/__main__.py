@@ -133,7 +133,11 @@ def _leaks(loaded: Any, judged: Any, name: str, force: bool) -> list[str]:
 
     prints = studies.fingerprints(judged, None, name)
     leaked = models.check_leaks(loaded, prints if prints is None else np.unique(prints), force)
-    return leaked + [f"DAMAGED: {model.name}: {model.damaged}" for model in loaded if getattr(model, "damaged", "")]
+    return leaked + _damaged(loaded)
+
+
+def _damaged(loaded: Any) -> list[str]:
+    return [f"DAMAGED: {model.name}: {model.damaged}" for model in loaded if getattr(model, "damaged", "")]
 
 
 def _about(table: Any) -> list[str]:
@@ -146,12 +150,13 @@ def _volumes(args: argparse.Namespace, chosen: Any, begun: _Begun) -> int:
     """Both commands for 3D checkpoints."""
     from tqdm import tqdm
 
-    from downstream.grounding import volume_report, volumes
+    from downstream.grounding import models, volume_report, volumes
     from elvis import checkpoints
     from elvis.data import studies
 
     if args.command == "show" and (args.image or args.phrase):
-        return volume_report.show_image(begun.models, args.image, args.phrase, Path(args.out or "grounding.html"))
+        out = Path(args.out or "grounding.html")
+        return volume_report.show_image(begun.models, chosen, args.image, args.phrase, out, alarms=_damaged(begun.models))
     name, out = chosen.data["name"], _folder(args.out, Path(args.config).stem) if args.command == "evaluate" else Path(args.out or "grounding.html")
     volumes.checked(begun.models, chosen)
     table = studies.checked(studies.index(name, **begun.options), name, strict=chosen.strict, on_leak="allow")
@@ -164,7 +169,10 @@ def _volumes(args: argparse.Namespace, chosen: Any, begun: _Begun) -> int:
     with tqdm(total=sum(map(len, gathered.scans.values())), unit="volume", disable=args.quiet or None) as bar:
         outcome = volumes.run(begun.models, gathered, chosen, progress=bar.update)
     if args.command == "show":
-        return volume_report.show(outcome, out, private=name not in volumes.PHANTOMS)
+        alarms = [note for note in leaked if note.startswith(models.LOUD)]
+        notes = [note for note in leaked if note not in alarms] + outcome.notes
+        about = volume_report.about(outcome, chosen)
+        return volume_report.show(outcome, out, about=about, alarms=alarms, notes=notes, private=name not in studies.COMPUTED)
     facts = checkpoints.provenance(configs.shareable(dataclasses.asdict(chosen)), data=name, preset="volumes")
     facts |= {"checkpoints": _origins(begun.models)}
     title = f"Grounding in volumes on {table.card.title if table.card else name}"
@@ -176,9 +184,10 @@ def evaluate(args: argparse.Namespace, chosen: Any, begun: _Begun) -> int:
     """Score, and write results.json, table.md, per_case.csv, config.yaml and index.html into a folder."""
     from tqdm import tqdm
 
-    from downstream.grounding import report, tables
+    from downstream.grounding import models, report, tables
     from downstream.grounding.evaluate import run
     from elvis import checkpoints, results
+    from elvis.data import studies
 
     out = _folder(args.out, Path(args.config).stem)
     ready = _prepare(args, chosen, begun)
@@ -197,7 +206,7 @@ def evaluate(args: argparse.Namespace, chosen: Any, begun: _Begun) -> int:
     gains = to([(row, tables.PRIOR) for row in outcome.models])
     against = to([(row, outcome.models[0]) for row in outcome.models[1:]])
     lost = tables.losses(outcome, ready.protocol, found, gains)
-    loud = [note for note in ready.leaked if note.startswith(("LEAK", "DAMAGED"))]
+    loud = [note for note in ready.leaked if note.startswith(models.LOUD)]
     alarms = [*loud, *tables.alarms(outcome, ready.protocol, lost)]
     known = [note for note in ready.leaked if note not in loud]
     notes = [*known, *ready.notes, *outcome.notes, *_counted(outcome, excluded), *tables.undefined(found), _time(outcome)]
@@ -208,7 +217,7 @@ def evaluate(args: argparse.Namespace, chosen: Any, begun: _Begun) -> int:
     (out / "results.json").write_text(results.to_json(found))
     stands = "\n".join(f"{name}: {origin}" for name, origin in facts["checkpoints"].items())
     (out / "table.md").write_text(f"{report.markdown([*head, *both, *details])}\n{stands}\npreset {ready.protocol.name}: {ready.protocol.differs}\n")
-    tables.per_case(outcome, out / "per_case.csv", patients=dataset != "phantom")
+    tables.per_case(outcome, out / "per_case.csv", patients=dataset not in studies.COMPUTED)
     about = [("preset", f"{ready.protocol.name}: {ready.protocol.differs} ({ready.protocol.source})"), *outcome.about.items()]
     page = report.write_page(
         out / "index.html",
@@ -222,7 +231,7 @@ def evaluate(args: argparse.Namespace, chosen: Any, begun: _Begun) -> int:
         rows=about,
         config=configs.to_yaml(values),
         provenance=facts | {f"checkpoint {name}": origin for name, origin in facts["checkpoints"].items()},
-        patients=dataset != "phantom",
+        patients=dataset not in studies.COMPUTED,
     )
     print("\n" + "\n\n".join([*map(report.text, head), *(report.text(table, intervals=True) for table in both)]))
     print("\n".join(["", *(f"RED: {a}" for a in alarms), *(f"note: {n}" for n in notes)]))
@@ -265,6 +274,7 @@ def _origins(models: Sequence[Any]) -> dict[str, str]:
 def show(args: argparse.Namespace, chosen: Any, begun: _Begun) -> int:
     """A PNG: a row a case (the image with its true boxes, then each checkpoint's map), as many as asked for."""
     from downstream.grounding.show import sheet
+    from elvis.data import studies
 
     if args.count < 1:
         raise ConfigError(f"--count {args.count}: nothing to show", "give 1 or more")
@@ -275,7 +285,7 @@ def show(args: argparse.Namespace, chosen: Any, begun: _Begun) -> int:
     picture, count = sheet(ready.models, ready.gathered, ready.protocol, chosen.maps, args.count)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.touch()
-    if chosen.data["name"] != "phantom":
+    if chosen.data["name"] not in studies.COMPUTED:
         out.chmod(0o600)  # it shows patients
     picture.save(out, optimize=True)
     print(f"wrote {out}: {count} phrases, true boxes in green, the maximum of each map a blue cross")

@@ -17,6 +17,7 @@ class Page:
 
 
 SPACES = ("original", "input")
+IMAGES_ONLY = ("preset", "protocol", "cases", "on_invalid", "resized", "batch_size", "workers")  # what 3D checkpoints do not use
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Volumes:
 
 @dataclass
 class Grounding:
-    """`data`: {name: a dataset, its options}. Everything else has a default."""
+    """`data`: {name: a dataset, its options}. Everything else has a default. 3D checkpoints refuse what is in IMAGES_ONLY."""
 
     preset: str = "default"  # elvis.grounding protocols: default | biovil | afloc | radzero
     protocol: dict[str, Any] = field(default_factory=dict)  # single fields of the preset, changed

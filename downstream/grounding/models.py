@@ -249,6 +249,8 @@ def pair(path: Path, name: str = "", device: str = "cpu") -> Ours:
 
 # ------------------------------------------------------------------------------------------------------------ leaks
 
+LOUD = ("LEAK", "DAMAGED")  # how a note on a checkpoint begins that is an alarm
+
 
 def leaks(model: Any, fingerprints: np.ndarray | None) -> int | None:
     """How many patients of the evaluation a model was trained on; None where one side does not say."""
@@ -266,7 +268,8 @@ def check_leaks(models: Sequence[Any], fingerprints: np.ndarray | None, force: b
             notes.append(f"{model.name}: not known whether it was trained on these patients")
         elif count and not force:
             what = f"{model.name} was trained on {count:,} of the {len(fingerprints):,} patients of this evaluation"
-            raise ConfigError(what, "pretrain without them (for MS-CXR: data.exclude=ms_cxr), or say force=true: the page then says so")
+            how = "for MS-CXR: data.exclude=ms_cxr; for chest CT: data.exclude=ROOT of ReXGroundingCT, or a file with one patient a line"
+            raise ConfigError(what, f"pretrain without them ({how}), or say force=true: the page then says so")
         elif count:
             notes.append(f"LEAK, forced: {model.name} was trained on {count:,} of the {len(fingerprints):,} patients it is judged on")
     return notes

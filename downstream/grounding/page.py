@@ -85,26 +85,44 @@ def write(
     patients: bool = False,
 ) -> Path:
     """Write the page; returns its path. total: how many cases there are, of which `cases` are shown; alarms: sentences in red near the top."""
-    parts = {name: _part(name) for name in ("page.css", "page.js")}
-    policy = [("default-src", "'none'"), ("img-src", "data:"), ("style-src", _hash(parts["page.css"])), ("script-src", _hash(parts["page.js"]))]
-    policy += [("base-uri", "'none'"), ("form-action", "'none'")]
-    page = _template().render(
+    return fill(
+        path,
+        "page.html.jinja",
+        part("page.css"),
+        part("page.js"),
+        _gallery(list(cases)),
         title=title,
-        policy="; ".join(" ".join(line) for line in policy),
-        style=_verbatim(parts["page.css"]),
-        script=_verbatim(parts["page.js"]),
-        data=_verbatim(as_json(_gallery(list(cases)))),
         shown=len(cases),
         total=total,
-        tables=[_for_page(table) for table in tables],
-        open_tables=OPEN_TABLES,
+        tables=tables,
         alarms=alarms,
         notes=notes,
-        published=[_for_page(table) for table in published],
+        published=published,
         protocol=protocol,
         config=config,
+        provenance=provenance,
+        patients=patients,
+    )
+
+
+def fill(
+    path: Path, template: str, style: str, script: str, data: Mapping[str, Any], *, tables: Sequence[Table], published: Sequence[Table] = (),
+    provenance: Mapping[str, Any], patients: bool, **content: Any,
+) -> Path:  # fmt: skip
+    """Fill a template beside this file and write the page; returns its path. `data` is what its script reads."""
+    policy = [("default-src", "'none'"), ("img-src", "data:"), ("style-src", _hash(style)), ("script-src", _hash(script))]
+    policy += [("base-uri", "'none'"), ("form-action", "'none'")]
+    page = _template(template).render(
+        policy="; ".join(" ".join(line) for line in policy),
+        style=_verbatim(style),
+        script=_verbatim(script),
+        data=_verbatim(as_json(data)),
+        tables=[_for_page(table) for table in tables],
+        open_tables=OPEN_TABLES,
+        published=[_for_page(table) for table in published],
         provenance={name: value for name, value in provenance.items() if isinstance(value, str | int | float)},
         patients=patients,
+        **content,
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +169,7 @@ def _case(case: Shown, rows: Sequence[str], metrics: Sequence[str]) -> dict[str,
         "shape": shape,
         "boxes": [[float(edge) for edge in box] for box in case.boxes],
         "layers": [_layer(case.layers[row], shape) if row in case.layers else None for row in rows],
-        "metrics": [[_finite(case.metrics.get(row, {}).get(metric)) for metric in metrics] for row in rows],
+        "metrics": [[finite(case.metrics.get(row, {}).get(metric)) for metric in metrics] for row in rows],
     }
 
 
@@ -162,7 +180,7 @@ def _layer(layer: Layer, shape: tuple[int, int]) -> dict[str, Any] | None:
     (the extremes over the original's shown pixels, and the first pixel of the maximum) are computed before that.
     """
     values = np.asarray(layer.values, np.float64)
-    axes = [_axis(values.shape[i], shape[i], layer.scale[i], layer.offset[i], layer.size[i]) for i in (0, 1)]
+    axes = [axis(values.shape[i], shape[i], layer.scale[i], layer.offset[i], layer.size[i]) for i in (0, 1)]
     if not np.isfinite(values).all() or any(len(centres) == 0 for centres, _ in axes):
         return None
     (y, rows), (x, columns) = axes
@@ -186,7 +204,7 @@ def _layer(layer: Layer, shape: tuple[int, int]) -> dict[str, Any] | None:
     }
 
 
-def _axis(cells: int, length: int, scale: float, offset: float, size: int) -> tuple[np.ndarray, np.ndarray]:
+def axis(cells: int, length: int, scale: float, offset: float, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Centres of the original's pixels along an axis, and how much each cell gives to them (n, n x cells; bilinear, the border goes on).
 
     Only pixels that the input shows, and of those between the same two cells only the first and the last: a bilinear map has its extremes there.
@@ -218,7 +236,8 @@ def _names(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _finite(value: float | None) -> float | None:
+def finite(value: float | None) -> float | None:
+    """For JSON, which has no NaN and no infinity."""
     return float(value) if value is not None and math.isfinite(value) else None
 
 
@@ -231,7 +250,8 @@ def _for_page(table: Table) -> dict[str, Any]:
     return {"title": table.title, "columns": table.columns, "rows": rows, "note": table.note}
 
 
-def _part(name: str) -> str:
+def part(name: str) -> str:
+    """The text of a file beside this one."""
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
@@ -246,7 +266,9 @@ def _verbatim(text: str) -> Any:
     return Markup(text)
 
 
-def _template() -> Any:
-    from jinja2 import Environment, StrictUndefined
+def _template(name: str) -> Any:
+    """That of volumes fills a block of that of images, and so is looked for by name, in this folder."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(_part("page.html.jinja"))
+    where = FileSystemLoader(Path(__file__).parent)
+    return Environment(loader=where, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).get_template(name)

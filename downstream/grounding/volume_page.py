@@ -23,11 +23,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from downstream.grounding.page import OPEN_TABLES, Table, _axis, _finite, _for_page, _hash, _names, _part, _verbatim, as_json
+from downstream.grounding.page import Table, axis, fill, finite, part
 from elvis.data import montage
 from elvis.data.frames import VolumeFrame
 from elvis.data.images import Look
-from elvis.results import write_file
 
 SLICES, SIDE = 64, 128  # of an embedded volume
 QUALITY = 80  # of its JPEGs
@@ -52,12 +51,12 @@ class Layer:
     def at(self, shape: Sequence[int], centres: Sequence[np.ndarray]) -> np.ndarray:
         """The map at these places of the original along each axis, linear between cell centres; NaN where the input shows nothing."""
         out = self.values.astype(np.float64)
-        for axis, at in enumerate(centres):
-            inside = self.scale[axis] * at + self.offset[axis]
-            grid = np.clip(inside / self.size[axis] * out.shape[axis] - 0.5, 0, out.shape[axis] - 1)
-            weights = np.maximum(0, 1 - np.abs(grid[:, None] - np.arange(out.shape[axis])))
-            weights[(inside < 0) | (inside > self.size[axis])] = np.nan
-            out = np.moveaxis(np.tensordot(weights, out, (1, axis)), 0, axis)
+        for i, at in enumerate(centres):
+            inside = self.scale[i] * at + self.offset[i]
+            grid = np.clip(inside / self.size[i] * out.shape[i] - 0.5, 0, out.shape[i] - 1)
+            weights = np.maximum(0, 1 - np.abs(grid[:, None] - np.arange(out.shape[i])))
+            weights[(inside < 0) | (inside > self.size[i])] = np.nan
+            out = np.moveaxis(np.tensordot(weights, out, (1, i)), 0, i)
         return out
 
 
@@ -130,31 +129,24 @@ def write(
     patients: bool = False,
 ) -> Path:
     """Write the page; returns its path. total: how many volumes there are, of which `volumes` are shown; patients: its owner's alone (0600)."""
-    style, script = _part("page.css") + _part("volume_page.css"), _part("volume_page.js")
-    policy = [("default-src", "'none'"), ("img-src", "data:"), ("style-src", _hash(style)), ("script-src", _hash(script))]
-    policy += [("base-uri", "'none'"), ("form-action", "'none'")]
-    page = _template().render(
+    return fill(
+        path,
+        "volume_page.html.jinja",
+        part("page.css") + part("volume_page.css"),
+        part("volume_page.js"),
+        _gallery(volumes),
         title=title,
-        policy="; ".join(" ".join(line) for line in policy),
-        style=_verbatim(style),
-        script=_verbatim(script),
-        data=_verbatim(as_json(_gallery(volumes))),
         montages=[(volume.study, _embedded(picture(volume))) for volume in volumes],
         shown=len(volumes),
         total=total,
-        tables=[_for_page(table) for table in tables],
-        open_tables=OPEN_TABLES,
+        tables=tables,
         alarms=alarms,
         notes=notes,
         protocol=protocol,
         config=config,
-        provenance={name: value for name, value in provenance.items() if isinstance(value, str | int | float)},
+        provenance=provenance,
         patients=patients,
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, page.encode("utf-8", "backslashreplace"), private=patients)
-    return path
 
 
 def picture(volume: ShownVolume, target: int = 0) -> np.ndarray:
@@ -166,8 +158,8 @@ def picture(volume: ShownVolume, target: int = 0) -> np.ndarray:
     if chosen.layers:
         values = volume.values(next(iter(chosen.layers.values())))
         low, high = np.nanmin(values), np.nanmax(values)
-        part = np.nan_to_num((values - low) / (high - low if high > low else 1.0))
-        share = 0.6 * montage.montage_map(part, len(volume.slices), which, COLUMNS)[..., None]
+        opaque = np.nan_to_num((values - low) / (high - low if high > low else 1.0))
+        share = 0.6 * montage.montage_map(opaque, len(volume.slices), which, COLUMNS)[..., None]
         out = out * (1 - share) + share * np.array((255, 60, 0), np.float32)
     if chosen.truth is not None:
         edge = chosen.truth & ~np.stack([cv2.erode(plane.view(np.uint8), np.ones((3, 3), np.uint8)) > 0 for plane in chosen.truth])
@@ -181,7 +173,7 @@ def picture(volume: ShownVolume, target: int = 0) -> np.ndarray:
 def _gallery(volumes: Sequence[ShownVolume]) -> dict[str, Any]:
     """What volume_page.js reads. Rows and metrics are named once; a target holds a layer (or null) and a list of numbers per row."""
     targets = [target for volume in volumes for target in volume.targets]
-    rows = _names(name for target in targets for name in (*target.layers, *target.metrics))
+    rows = list(dict.fromkeys(name for target in targets for name in (*target.layers, *target.metrics)))
     met = {name for target in targets for values in target.metrics.values() for name in values}
     metrics = [name for name in NUMBERS if name in met]
     return {"rows": rows, "metrics": metrics, "cases": [_volume(volume, rows, metrics) for volume in volumes]}
@@ -203,7 +195,7 @@ def _volume(volume: ShownVolume, rows: Sequence[str], metrics: Sequence[str]) ->
                 "category": target.category,
                 "truth": None if target.truth is None else runs(target.truth),
                 "layers": [_layer(target.layers[row], volume) if row in target.layers else None for row in rows],
-                "metrics": [[_finite(target.metrics.get(row, {}).get(metric)) for metric in metrics] for row in rows],
+                "metrics": [[finite(target.metrics.get(row, {}).get(metric)) for metric in metrics] for row in rows],
             }
             for target in volume.targets
         ],
@@ -212,7 +204,7 @@ def _volume(volume: ShownVolume, rows: Sequence[str], metrics: Sequence[str]) ->
 
 def _layer(layer: Layer, volume: ShownVolume) -> dict[str, Any] | None:
     """A map for volume_page.js: 8 bits between the extremes of the cells that a voxel of the original touches; None where there are none."""
-    parts = [_axis(cells, n, layer.scale[i], layer.offset[i], layer.size[i]) for i, (cells, n) in enumerate(zip(layer.values.shape, volume.shape))]  # noqa: B905
+    parts = [axis(cells, n, layer.scale[i], layer.offset[i], layer.size[i]) for i, (cells, n) in enumerate(zip(layer.values.shape, volume.shape))]  # noqa: B905
     if not np.isfinite(layer.values).all() or any(len(centres) == 0 for centres, _ in parts):
         return None
     touched = layer.values[np.ix_(*(weights.any(0) for _, weights in parts))]
@@ -246,9 +238,3 @@ def _embedded(pixels: np.ndarray) -> str:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=QUALITY)
     return base64.b64encode(file.getvalue()).decode()
-
-
-def _template() -> Any:
-    from jinja2 import Environment, StrictUndefined
-
-    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(_part("volume_page.html.jinja"))

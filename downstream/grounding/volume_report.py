@@ -20,13 +20,14 @@ from PIL import Image
 from downstream.grounding import tables, volume_page
 from downstream.grounding.config import Grounding
 from downstream.grounding.maps import Phrases
-from downstream.grounding.models import on_grid
+from downstream.grounding.models import LOUD, on_grid
 from downstream.grounding.page import Table
 from downstream.grounding.report import _signed, markdown, number, text
 from downstream.grounding.volume_page import Layer, Target
-from downstream.grounding.volumes import CENTRE, PHANTOMS, Gathered, Outcome, window_note
+from downstream.grounding.volumes import CENTRE, STRUCTURE, Gathered, Outcome, begun, checked, window_note
 from elvis import config as configs
 from elvis import results
+from elvis.data.studies import COMPUTED
 from elvis.errors import ConfigError
 from elvis.metrics import bootstrap
 from elvis.metrics.volumes import HIT, SHARES
@@ -38,16 +39,24 @@ STRUCTURES = ("mass", "chance", "dice", "hit")
 JUDGED = ("dice", "pointing")  # what a model must beat the centre prior in
 WORDS = {
     "dice": "overlap of the predicted and the true voxels; predicted are the voxels of the highest share of the map",
-    "hit": f"a Dice of {HIT:g} or more (ReXGroundingCT's hit rate)",
+    "hit": f"a Dice of {HIT:g} or more, mean over categories",
+    "hit_micro, dice_micro": "the share of findings with a hit, and their mean Dice: what ReXGroundingCT's hit rate and Dice are to be compared "
+    "with; equal phrases of a category in a volume are one, with all their masks",
     "dice@s": "the Dice at the share s of the volume, the same for every row",
     "pointing": "the highest voxel lies in the region (tied ones share)",
     "cnr": "signed contrast-to-noise ratio",
     "auroc, ap": "voxels of the region against the others (from histograms; the error of the AUROC is at most 1e-3)",
-    "mass, chance": "structures: share of a query's attention inside its structure, and that of even attention",
-    "structures' dice": "the cells with the highest attention, as many as the structure fills, against the structure; hit: .1 or more",
+    "not seen": "a region wholly outside what a model sees has a Dice, hit and pointing of 0; its auroc, ap and cnr are not defined and in no mean",
     "*_micro": "mean over phrases, where the plain name is the mean over categories",
     "focal_*, non_focal_*": "focal findings, and others, where the dataset says which",
 }
+STRUCTURE_WORDS = {
+    "mass, chance": "share of a query's attention inside its structure, and that of even attention",
+    "dice of structures": f"the cells with the highest attention, as many as the structure fills, against the structure; hit: {HIT:g} or more",
+}
+STRUCTURE_PROTOCOL = (
+    "attention of a learned structure query on the token grid (mean over heads), against the share of each cell that is the structure"
+)
 
 
 def subsets(cases: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
@@ -93,21 +102,22 @@ def structure_metrics(cases: Sequence[Mapping[str, Any]], *, resamples: int, see
 def all_results(outcome: Outcome, config: Grounding, provenance: Mapping[str, Any]) -> list[Result]:
     """A Result for every row on every split: of phrases, then of structures."""
     found, options = [], {"resamples": config.resamples, "seed": config.seed}
-    dataset, about = config.data["name"], protocol(config)
+    dataset, line = config.data["name"], protocol(config)
     facts = {"space": config.volumes.space, "resamples": config.resamples}
     for split, table in outcome.cases.items():
         prefixes = [p for p in ("", "focal_", "non_focal_") if p in subsets(next(iter(table.values())))]
         headline = [prefix + name for prefix in prefixes for name in HEADLINE]
         for row, cases in table.items():
             own = {"map": outcome.about.get(row, ""), "share": outcome.shares[row], **_counts(cases, "phrases"), "headline": headline}
-            how = f"{outcome.about.get(row, '')}; {about}; share {outcome.shares[row]:g}"
+            own["undefined"] = _undefined(row, cases)
+            how = f"{outcome.about.get(row, '')}; {line}; share {outcome.shares[row]:g}"
             values = metrics(cases, **options)
             found.append(Result("grounding", dataset, how, split, row, values, config={**facts, **own}, provenance=provenance))
     for split, table in outcome.structures.items():
         for row, cases in table.items():
             own = {**_counts(cases, "masks"), "headline": list(STRUCTURES)}
-            how = "attention of a learned structure query on the token grid (mean over heads), against the share of each cell that is the structure"
             values = structure_metrics(cases, **options)
+            how = STRUCTURE_PROTOCOL
             found.append(Result("structure grounding", dataset, how, split, row, values, config={**facts, **own}, provenance=provenance))
     return found
 
@@ -115,9 +125,28 @@ def all_results(outcome: Outcome, config: Grounding, provenance: Mapping[str, An
 def protocol(config: Grounding) -> str:
     """In one line, how a map becomes a number."""
     chosen = config.volumes
-    how = "given" if chosen.share else f"chosen for each row on {chosen.choose_on} by the macro Dice, of {', '.join(f'{s:g}' for s in SHARES)}"
+    how = f"chosen for each row on {chosen.choose_on} by the macro Dice, of {', '.join(f'{s:g}' for s in SHARES)}"
+    how = f"given: {chosen.share:g}" if chosen.share else how
     where = "original voxels" if chosen.space == "original" else "voxels of the model's input (what it cuts off is not counted)"
     return f"phrase alone; union of its masks; scored in {where}; predicted: the voxels of the highest share of the map, the share {how}"
+
+
+def protocols(outcome: Outcome, config: Grounding) -> list[tuple[str, str]]:
+    """The protocol of phrases and that of structures, of each if any were scored."""
+    return [("protocol", protocol(config))] * bool(outcome.cases) + [("protocol of structures", STRUCTURE_PROTOCOL)] * bool(outcome.structures)
+
+
+def about(outcome: Outcome, config: Grounding) -> list[tuple[str, str]]:
+    """What a page says of its rows and numbers, of those that are there."""
+    rows = [(row, what) for row, what in outcome.about.items() if any(row in table for table in outcome.cases.values())]
+    words = {**WORDS} if outcome.cases else {}
+    return [*protocols(outcome, config), *rows, *(words | (STRUCTURE_WORDS if outcome.structures else {})).items()]
+
+
+def _undefined(row: str, cases: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Metric -> of how many phrases it is not defined; of the flat map of a true structure no CNR ever is."""
+    names = [name for name in METRICS if (row, name) != (STRUCTURE, "cnr")]
+    return {name: lost for name in names if (lost := sum(math.isnan(case[name]) for case in cases))}
 
 
 def _counts(cases: Sequence[Mapping[str, Any]], what: str) -> dict[str, int]:
@@ -196,35 +225,36 @@ def write(
 ) -> str:  # fmt: skip
     """results.json, table.md, per_case.csv, config.yaml and index.html; returns what the terminal says."""
     out.mkdir(parents=True, exist_ok=True)
-    private = config.data["name"] not in PHANTOMS
+    private = config.data["name"] not in COMPUTED
     found = all_results(outcome, config, provenance)
     differences = all_differences(outcome, config)
     head, details = all_tables(found, differences)
     parts = [*head, *details]
-    loud = [note for note in leaked if note.startswith(("LEAK", "DAMAGED"))]
+    loud = [note for note in leaked if note.startswith(LOUD)]
     red = [*loud, *alarms(differences)]
-    scored = {split: len(next(iter(table.values()))) for split, table in outcome.cases.items()}
+    kinds = (("phrases", outcome.cases), ("structures", outcome.structures))
+    scored = [f"{split} {len(next(iter(table.values()))):,} {what}" for what, some in kinds for split, table in some.items()]
     excluded = {reason: count for reason, count in (gathered.excluded + outcome.excluded).items() if count}
-    said = [note for note in leaked if note not in loud] + [*notes, *gathered.notes]
-    said += [f"scored: {', '.join(f'{split} {count:,}' for split, count in scored.items()) or 'no'} phrases"]
+    said = [note for note in leaked if note not in loud] + [*notes, *gathered.notes, *outcome.notes]
+    said += [f"scored: {', '.join(scored) or 'nothing'}"]
     said += [f"not scored, by reason: {', '.join(f'{reason} {count:,}' for reason, count in sorted(excluded.items())) or 'none'}"]
-    said += [f"{outcome.seconds:.1f} s"]
+    said += [*tables.undefined([r for r in found if r.task == "grounding"]), f"{outcome.seconds:.1f} s"]
     stands = [f"{name}: {origin}" for name, origin in provenance.get("checkpoints", {}).items()]
+    lines = [f"{name}: {line}" for name, line in protocols(outcome, config)]
     values = configs.to_yaml(configs.shareable(asdict(config)))
     (out / "config.yaml").write_text(configs.to_yaml(asdict(config)))
     (out / "results.json").write_text(results.to_json(found))
-    (out / "table.md").write_text("\n".join([markdown(parts), *stands, f"protocol: {protocol(config)}", ""]))
+    (out / "table.md").write_text("\n".join([markdown(parts), *stands, *lines, ""]))
     per_case(outcome, out / "per_case.csv", private=private)
-    about = [("protocol", protocol(config)), *outcome.about.items(), *WORDS.items()]
     total = len({(split, scan.study.id, scan.image) for split in gathered.splits for scan in gathered.scans[split]})
     facts = {**provenance} | {f"checkpoint {line.partition(': ')[0]}": line.partition(": ")[2] for line in stands}
     volume_page.write(
-        out / "index.html", title=title, volumes=outcome.shown, total=total, tables=parts, alarms=red, notes=said, protocol=about,
+        out / "index.html", title=title, volumes=outcome.shown, total=total, tables=parts, alarms=red, notes=said, protocol=about(outcome, config),
         config=values, provenance=facts, patients=private,
     )  # fmt: skip
     shown = [text(table, intervals=True) for table in head]
-    lines = [*shown, "\n".join([*(f"RED: {alarm}" for alarm in red), *(f"note: {note}" for note in said)]), f"protocol: {protocol(config)}"]
-    return "\n" + "\n\n".join(lines) + f"\ntables: {out / 'table.md'}\neach case: {out / 'per_case.csv'}\npage: {out / 'index.html'}"
+    told = [*shown, "\n".join([*(f"RED: {alarm}" for alarm in red), *(f"note: {note}" for note in said)]), "\n".join(lines)]
+    return "\n" + "\n\n".join(told) + f"\ntables: {out / 'table.md'}\neach case: {out / 'per_case.csv'}\npage: {out / 'index.html'}"
 
 
 def per_case(outcome: Outcome, path: Path, *, private: bool) -> None:
@@ -261,33 +291,41 @@ def _suffix(out: Path) -> None:
         raise ConfigError(f"show writes a page or a picture, not '{out}'", "give --out a name that ends in .html or .png")
 
 
-def show(outcome: Outcome, out: Path, *, private: bool) -> int:
-    """A page with the viewer, or, to a name that ends in .png, a montage of each phrase's map."""
+def show(
+    outcome: Outcome, out: Path, *, about: Sequence[tuple[str, str]], alarms: Sequence[str] = (), notes: Sequence[str] = (), private: bool
+) -> int:  # fmt: skip
+    """A page with the viewer, or, to a name that ends in .png, a montage of each phrase's map. Alarms, notes and protocols are printed, too."""
     _suffix(out)
     if not outcome.shown:
         raise ConfigError(f"no volume could be shown: {dict(outcome.excluded)}", "look at the reasons")
     out.parent.mkdir(parents=True, exist_ok=True)
     what = f"{len(outcome.shown)} volumes, {sum(len(volume.targets) for volume in outcome.shown)} phrases and structures"
-    if out.suffix.lower() == ".png":
+    picture = out.suffix.lower() == ".png"
+    if picture:
         pictures = [volume_page.picture(volume, place) for volume in outcome.shown for place in range(len(volume.targets))]
         width = max(part.shape[1] for part in pictures)
         sheet = np.concatenate([np.pad(part, ((0, 6), (0, width - part.shape[1]), (0, 0))) for part in pictures])
         out.unlink(missing_ok=True)
         out.touch(mode=0o600 if private else 0o644)
         Image.fromarray(sheet).save(out, optimize=True)
-        print(f"wrote {out}: {what}; each a montage from the feet to the head, the map in red, the truth in cyan")
-        return 0
-    about = [*outcome.about.items(), *WORDS.items()]
-    volume_page.write(
-        out, title="Grounding in volumes", volumes=outcome.shown, total=len(outcome.shown), protocol=about, patients=private
-    )  # fmt: skip
-    print(f"wrote {out}: {what}")
+    else:
+        volume_page.write(
+            out, title="Grounding in volumes", volumes=outcome.shown, total=len(outcome.shown), alarms=alarms, notes=notes, protocol=about,
+            patients=private,
+        )  # fmt: skip
+    said = [*(f"RED: {alarm}" for alarm in alarms), *(f"note: {note}" for note in notes)]
+    said += [f"{name}: {line}" for name, line in about if name.startswith("protocol")]
+    drawn = "; each a montage from the feet to the head, the map in red, the truth in cyan" * picture
+    print("\n".join([*said, f"wrote {out}: {what}{drawn}"]))
     return 0
 
 
 @torch.inference_mode()
-def show_image(models: Sequence[Any], image: str | None, phrases: Sequence[str], out: Path) -> int:
+def show_image(
+    models: Sequence[Any], config: Grounding, image: str | None, phrases: Sequence[str], out: Path, *, alarms: Sequence[str] = ()
+) -> int:  # fmt: skip
     """A page (or a montage) of one volume that no dataset knows: the map of each phrase, and of each structure where there are queries."""
+    rows = checked(models, config)
     if not image or not Path(image).exists():
         raise ConfigError(f"no volume at '{image or ''}'", "--image names a NIfTI file, an .npz or a folder of slices")
     asks = [model for model in models if model.pretrained.model.learned_query and model.pretrained.structures is not None]
@@ -296,19 +334,20 @@ def show_image(models: Sequence[Any], image: str | None, phrases: Sequence[str],
         raise ConfigError("no phrase to look for", '--phrase "There is a nodule in the left upper lobe."')
     _suffix(out)
     targets = {phrase: Target(phrase, "phrase", "", None, {}, {}) for phrase in wanted}
-    outcome = Outcome([model.name for model in models], {})
-    for model in models:
+    outcome = begun(rows)
+    for model, own in zip(models, rows, strict=True):
         look = model.pretrained.see(Path(image))
         if not outcome.shown:
             outcome.shown.append(volume_page.shown(look, Path(image).name, "", window_note(model, look)))
         frame, features = model.pretrained.frame(look.pixels, look.spacing), model.pretrained.images([look.pixels], [look.spacing])[0]
-        if wanted:
-            for phrase, grid in zip(wanted, on_grid(model, "cosine", features, Phrases(model, wanted)[wanted]).float().numpy(), strict=True):
-                targets[phrase].layers[model.name] = Layer.of(grid, frame)
+        texts = Phrases(model, wanted)
+        for kind, row in own if wanted else ():
+            for phrase, grid in zip(wanted, on_grid(model, kind, features, texts[wanted]).float().numpy(), strict=True):
+                targets[phrase].layers[row] = Layer.of(grid, frame)
         if model in asks:
             attention = model.pretrained.model.look(model.pretrained.model.learned_query, features).attention.mean(2)[0].float().cpu()
             for name, grid in zip(model.pretrained.structures.names, attention.unflatten(-1, features.grid).numpy(), strict=True):
                 target = targets.setdefault(f"structure {name}", Target(name, "structure", "", None, {}, {}))
                 target.layers[model.name] = Layer.of(grid, frame)
     outcome.shown[0].targets.extend(targets.values())
-    return show(outcome, out, private=True)
+    return show(outcome, out, about=list(outcome.about.items()) if wanted else (), alarms=alarms, private=True)

@@ -26,14 +26,14 @@ import numpy as np
 import torch
 
 from downstream.grounding import volume_page
-from downstream.grounding.config import SPACES, Grounding
+from downstream.grounding.config import IMAGES_ONLY, SPACES, Grounding
 from downstream.grounding.evaluate import MAPS, _row
 from downstream.grounding.maps import Phrases, check_kind
 from downstream.grounding.models import on_grid
 from downstream.grounding.volume_page import Layer, ShownVolume, Target
 from elvis.data.frames import VolumeFrame
 from elvis.data.images import BadImage, Look
-from elvis.data.masks import VOLUMES, decode_volume
+from elvis.data.masks import VOLUMES, decode_volume, resized
 from elvis.data.reports import text_hash
 from elvis.data.structures import Structures
 from elvis.data.studies import StudyTable, stable_hash
@@ -44,7 +44,6 @@ from elvis.metrics.volumes import HIT, SHARES, best_share, gaussian, measure, to
 from elvis.types import Grounding as Truth
 from elvis.types import Mask, Study
 
-PHANTOMS = ("phantom", "phantom_ct")  # nobody's: pages of all others are their owner's alone
 CHOICE = "choice"  # the phrases on which shares are chosen; no split has this name
 CENTRE, STRUCTURE, EVEN = "centre_prior", "true_structure", "even"
 CELLS = 32  # of the centre prior, along each axis
@@ -117,9 +116,11 @@ def gather(table: StudyTable, config: Grounding, *, structures: bool) -> Gathere
         raise DataError(f"{what} ({dict(+found.excluded)})", "a 3D checkpoint needs volumes with masks: phantom_ct, rexgroundingct, radgenome_ct")
     if not config.volumes.share and any(scan.truths for scans in found.scans.values() for scan in scans):
         found.scans[CHOICE] = _choice(table, config, {scan.study.patient for scans in found.scans.values() for scan in scans})
-    tags = [truth.tags for scans in found.scans.values() for scan in scans for truth in scan.truths]
-    if any("partial" in some for some in tags):
-        found.notes.append("train: at most three instances of a finding are drawn (ReXGroundingCT), so its Dice and hits are too low there")
+    few = "at most three instances of a finding are drawn (ReXGroundingCT)"
+    for split, scans in found.scans.items():
+        if any("partial" in truth.tags for scan in scans for truth in scan.truths):
+            chosen = f"the predicted share is chosen on {config.volumes.choose_on}, where {few}"
+            found.notes.append(chosen if split == CHOICE else f"{split}: {few}, so Dice and hits are too low there")
     return found
 
 
@@ -166,6 +167,7 @@ class Outcome:
     shares: dict[str, float] = field(default_factory=dict)
     shown: list[ShownVolume] = field(default_factory=list)
     excluded: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
     twins: dict[str, Any] = field(default_factory=dict)  # volumes have none
     seconds: float = 0.0
 
@@ -174,14 +176,14 @@ def run(models: Sequence[Any], gathered: Gathered, config: Grounding, *, progres
     """Every model, map and reference on every phrase and structure. `progress` is told how many volumes are done. DataError, ConfigError."""
     began = time.perf_counter()
     rows = checked(models, config)
-    outcome = Outcome([row for some in rows for _, row in some], dict(ABOUT))
-    outcome.about |= {row: MAPS.get(kind, f"attention trained as {kind}") for some in rows for kind, row in some}
+    outcome = begun(rows)
+    outcome.about |= ABOUT
     scans = [(split, scan) for split, some in gathered.scans.items() for scan in some]
     texts = [Phrases(model, [truth.phrase for _, scan in scans for truth in scan.truths]) for model in models]
     shares = tuple(sorted({*SHARES, config.volumes.share} - {0.0}))
     show = chosen_for_page(gathered, config.page.cases)
     for split, scan in scans:
-        task = _begun(split, scan, models, rows, texts, config, shares, outcome)
+        task = _seen(split, scan, models, rows, texts, config, shares, outcome)
         if task is not None:
             if (split, scan.study.id, scan.image) in show:
                 task.shown = volume_page.shown(
@@ -197,8 +199,17 @@ def run(models: Sequence[Any], gathered: Gathered, config: Grounding, *, progres
     return outcome
 
 
+def begun(rows: Sequence[Sequence[tuple[str, str]]]) -> Outcome:
+    """An outcome without cases of the maps that `checked` gives."""
+    about = {row: MAPS.get(kind, f"attention trained as {kind}") for some in rows for kind, row in some}
+    return Outcome(list(about), about)
+
+
 def checked(models: Sequence[Any], config: Grounding) -> list[list[tuple[str, str]]]:
-    """The maps of each model as (kind, row). ConfigError for what volumes do not have."""
+    """The maps of each model as (kind, row). ConfigError for what volumes do not have, and for options that are of images alone."""
+    usual = Grounding()
+    if given := [f"{name}={getattr(config, name)}" for name in IMAGES_ONLY if getattr(config, name) != getattr(usual, name)]:
+        raise ConfigError(f"3D checkpoints do not use {', '.join(given)}", f"leave out what is of images alone: {', '.join(IMAGES_ONLY)}")
     if "gradcam" in config.maps:
         raise ConfigError("gradcam is not made for volumes", "choose maps=[cosine], or the label of an objective or a head")
     check_kind(models, config.maps)
@@ -340,7 +351,10 @@ class _Task:
             for model, look, image in zip(self.models, self.looks, self.features, strict=True)
             if model.pretrained.model.learned_query and model.pretrained.structures is not None
         ]
-        masks = self.scan.structures if asked and self.split != CHOICE and self.scan.image == 0 else ()
+        masks = self.scan.structures if asked and self.split != CHOICE else ()
+        if masks and self.scan.image:  # a structure is scored once a study
+            self.outcome.excluded["structure mask of a study's further image"] += len(masks)
+            return
         shares = [torch.zeros(len(model.pretrained.structures.names), int(np.prod(image.grid))) for model, _, image in asked]
         outlines: dict[str, np.ndarray] = {}
         for mask in masks:
@@ -353,12 +367,17 @@ class _Task:
                 outlines[name] = self.shown.shrunk(where) | outlines.get(name, False)
         cases: dict[tuple[str, str], dict[str, Any]] = {}
         targets: dict[str, Target] = {}
+        lies: dict[str, tuple[tuple[int, ...], VolumeFrame]] = {}  # reference row -> the grid it is on, and the grid's place
         for (model, look, image), share in zip(asked, shares, strict=True):
             pretrained, share = model.pretrained, share.clamp(0, 1)
             attention = pretrained.model.look(pretrained.model.learned_query, image).attention.mean(2)[0].float().cpu()  # S N
             frame, grid = pretrained.frame(look.pixels, look.spacing), "x".join(map(str, image.grid))
             there = [number for number in range(len(share)) if share[number].any()]
-            for row, looked in {model.name: attention, f"oracle {grid}": share, EVEN: torch.ones_like(share)}.items():
+            looks = {model.name: attention}
+            for row, reference in {f"oracle {grid}": share, EVEN: torch.ones_like(share)}.items():
+                same = lies.setdefault(row, (image.grid, frame)) == (image.grid, frame)
+                looks[row if same else f"{row} of {model.name}"] = reference
+            for row, looked in looks.items():
                 for number in there:
                     name, values = pretrained.structures.names[number], _inside(looked[number], share[number])
                     about = {"study": self.scan.study.id, "patient": self.scan.study.patient, "category": name}
@@ -434,7 +453,7 @@ class _Task:
     def _decoded(self, mask: Mask, *, count: bool = True) -> np.ndarray | None:
         """A mask in the volume's voxels. One of another shape, or unreadable, is counted; DataError where that is strict."""
         try:
-            where = decode_volume(mask)
+            where = resized(mask, self.shape) if mask.size else decode_volume(mask)  # of a prepared volume it was drawn in a larger one
             if where.shape != self.shape:
                 what = f"mask '{mask.name}' of {self.scan.study.id[:60]} is {where.shape}, its volume {self.shape} (z, y, x)"
                 raise DataError(what, "give the mask of this volume, not resampled; with strict=false such masks are counted and left out", "D041")
@@ -447,7 +466,7 @@ class _Task:
         return where
 
 
-def _begun(split: str, scan: Scan, models: Sequence[Any], *given: Any) -> _Task | None:
+def _seen(split: str, scan: Scan, models: Sequence[Any], *given: Any) -> _Task | None:
     """A volume that every model has looked at; None where it cannot be used, which is counted (BadImage where that is strict)."""
     *_, config, _, outcome = given
     try:
@@ -484,7 +503,10 @@ def _named(structures: Structures, mask: str) -> str:
 
 
 def _cut(outcome: Outcome, config: Grounding, shares: Sequence[float]) -> None:
-    """The share of each row, and by it the Dice and the hit of each case; the cases of CHOICE are not kept."""
+    """The share of each row, and by it the Dice and the hit of each case; the cases of CHOICE are not kept.
+
+    A row without a phrase of CHOICE has no share: a reference is left out with a note, for a model it is a DataError.
+    """
     choice = outcome.cases.pop(CHOICE, {})
     for row in dict.fromkeys(row for table in outcome.cases.values() for row in table):
         if config.volumes.share:
@@ -492,6 +514,14 @@ def _cut(outcome: Outcome, config: Grounding, shares: Sequence[float]) -> None:
         elif row in choice:
             dice = np.stack([case["dice"] for case in choice[row]])
             outcome.shares[row] = best_share(dice, [case["category"] for case in choice[row]], shares)
+        elif row not in outcome.models:
+            for table in outcome.cases.values():
+                table.pop(row, None)
+            for target in (target for volume in outcome.shown for target in volume.targets):
+                target.metrics.pop(row, None)
+                target.layers.pop(row, None)
+            outcome.notes.append(f"no row {row}: no phrase of split '{config.volumes.choose_on}' has it, so that its share could not be chosen")
+            continue
         else:
             fix = "look at the reasons, or give the share yourself: volumes.share=0.01"
             raise DataError(f"no phrase of split '{config.volumes.choose_on}' could be scored by {row}: {dict(outcome.excluded)}", fix)

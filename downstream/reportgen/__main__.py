@@ -32,7 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", metavar="[NAME=]DIR", help="train: the visual side; tune, generate, evaluate: a trained generator")
     parser.add_argument("--generated", metavar="FILE", help="evaluate: reports of any model: our reports.json, or a ReXrank submission")
     parser.add_argument("--sanity", action="store_true", help="evaluate: also how every metric answers references with changed sides, denials, ...")
-    parser.add_argument("--images", metavar="FOLDER", help="generate: a folder of JPEG, PNG or DICOM files, or one file")
+    parser.add_argument(
+        "--images",
+        metavar="FOLDER",
+        help="generate: a folder of JPEG, PNG or DICOM files (of a CT generator: NIfTI, .npz, folders of slices), or one file",
+    )
     parser.add_argument("--entries", metavar="FILE", help="generate: the ReXRank_*.json of a test set, to write a submission for it")
     parser.add_argument("--out", metavar="DIR", help="default runs/reportgen-CONFIG")
     parser.add_argument("--resume", action="store_true", help="train, tune: go on in a folder that holds a run already")

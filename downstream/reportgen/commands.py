@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def train(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, a
         raise ConfigError(what, "choose pretraining.name=silc_phantom or silc_cxr, or another decoder")
     if checkpoint is not None:
         _refuse_leak(np.load(p) if (p := checkpoints.resolve(checkpoint) / "patients.npy").is_file() else None, table, config, str(checkpoint))
-    reader = reader_of(table.source, config.labeler)
+    reader = table.reader(config.labeler)
     reader.family(config.select)
     score.loaded(config)  # what judges in the end is refused now, not after the training
     if named := [word for word in (*config.decode.topics_on, *config.decode.topics_off) if isinstance(word, str)]:
@@ -77,8 +78,8 @@ def train(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, a
         score=lambda g: score.quick(g, held_out, config.decode, config.batch_size, config.select, reader),
     )  # fmt: skip
     if fabric.is_global_zero:
-        how = Setting.of(config, table.source, table.split("train"))
-        report(generator, config, table, out, name=name or config.decoder["name"], how=how)
+        how = Setting.of(config, table.reader(config.labeler), table.split("train"))
+        report(generator, config, table, out, name=name or config.decoder["name"], how=how, asked=args.config)
     return 0
 
 
@@ -86,7 +87,8 @@ def export(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, 
     """What the visual side sees of the training studies, kept for `train features=DIR` (or features=auto, where no --out is given)."""
     section, options = configs.data_section(schemas.pretraining(config))
     table = training.table(config, section, options)
-    generator = _device(training.new(config, training.visual(config, checkpoint, out, progress=False), table, section), config)
+    alone = dataclasses.replace(config, train=dataclasses.replace(config.train, devices="1"))
+    generator = _device(training.new(config, training.visual(config, checkpoint, out, progress=False), table, section), alone)
     where = str(out) if args.out else "auto"
     listed = table.split("train")
     store = features.of(generator, listed, where, batch_size=config.batch_size, dataset=table.name, progress=not args.quiet)
@@ -95,7 +97,7 @@ def export(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, 
     print(f"features of {store.about['studies']} studies: {tokens} tokens of {width} each, {store.bytes:,} bytes")
     if bad := store.about["unreadable"]:
         print(f"  {len(bad)} cannot be read: " + ", ".join(f"{id} ({reason})" for id, reason in list(bad.items())[:3]))
-    then = f"train --config {args.config} --checkpoint {checkpoint} features={where}"
+    then = shlex.join(["train", "--config", args.config, "--checkpoint", str(checkpoint), *args.overrides, f"features={where}"])
     print(f"folder: {store.folder}\nnext:\n  {interpreter()} -m downstream.reportgen {then}")
     return 0
 
@@ -122,7 +124,8 @@ def tune(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, ar
             table,
             out,
             name=name or f"{generator.recipe['name']}, tuned",
-            how=Setting.of(config, table.source, table.split("train")),
+            how=Setting.of(config, table.reader(config.labeler), table.split("train")),
+            asked=args.config,
             extra=tuning.rows(before, after, config, table),
             start=checkpoint,
         )
@@ -138,12 +141,12 @@ def generate(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path
     if entries is not None and len(config.splits) > 1:
         raise ConfigError(f"--entries is one test set, splits are {', '.join(config.splits)}", "give the one split it is of")
     images: dict[str, show.Picture] = {}
-    public, reader = False, reader_of("ct_rate" if generator.pretrained.model.image.spec.ndim == 3 else "", config.labeler)
+    public, reader = False, reader_of("", config.labeler, volumes=generator.pretrained.model.image.spec.ndim == 3)
     if args.images:
         splits = {"images": _of_folder(generator, config, Path(args.images), images)}
     else:
         _, table = _table(config, generator, silent=True)
-        public, reader = table.name in studies.COMPUTED, reader_of(table.source, config.labeler)
+        public, reader = table.name in studies.COMPUTED, table.reader(config.labeler)
         print("\n".join(f"note: {note}" for note in table.notes))
         splits = {split: _write(generator, config, table.split(split, config.limit), "model", oracle=False) for split in config.splits}
     for split, found in splits.items():
@@ -169,14 +172,14 @@ def evaluate(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path
     if args.generated:
         section, options = configs.data_section(schemas.pretraining(config))
         table = training.table(config, section, options, ())
-        how = Setting.of(config, table.source, table.split("train"))
+        how = Setting.of(config, table.reader(config.labeler), table.split("train"))
         _evaluate_file(config, Path(args.generated), table, how, out)
     else:
         generator = _device(model.load(checkpoint), config)  # type: ignore[arg-type]
         _, table = _table(config, generator)
         generator.wishes(config.decode)
-        how = Setting.of(config, table.source, table.split("train"))
-        report(generator, config, table, out, name=name or generator.recipe["name"], how=how)
+        how = Setting.of(config, table.reader(config.labeler), table.split("train"))
+        report(generator, config, table, out, name=name or generator.recipe["name"], how=how, asked=args.config)
     if args.sanity:
         references = [" ".join(s.text for s in study.sentences) for study in table.split(config.splits[0])]
         text = score.answers(references, how)
@@ -196,14 +199,20 @@ def report(
     *,
     name: str,
     how: Setting,
+    asked: str,
     extra: Sequence[Result] = (),
     start: Path | None = None,
 ) -> list[Result]:
     """Write the reports of every split, judge them beside the priors, and write tables and pages.
 
-    extra: results that stand before them; start: an earlier generator that is judged beside it, under the same draws (what tuning began with).
+    asked: the config that was named; extra: results that stand before them; start: an earlier generator that is judged beside it, under the
+    same draws (what tuning began with).
     """
     alarms = _refuse_leak(generator.patients, table, config, name)
+    if "val" in config.splits and config.train.evaluate_every:
+        alarms.append(
+            f"val: the best of several checkpoints was chosen on {config.tune.held_out} of its studies; train.evaluate_every=0 chooses none"
+        )
     out.mkdir(parents=True, exist_ok=True)
     public = table.name in studies.COMPUTED
     found_results: list[Result] = [*extra]
@@ -232,7 +241,7 @@ def report(
     index = results.write(
         out, found_results, curves=out / "log.jsonl" if (out / "log.jsonl").is_file() else None, legend=score.LEGEND, alarms=alarms, notes=notes,
         config_yaml=shareable(config), title=f"Reports: {name} on {table.name}", private=not public,
-        next_commands=[f"{interpreter()} -m downstream.reportgen generate --checkpoint RUN --images FOLDER decode.beams=3"],
+        next_commands=[f"{interpreter()} -m downstream.reportgen generate --config {shlex.quote(asked)} --checkpoint RUN --images FOLDER"],
     )  # fmt: skip
     if cases:
         show.write(

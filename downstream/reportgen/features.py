@@ -29,6 +29,7 @@ from elvis.data import cache, shards
 from elvis.errors import ConfigError
 from elvis.types import Study
 
+FORMAT = 1  # of what is computed: another one where the code gives other features for the same weights
 FILES = ("tokens.npy", "mask.npy", "place.npy", "ids.json", "about.json")
 
 
@@ -66,8 +67,8 @@ class Store:
 
 
 def key(generator: Generator) -> str:
-    """A hash of what makes features of images: the visual side and its weights, how images come in, what is kept of them."""
-    digest = hashlib.sha256(json.dumps(generator.pretrained.model.recipe, sort_keys=True).encode())
+    """A hash of what makes features of images: the visual side and its weights, how images come in, what is kept of them, and FORMAT."""
+    digest = hashlib.sha256(json.dumps([FORMAT, generator.pretrained.model.recipe], sort_keys=True).encode())
     for name, value in sorted(generator.pretrained.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -146,6 +147,12 @@ def _whole(memory: Memory, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _new(path: Path, rows: int, like: Tensor) -> np.ndarray:
     return np.lib.format.open_memmap(path, "w+", like.cpu().numpy().dtype, (rows, *like.shape[1:]))
+
+
+def there(generator: Generator, studies: Sequence[Study], where: str) -> bool:
+    """Whether these features were exported already, or others to this folder."""
+    folder = place_of(generator, studies) if where == "auto" else Path(where).expanduser()
+    return (folder / checkpoints.MANIFEST).is_file()
 
 
 def of(generator: Generator, studies: Sequence[Study], where: str, *, batch_size: int, dataset: str, progress: bool = True) -> Store:

@@ -33,7 +33,7 @@ from elvis.data.inputs import ToInput
 from elvis.data.reports import flags
 from elvis.errors import CheckpointError, ConfigError, DataError
 from elvis.pretrained import Pretrained
-from elvis.types import Batch, Codes, ImageFeatures, Pair
+from elvis.types import Batch, Codes, ImageFeatures, Pair, Regions
 
 
 @dataclass
@@ -76,20 +76,23 @@ class Generator:
 
     def memory(self, pair: Pair, context: Context | None = None) -> Memory:
         """What the decoder looks at, of what the model saw."""
-        return self._memory(pair.image, pair.image_raw, next(iter(pair.codes.values()), None), context)
+        return self._memory(pair.image, pair.image_raw, next(iter(pair.codes.values()), None), context, pair.regions)
 
     def seen(self, batch: Batch) -> Memory:
         """The memory of a batch of the model (normalised images), its reports not read: codes are those of the codebook, of no sentence."""
         image, raw = self.pretrained.model.encode_image(batch.images, batch.view_mask)
         return self._memory(image, raw, self.codes(len(batch)), batch.extra.get("context"))
 
-    def _memory(self, image: ImageFeatures, raw: ImageFeatures, codes: Codes | None, context: Context | None) -> Memory:
+    def _memory(
+        self, image: ImageFeatures, raw: ImageFeatures, codes: Codes | None, context: Context | None, regions: Mapping[str, Regions] | None = None
+    ) -> Memory:
         told = (None, None) if context is None else (context.ids, context.mask)
         if self.tokens != "structures":
             chosen = image if self.tokens == "projected" else raw
             return Memory(chosen.tokens, chosen.mask, codes, *told)
-        regions = self.pretrained.model.look(select.label_of(self.pretrained.model), image, whole=True)
-        tokens, mask, place = select.chosen(regions, image, self.per_structure, self.head_reduction)
+        model, label = self.pretrained.model, select.label_of(self.pretrained.model)
+        seen = regions[label] if regions and model.whole == label else model.look(label, image, whole=True)
+        tokens, mask, place = select.chosen(seen, image, self.per_structure, self.head_reduction)
         return Memory(tokens, mask, codes, *told, place=place)
 
     def codes(self, studies: int) -> Codes | None:
@@ -300,7 +303,7 @@ def load(path: Path | str) -> Generator:
         topics = {int(code): found for code, found in json.loads((folder / "topics.json").read_text()).items()}
         recipe, sizes = about["recipe"], about["sizes"]
         kept = ("tokens", "per_structure", "head_reduction", "views", "max_views", "context")
-        more = {**{key: about[key] for key in kept}, "sections": tuple(about["sections"]), "topics": topics}
+        more = {**{key: about[key] for key in kept if key in about}, "sections": tuple(about["sections"]), "topics": topics}
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{folder} holds no report decoder", "give the folder of a run of `python -m downstream.reportgen train`") from None
     vocabulary = vocabulary_of(recipe, folder / "vocabulary")

@@ -61,7 +61,7 @@ class Reader:
             if metric in known:
                 return kind
         listed = [name for known in names.values() for name in known]
-        example = f"for example bleu_4, {self.labeler.name}_f1_micro_zeros, location_f1 (phantoms)"
+        example = f"for example bleu_4, {self.labeler.name}_f1_micro_zeros, location_f1 (phantoms); another labeler: labeler=chexpert14, ctrate18"
         raise ConfigError(f"select: no metric '{metric}'{nearest(metric, listed)}", example)
 
 
@@ -71,7 +71,7 @@ READERS = {"phantom": PHANTOM, "phantom_ct": PHANTOM_CT, **dict.fromkeys(("ct_ra
 LABELERS = {"chexpert14": XRAY, "ctrate18": CT}
 
 
-def reader_of(dataset: str, labeler: str = "auto") -> Reader:
-    """The reader of a dataset; of one that is not known here that of radiographs. `labeler`: the one that is wanted instead."""
-    found = READERS.get(dataset, XRAY)
+def reader_of(dataset: str, labeler: str = "auto", *, volumes: bool = False) -> Reader:
+    """The reader of a dataset; of one that is not known here that of its kind of image. `labeler`: the one that is wanted instead."""
+    found = READERS.get(dataset, CT if volumes else XRAY)
     return found if labeler == "auto" else Reader(LABELERS[labeler].labeler, found.exact)

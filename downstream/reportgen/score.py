@@ -26,7 +26,7 @@ from downstream.reportgen.metrics import adapters, clinical, diversity, sanity
 from downstream.reportgen.metrics.nlg import nlg
 from downstream.reportgen.metrics.sums import Sums
 from downstream.reportgen.model import Generator
-from downstream.reportgen.readers import PHANTOM, Reader, reader_of
+from downstream.reportgen.readers import PHANTOM, Reader
 from downstream.reportgen.reports import Generated, Spoken
 from elvis.data.batches import shown_views
 from elvis.data.frames import VolumeFrame
@@ -163,7 +163,7 @@ def mode_report(training: Sequence[str], reader: Reader = PHANTOM) -> str:
 
 @torch.inference_mode()
 def neighbours(generator: Generator, studies: Sequence[Study], training: Sequence[Study], batch_size: int) -> list[Study]:
-    """For each study the training study whose image is nearest: cosine of mean image tokens, the training mean taken away."""
+    """For each study the training study whose image is nearest: cosine of the mean token that the decoder looks at, the training mean taken away."""
 
     def features(some: Sequence[Study]) -> tuple[list[Study], torch.Tensor]:
         kept, rows = [], []
@@ -205,9 +205,8 @@ class Setting:
     adapters: Mapping[str, Callable[..., Mapping[str, Sums]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config: Reportgen, dataset: str, training: Sequence[Study]) -> Setting:
+    def of(cls, config: Reportgen, reader: Reader, training: Sequence[Study]) -> Setting:
         texts = tuple(" ".join(s.text for s in study.sentences) for study in training)
-        reader = reader_of(dataset, config.labeler)
         kinds = frozenset() if reader.exact is None else frozenset(reader.exact.rare_kinds(texts, config.rare))
         classes = clinical.rare(clinical.table(texts, reader.labeler), config.rare, reader.labeler)
         return cls(reader, texts, kinds, classes, loaded(config))
@@ -301,7 +300,7 @@ def protocol(row: str, name: str, config: Reportgen) -> str:
     )
     return {
         "mode_report": "the most frequent normal report of training, for every image",
-        "nearest_neighbour": f"the report of the nearest of at most {NEIGHBOURS} training images, by the model's mean image tokens",
+        "nearest_neighbour": f"the report of the nearest of at most {NEIGHBOURS} training images, by the mean token that the decoder looks at",
         "reference": "the reference reports themselves",
         "start": f"{search}; the generator that tuning began with",
         "oracle_topic": f"{search}; topics of the true sentences",

@@ -24,6 +24,7 @@ from downstream.reportgen import data, decoders, features, model, select
 from downstream.reportgen.config import Reportgen
 from downstream.reportgen.decoders.base import Memory
 from downstream.reportgen.model import Generator
+from downstream.reportgen.readers import Reader, reader_of
 from downstream.reportgen.vocabulary import Vocabulary
 from elvis import assembly, checkpoints
 from elvis import config as configs
@@ -33,7 +34,7 @@ from elvis.data.batches import loader
 from elvis.data.inputs import ToInput
 from elvis.data.order import StepSampler
 from elvis.data.studies import BadStudies
-from elvis.data.volumes import windowed
+from elvis.data.volumes import is_volume, windowed
 from elvis.distributed import everyones
 from elvis.errors import ConfigError
 from elvis.pretrained import Pretrained
@@ -53,10 +54,10 @@ class Table:
     owner: Any
     name: str
 
-    @property
-    def source(self) -> str:
-        """The dataset the studies come from: of prepared ones the owner's."""
-        return self.owner.card.name if self.owner.card is not None else self.name
+    def reader(self, labeler: str) -> Reader:
+        """Who reads these reports: by the dataset (of prepared ones the owner's), else by whether the images are volumes."""
+        dataset = self.owner.card.name if self.owner.card is not None else self.name
+        return reader_of(dataset, labeler, volumes=bool(self.studies) and is_volume(self.studies[0].images[0]))
 
     def split(self, name: str, limit: int = 0) -> list[Study]:
         found = studies.split(self.studies, name)
@@ -128,7 +129,7 @@ def _pretrain(config: Reportgen, out: Path, progress: bool) -> None:
 
 
 def _objectives(folder: Path, dim: int) -> tuple[nn.ModuleDict, dict[str, float]]:
-    """The objectives a checkpoint was trained with, their own parameters new but for those that travel in it."""
+    """The objectives a checkpoint was trained with; their own parameters and queues begin anew."""
     raw = configs.read(folder / "config.yaml")
     found = configs.Config(objectives=raw.get("objectives", {}), model=configs.Model(dim=dim))
     return assembly.create_objectives(found)
@@ -175,6 +176,7 @@ def prepare(model: Any, objectives: nn.ModuleDict, units: list[str], mode: str, 
     fixed: regexes on names of parameters, those of pretraining.
     """
     model.requires_grad_(True)
+    model.reads, model.whole = None, select.label_of(model) if mode == "joint" and tokens == "structures" else ""
     if mode == "joint":
         needs = assembly.needs_of(objectives)
         if not needs:
@@ -302,18 +304,17 @@ def run(
 def kept_features(
     generator: Generator, config: Reportgen, table: Table, section: configs.Data, fabric: Any, *, progress: bool
 ) -> tuple[list[Study], features.Store]:
-    """The training studies whose features are kept, and those: of the cache or a folder, made by rank zero where they are not there yet."""
+    """The training studies whose features are kept, and those: of the cache or a folder, made where they are not there yet (by one process alone)."""
     if any(section.augment.values()):
         raise ConfigError("features are kept of images as they are, and data.augment would change them", "set data.augment=null, or features=''")
     if section.views == "random":
         raise ConfigError("features are kept of one view, and data.views=random takes another one each time", "set data.views=first, or features=''")
-    listed, store = table.split("train"), None
-    if fabric.is_global_zero:
-        generator.to(fabric.device)
-        store = features.of(generator, listed, config.features, batch_size=config.batch_size, dataset=table.name, progress=progress)
-    fabric.barrier()
-    if store is None:
-        store = features.of(generator, listed, config.features, batch_size=config.batch_size, dataset=table.name)
+    listed = table.split("train")
+    if fabric.world_size > 1 and not features.there(generator, listed, config.features):  # the others would wait longer than they may
+        what = f"features are not exported yet, and {fabric.world_size} processes would have to wait for one"
+        raise ConfigError(what, "run it first, with the same config: python -m downstream.reportgen export")
+    generator.to(fabric.device)
+    store = features.of(generator, listed, config.features, batch_size=config.batch_size, dataset=table.name, progress=progress)
     return [study for study in listed if study.id in store], store
 
 

@@ -49,9 +49,12 @@ class Slices(nn.Module):
             raise ConfigError(f"slices in groups of {group} and chunks of {chunk}", "both must be at least 1")
         if isinstance(input_size, int):
             input_size = (input_size,) * 3
-        if input_size is not None:
-            options["input_size"] = list(input_size[1:])
-        self.encoder = create_backbone(**{"pretrained": pretrained, **options, "in_chans": in_chans})
+        if (own_size := options.get("input_size")) is not None:
+            options["input_size"] = [own_size] * 2 if isinstance(own_size, int) else list(own_size)
+        for name, value in {"in_chans": in_chans, "input_size": input_size and list(input_size[1:])}.items():
+            if value is not None and options.setdefault(name, value) != value:
+                raise ConfigError(f"slices: {name}={value}, its encoder's is {options[name]}", f"leave encoder.{name} out, or give the same")
+        self.encoder = create_backbone(**{"pretrained": pretrained, **options})
         seen = self.encoder.spec
         if seen.ndim != 2:
             raise ConfigError(f"the encoder '{seen.name}' is {seen.ndim}D, a slice is an image", "choose a 2D backbone")

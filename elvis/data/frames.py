@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from elvis.data.images import BadImage, Look, Preprocess, along_cells, along_weights, look, normalised
-from elvis.data.volumes import VolumeFile, through
+from elvis.data.volumes import VolumeFile, through, usable
 from elvis.types import ImageSource
 
 if TYPE_CHECKING:
@@ -153,6 +153,8 @@ def from_json(values: Mapping[str, Any]) -> Preprocess | VolumePreprocess:
 
 def whole(shape: Sequence[int], spacing: Sequence[float], size: Sequence[int], fit: str, target: Sequence[float]) -> Shape:
     """How many voxels a whole volume gets along each axis at the spacing `target`, or, without one, fitted to `size`: see `VolumePreprocess`."""
+    if len(spacing) == 3 and not usable(spacing):
+        raise BadImage("a spacing of no length", fix="tell it in mm (of a table of your own: a column spacing, z y x), or leave the cell empty")
     if target:
         if len(spacing) != 3:
             fix = "tell it (of a table of your own: a column spacing, z y x in mm), or leave data.spacing out: volumes are then fitted to data.size"

@@ -298,10 +298,14 @@ class Preprocess:
 
     def show(self, source: Path | ImageSource, spacing: Sequence[float] = ()) -> np.ndarray:
         """What the model sees of an image: uint8 h w. Raises BadImage. `spacing`: of volumes (elvis.data.frames), not used here."""
-        return self.resize(read(source))
+        return self.resize(_flat(read(source), source))
 
     def resize(self, image: np.ndarray, spacing: Sequence[float] = ()) -> np.ndarray:
-        """uint8 H W -> uint8 h w; bilinear, averaged over the footprint of a pixel when it shrinks. One of that size is itself."""
+        """uint8 H W -> uint8 h w; bilinear, averaged over the footprint of a pixel when it shrinks. One of that size is itself.
+
+        Raises BadImage for a volume.
+        """
+        _flat(image)
         if image.shape == self.size:
             return image
         frame = self.frame(*image.shape)
@@ -327,6 +331,14 @@ class Preprocess:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Preprocess:
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _flat(image: np.ndarray, source: Path | ImageSource | None = None) -> np.ndarray:
+    """The image itself. BadImage for a volume."""
+    if image.ndim != 2:
+        where = source if isinstance(source, Path) else getattr(source, "id", "")
+        raise BadImage(f"{image.ndim} axes, not an image", where, fix="a 2D backbone takes images; take a 3D one")
+    return image
 
 
 def normalised(images: np.ndarray | Tensor, ndim: int, mean: Sequence[float], std: Sequence[float], channels: int | None = None) -> Tensor:

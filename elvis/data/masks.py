@@ -54,10 +54,14 @@ def decode_volume(mask: Mask) -> Bool:
 def resized(mask: Mask, shape: Sequence[int]) -> Bool:
     """The mask for pixels that were made smaller (shards): decoded at its own size, then the nearest pixel; H W or Z Y X.
 
-    The stored voxels of a volume are the centre of one of `mask.size`, of all that the mask covers; None = nothing was cut.
+    The stored voxels of a volume are the centre of one of `mask.size`, of all that the mask covers; None = they are the owner's own, and
+    a mask of another shape is a DataError D041. Otherwise as `decode` and `decode_volume`.
     """
     if mask.kind in VOLUMES:
         where, whole = decode_volume(mask), mask.size or shape
+        if mask.size is None and where.shape != tuple(shape):
+            what = f"mask '{mask.name}' is {where.shape}, its volume {tuple(shape)} (z, y, x)"
+            raise DataError(what, "give the mask of this volume, not resampled", "D041")
     else:
         where, whole = decode(mask, *(mask.size or shape[-2:])), shape[-2:]
     places = []

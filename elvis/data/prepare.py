@@ -171,7 +171,7 @@ def _pixels(
     for number, part in enumerate(parts):
         group = [sources[index] for index in part]
         key = shards.key(group, make)
-        found = shards.read_index(folder, number, key, group, check=check)
+        found = shards.read_index(folder, number, key, group, make, check=check)
         if found is None:
             todo.append((number, group, key))
         else:

@@ -51,6 +51,7 @@ CODES = {  # code -> (severity, what it means)
     "D081": ("W", "a volume's spacing in the table is not usable, or not the file's"),
     "D082": ("Q", "a volume shows no chest, as its owner says"),
     "D083": ("W", "voxels of a volume are no numbers: the smallest value instead"),
+    "D084": ("W", "a NIfTI header tells no orientation (both codes are 0): taken to be in LPS order"),
 }
 
 

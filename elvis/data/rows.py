@@ -17,12 +17,12 @@ from typing import Any
 from elvis.data.flags import flags
 from elvis.data.images import ImageFile
 from elvis.data.shards import ShardImage, ShardVolume
-from elvis.data.volumes import VolumeFile
+from elvis.data.volumes import CT_WINDOW, VolumeFile, seen_through
 from elvis.types import Grounding, Mask, Sentence, Study
 
 UNKNOWN = -1  # of a flag
 
-IMAGES = ("name", "view", "shard", "offset", "shape", "original", "sum", "dtype", "spacing")
+IMAGES = ("name", "view", "shard", "offset", "shape", "original", "sum", "dtype", "spacing", "window")
 SENTENCES = ("text", "section", "start", "end", "region", "said_abnormal", "abnormal", "negated", "uncertain", "prior")
 GROUNDINGS = ("phrase", "category", "sentence", "image", "boxes", "size", "tags", "masks")
 
@@ -33,7 +33,7 @@ def features() -> Any:
 
     word, whole, small, real = Value("string"), Value("int64"), Value("int8"), Value("float32")
     image = {"name": word, "view": word, "shard": whole, "offset": whole, "shape": List(whole), "original": List(whole), "sum": whole}
-    image |= {"dtype": word, "spacing": List(Value("float64"))}
+    image |= {"dtype": word, "spacing": List(Value("float64")), "window": List(Value("float64"))}
     sentence = {"text": word, "section": word, "start": whole, "end": whole, "region": word} | dict.fromkeys(SENTENCES[5:], small)
     grounding = {
         "phrase": word, "category": word, "sentence": whole, "image": whole, "boxes": List(List(Value("float64"))), "size": List(Value("float64")),
@@ -70,7 +70,7 @@ def to_row(study: Study, stored: Sequence[Stored]) -> dict[str, Any]:
         "id": study.id, "patient": study.patient, "split": study.split, "group": study.group, "text_source": study.text_source,
         "spacing": list(study.spacing),
         "images": [
-            {"name": image.id, "view": view, "shard": at.shard} | {name: at.entry[name] for name in IMAGES[3:]}
+            {"name": image.id, "view": view, "shard": at.shard, "window": seen_through(image)} | {name: at.entry[name] for name in IMAGES[3:-1]}
             for image, view, at in zip(study.images, views, stored, strict=True)
         ],
         "sections": [{"name": name, "text": text} for name, text in study.sections.items()],
@@ -154,8 +154,8 @@ def from_rows(batch: Any, pixels: Path) -> Iterator[Study]:
             patient=plain["patient"][row],
             split=_one(same, plain["split"][row]),
             images=tuple(
-                _image(files.setdefault(shard, str(pixels / f"{shard:05d}.bin")), name, offset, tuple(shape), sum, dtype, tuple(spacing))
-                for name, _, shard, offset, shape, _, sum, dtype, spacing in shown
+                _image((files.setdefault(shard, str(pixels / f"{shard:05d}.bin")), name, offset, tuple(shape), sum), dtype, spacing, window)
+                for name, _, shard, offset, shape, _, sum, dtype, spacing, window in shown
             ),
             views=tuple(_one(same, view) for _, view, *_ in shown),
             spacing=tuple(plain["spacing"][row]),
@@ -173,9 +173,13 @@ def from_rows(batch: Any, pixels: Path) -> Iterator[Study]:
         )
 
 
-def _image(file: str, name: str, offset: int, shape: tuple[int, ...], sum: int, dtype: str, spacing: tuple[float, ...]) -> ShardImage:
-    about = file, name, offset, shape, sum
-    return ShardVolume(*about, spacing) if dtype == "int16" else ShardImage(*about, spacing if len(shape) == 3 else ())
+def _image(about: tuple[str, str, int, tuple[int, ...], int], dtype: str, spacing: Sequence[float], window: Sequence[float]) -> ShardImage:
+    """about: file, name, offset, shape, sum. window: of the source, which Hounsfield units keep, and other voxels were stored through."""
+    if len(about[3]) != 3:
+        return ShardImage(*about)
+    if dtype != "int16":
+        return ShardImage(*about, tuple(spacing), tuple(window))
+    return ShardVolume(*about, tuple(spacing), window=tuple(window) if window else CT_WINDOW)  # type: ignore[arg-type]
 
 
 def _one(same: dict[str, str], text: str) -> str:

@@ -27,18 +27,21 @@ from PIL import Image
 
 from elvis.data.frames import centred, whole
 from elvis.data.images import BadImage, ImageFile, Look, look, scaled
-from elvis.data.volumes import CT_WINDOW, Volume, VolumeFile
+from elvis.data.volumes import CT_WINDOW, Volume, VolumeFile, is_volume
 from elvis.types import ImageSource
 
 MANIFEST, META, PIXELS = "manifest.arrow", "meta.json", "pixels"  # of a prepared folder (elvis.data.prepare)
-FORMAT = 2  # of the files here; another one is made anew
+FORMAT = 3  # of the files here; another one is made anew
 IMAGES = 64  # of a shard: what one process makes at a time, what a kill loses, and how often the progress moves
 VOLUME = 32  # a volume counts as so many
 
 
 @dataclass(frozen=True, slots=True)
 class ShardImage:
-    """One image of a shard: H W, or Z H W. `name` is that of the file it was made from; `spacing`: of a volume, z y x in mm."""
+    """One image of a shard: H W, or Z H W. `name` is that of the file it was made from.
+
+    Of a volume: spacing, z y x in mm; through, the window (low, high) that it was stored through, () where that is not known.
+    """
 
     file: str  # absolute
     name: str
@@ -46,6 +49,7 @@ class ShardImage:
     shape: tuple[int, ...]
     sum: int
     spacing: tuple[float, ...] = ()
+    through: tuple[float, ...] = ()
 
     @property
     def id(self) -> str:
@@ -141,6 +145,11 @@ class Make:
             raise BadImage("constant", name_of(source), "D016")
         return Look(volume.hounsfield(), volume.notes, volume.spacing or ())
 
+    def of(self, source: ImageSource | Path) -> tuple[Look, np.ndarray, tuple[int, ...]]:
+        """`see`, and what `shrink` gives of it. Raises BadImage."""
+        seen = self.see(source)
+        return seen, *self.shrink(seen.pixels, seen.spacing)
+
     def shrink(self, image: np.ndarray, spacing: Sequence[float] = ()) -> tuple[np.ndarray, tuple[int, ...]]:
         """H W or Z H W: what `Preprocess` would show of it at that size, without the margins; and the shape that would have without being cut."""
         if image.ndim == 3 and (self.spacing or not isinstance(self.size, int)):
@@ -169,7 +178,7 @@ def cut(sources: Sequence[ImageSource | Path]) -> list[list[int]]:
     shards: list[list[int]] = []
     room = 0
     for index, source in enumerate(sources):
-        weight = VOLUME if isinstance(source, VolumeFile) else 1
+        weight = VOLUME if is_volume(source) else 1
         if room < weight:
             shards.append([])
             room = IMAGES
@@ -220,10 +229,12 @@ def names(folder: Path, number: int) -> tuple[Path, Path]:
 GOOD, BAD = {"offset", "shape", "dtype", "whole", "original", "spacing", "sum", "pixels", "notes"}, {"code", "reason", "fix"}
 
 
-def read_index(folder: Path, number: int, key: str, sources: Sequence[ImageSource | Path], *, check: bool = False) -> list[dict[str, Any]] | None:
+def read_index(
+    folder: Path, number: int, key: str, sources: Sequence[ImageSource | Path], make: Make, *, check: bool = False
+) -> list[dict[str, Any]] | None:
     """The entries of a finished shard made from just these sources; None when it is to be made.
 
-    It is made again when one that could not be read can be read now, and, with `check`, when its bytes are not those that were written.
+    It is made again when one that could not be stored can be stored now, and, with `check`, when its bytes are not those that were written.
     """
     pixels, index = names(folder, number)
     try:
@@ -236,7 +247,7 @@ def read_index(folder: Path, number: int, key: str, sources: Sequence[ImageSourc
             or not all(entry.keys() in (GOOD, BAD) for entry in entries)
         ):
             return None
-        if any(_readable(source) for source, entry in zip(sources, entries, strict=True) if "code" in entry):
+        if any(_can_be_made(source, make) for source, entry in zip(sources, entries, strict=True) if "code" in entry):
             return None
         return entries if not check or _intact(pixels, entries) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -247,9 +258,9 @@ def _bytes(entry: Mapping[str, Any]) -> int:
     return math.prod(entry["shape"]) * np.dtype(entry["dtype"]).itemsize if "shape" in entry else 0
 
 
-def _readable(source: ImageSource | Path) -> bool:
+def _can_be_made(source: ImageSource | Path, make: Make) -> bool:
     try:
-        look(source)
+        make.of(source)
     except Exception:  # whatever it was, it is no better now
         return False
     return True
@@ -269,8 +280,7 @@ def write(folder: Path, number: int, sources: Sequence[ImageSource | Path], make
     with part.open("wb") as file:
         for source in sources:
             try:
-                seen = make.see(source)
-                small, content = make.shrink(seen.pixels, seen.spacing)
+                seen, small, content = make.of(source)
             except BadImage as error:
                 entries.append({"code": error.code, "reason": error.reason, "fix": error.fix})
                 continue

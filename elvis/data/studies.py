@@ -227,7 +227,8 @@ def enough(studies: Sized, batch_size: int) -> None:
     if len(studies) < batch_size:
         raise DataError(
             f"{len(studies)} studies to train on, fewer than one batch of {batch_size} (batch size x devices)",
-            f"set train.batch_size to {len(studies)} or less, or give more studies",
+            f"set train.batch_size, which is that of one device, to {len(studies)} over the number of devices or less, take fewer devices,"
+            " or give more studies",
         )
 
 

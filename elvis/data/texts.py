@@ -43,7 +43,8 @@ class Reports:
     """Reports, given as lists of sentences, encoded as `Tokenizer.encode` does: [CLS] s1 s2 ... [SEP] of at most `max_tokens`.
 
     max_units: how many units of each kind (or of all kinds) are kept, the first ones. structures: of the unit "structure"; regions: what the
-    owner says each sentence is about ("" = nothing); fill: structures that are not mentioned get a text. `lengths`: tokens of each report.
+    owner says each sentence is about ("" = nothing); fill: structures that are not mentioned get a text. `lengths`: tokens of each report; `cut`:
+    how many were longer than `max_tokens` (structures that are filled in stand behind the report and go first).
     """
 
     def __init__(
@@ -73,7 +74,8 @@ class Reports:
         self.about = about
         self.sentences = _Sentences(list(known), tokenizer, max_tokens, words="word" in self.units)
         tokens = np.concatenate([[0], np.cumsum(self.sentences.counts[self.order])])
-        self.lengths = np.minimum(np.diff(tokens[self.begins]) + 2, max_tokens)
+        lengths = np.diff(tokens[self.begins]) + 2
+        self.lengths, self.cut = np.minimum(lengths, max_tokens), int((lengths > max_tokens).sum())
 
     def __len__(self) -> int:
         return len(self.group)

@@ -28,7 +28,7 @@ import numpy as np
 
 from elvis.data import dicom
 from elvis.data.images import BadImage, ImageFile, Look, to_8_bit, under
-from elvis.errors import DataError
+from elvis.errors import ConfigError, DataError
 from elvis.types import Study
 
 Spacing = tuple[float, float, float]  # z, y, x in mm
@@ -43,7 +43,8 @@ class VolumeFile:
     """A volume on disk: a file (.nii, .nii.gz, .npz) or a folder (DICOM series, numbered slices), `name` relative to `root`.
 
     rescale: "on" applies slope and intercept (of the table, if given here, else of the file), "off" does not, "auto" does where the
-    stored values are not Hounsfield units yet. spacing: (z, y, x) mm of the table, where the file's own is missing or wrong.
+    stored values are not Hounsfield units yet. spacing: (z, y, x) mm of the table, of the volume as it is read, in LPS order (`lps_spacing`
+    turns that of a stored array). trust: whose spacing is used where both tell one; where they differ that is a note, D081.
     "on" and "auto" must end in Hounsfield units (`check_hounsfield`); "off" is also for what has none: then say a window that fits.
     axes: of a file whose header is known to be wrong (an identity matrix), where its stored x, y and z grow to: "LPS" = to the left,
     the back and the head. Nothing of the header's affine is used then, and the spacing is the table's, or nobody's.
@@ -57,6 +58,7 @@ class VolumeFile:
     spacing: Spacing | None = None
     window: tuple[float, float] = CT_WINDOW
     axes: str = ""
+    trust: Literal["table", "file"] = "table"
 
     @property
     def id(self) -> str:
@@ -84,7 +86,7 @@ class VolumeFile:
 class Volume:
     values: np.ndarray  # int16 or float32, Z Y X; uint8 for a folder of pictures
     spacing: Spacing | None  # z, y, x in mm; None = nobody says
-    notes: tuple[str, ...] = ()  # codes: D081 where the table's spacing is not usable, or not the file's; D083 where voxels were no numbers
+    notes: tuple[str, ...] = ()  # codes: D081 the table's spacing not usable, or not the file's; D083 voxels no numbers; D084 no orientation told
 
     def hounsfield(self) -> np.ndarray:
         """int16 Z Y X: fractions are rounded, what does not fit is cut; pictures (uint8) as they are."""
@@ -118,17 +120,24 @@ def _load(source: VolumeFile) -> Volume:
             scans, pictures = _slices(source, path)
             if not scans:
                 return _pictures(source, pictures, path)
-            values, affine = _series(source, scans, path)
+            stored = _series(source, scans, path)
+            values = stored.values
         else:
-            stored, affine, own = _stored(path)
-            affine = _along(source.axes, affine)
-            values = _in_units(source, _channel(stored, None, path), own)
+            stored = _stored(path)
+            values = _in_units(source, _channel(stored.values, None, path), stored.own)
         values, notes = _finite(values, path)
         if source.rescale != "off" and (why := check_hounsfield(values)):
-            raise BadImage(why, path, "D080", "check slope and intercept; set rescale=off for values that are meant so, a crop or a mask too")
-        values, affine = to_lps(values, affine)
-        spacing, more = _spacing(source, affine)
-        return Volume(_compact(values), spacing, (*notes, *more))
+            fix = "check slope and intercept; values that are meant so, a crop or a mask too: rescale=off (of a table of your own data.rescale=off)"
+            raise BadImage(why, path, "D080", fix)
+        values, affine = to_lps(values, _along(source.axes, stored.affine))
+        own = stored.spacing if affine is None or stored.spacing is None else _steps(affine)[::-1]
+        spacing, more = _spacing(source, None if source.axes else own)
+        return Volume(_compact(values), spacing, (*notes, *more, *(() if source.axes else stored.notes)))
+
+
+def is_volume(source: Any) -> bool:
+    """Whether an image of a study is a volume, by what it is; nothing is read."""
+    return hasattr(source, "window") or len(getattr(source, "shape", ())) == 3
 
 
 def through(source: Any, window: Sequence[float]) -> Any:
@@ -137,10 +146,24 @@ def through(source: Any, window: Sequence[float]) -> Any:
         return source
     if hasattr(source, "window"):
         return replace(source, window=tuple(float(value) for value in window))
-    if len(getattr(source, "shape", ())) == 3:  # of a shard
+    if len(getattr(source, "shape", ())) == 3 and seen_through(source) != tuple(window):  # of a shard
         fix = "leave data.window out, or prepare with dtype=int16, which keeps Hounsfield units"
         raise DataError(f"{source.id}: a window is asked for, but its voxels were stored through another one", fix)
     return source
+
+
+def seen_through(source: Any) -> tuple[float, ...]:
+    """(low, high) of the window that a volume is seen through, or was stored through; () where none is known."""
+    return tuple(float(value) for value in getattr(source, "window", ()) or getattr(source, "through", ()))
+
+
+def common_window(studies: Iterable[Study]) -> tuple[float, ...]:
+    """The one window of all volumes of the studies, () where none is known. ConfigError where they differ."""
+    found = sorted({window for study in studies for image in study.images if (window := seen_through(image))})
+    if len(found) > 1:
+        what = f"the volumes are seen through {len(found)} windows: {', '.join(f'{low:g}..{high:g}' for low, high in found[:4])}"
+        raise ConfigError(what, "a model has one: data.window=[low, high] in Hounsfield units")
+    return found[0] if found else ()
 
 
 def windowed(studies: Iterable[Study], window: Sequence[float]) -> tuple[Study, ...]:
@@ -158,14 +181,14 @@ def load_labels(source: VolumeFile, channel: int | None = None) -> np.ndarray:
     """
     path = under(source.root, source.path)
     with _reading(path):
-        stored, affine, own = _stored(path)
-        labels = dicom.linear(_channel(stored, channel, path), *own)
+        stored = _stored(path)
+        labels = dicom.linear(_channel(stored.values, channel, path), *stored.own)
         if labels.dtype.kind == "f":
             whole = np.rint(labels)
             if not np.array_equal(whole, labels):
                 raise BadImage("a mask that holds fractions", path, "D042", "give labels; was it resampled, or is it a probability?")
             labels = whole.astype(np.int32)
-        return to_lps(labels, _along(source.axes, affine))[0]
+        return to_lps(labels, _along(source.axes, stored.affine))[0]
 
 
 def check_aligned(image: VolumeFile, mask: VolumeFile, tolerance: float = 1e-3) -> None:
@@ -186,8 +209,8 @@ def _grid(source: VolumeFile) -> tuple[tuple[int, ...], np.ndarray | None]:
             scans, pictures = _slices(source, path)
             shape, affine, _ = dicom.stack(scans, path) if scans else (_pictures(source, pictures, path).values.T.shape, None, [])
         else:
-            stored, affine, _ = _stored(path, pixels=False)
-            shape = _channel(stored, 0 if stored.ndim == 4 else None, path).shape
+            stored = _stored(path, pixels=False)
+            affine, shape = stored.affine, _channel(stored.values, 0 if stored.values.ndim == 4 else None, path).shape
         values, affine = to_lps(np.broadcast_to(np.int8(0), shape), _along(source.axes, affine))
     return values.shape, None if source.axes else affine
 
@@ -249,13 +272,35 @@ def _along(axes: str, affine: np.ndarray | None) -> np.ndarray | None:
     """The affine of an array whose x, y, z grow along `axes`, of 1 mm steps; without them the file's own."""
     if not axes:
         return affine
-    if sorted("LRPASI".find(letter) // 2 for letter in axes) != [0, 1, 2]:
-        raise DataError(f"axes '{axes}' are not one of L R, one of P A and one of S I", "LPS is the usual order")
+    check_axes(axes)
     turned = np.diag([0.0, 0.0, 0.0, 1.0])
     for column, letter in enumerate(axes):
         axis, away = divmod("LRPASI".index(letter), 2)
         turned[axis, column] = -1.0 if away else 1.0
     return turned
+
+
+def check_axes(axes: str) -> None:
+    """DataError unless `axes` tell where a stored x, y and z grow to."""
+    if sorted("LRPASI".find(letter) // 2 for letter in axes) != [0, 1, 2]:
+        raise DataError(f"axes '{axes}' are not one of L R, one of P A and one of S I", "LPS is the usual order")
+
+
+def lps_spacing(spacing: Spacing, axes: str) -> Spacing:
+    """(z, y, x) mm along the third, second and first axis of an array stored along `axes`, as those of the volume in LPS order."""
+    along = {"LRPASI".index(letter) // 2: mm for letter, mm in zip(axes, spacing[::-1], strict=True)}
+    return along[2], along[1], along[0]
+
+
+def usable(spacing: Sequence[float | None]) -> bool:
+    """Whether these are three lengths."""
+    return len(spacing) == 3 and all(mm is not None and math.isfinite(mm) and mm > 0 for mm in spacing)
+
+
+def _steps(affine: np.ndarray) -> Spacing:
+    """mm along the axes of an array."""
+    x, y, z = (float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
+    return x, y, z
 
 
 def _in_units(source: VolumeFile, stored: np.ndarray, own: Own) -> np.ndarray:
@@ -290,24 +335,33 @@ def _compact(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float32, copy=False)
 
 
-def _spacing(source: VolumeFile, affine: np.ndarray | None) -> tuple[Spacing | None, tuple[str, ...]]:
-    """The table's spacing, or else the file's, with a note where the two differ by more than a twentieth or the table's is not usable."""
-    own = None if affine is None or source.axes else tuple(float(length) for length in np.linalg.norm(affine[:3, 2::-1], axis=0))
+def _spacing(source: VolumeFile, own: Spacing | None) -> tuple[Spacing | None, tuple[str, ...]]:
+    """The spacing that is trusted, or else the other, with a note where the two differ by more than a twentieth or the table's is not usable."""
     if source.spacing is None:
         return own, ()
-    if len(source.spacing) != 3 or not all(length is not None and math.isfinite(length) and length > 0 for length in source.spacing):
+    if not usable(source.spacing):
         return own, ("D081",)
     differs = own is not None and not np.allclose(source.spacing, own, rtol=0.05, atol=0)
-    return source.spacing, ("D081",) if differs else ()
+    return own if own is not None and source.trust == "file" else source.spacing, ("D081",) if differs else ()
 
 
 # ---------------------------------------------------------------------------------------------------------- one file
 
 Own = tuple[float, float]  # slope, intercept
-Stored = tuple[np.ndarray, np.ndarray | None, Own]  # x y z, channels first or last; affine to LPS mm; what the format scales by
 
 
-def _stored(path: Path, *, pixels: bool = True) -> Stored:
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    """What a file holds, before anything is turned."""
+
+    values: np.ndarray  # x y z, channels first or last
+    affine: np.ndarray | None = None  # to LPS mm; None: no orientation is told
+    spacing: Spacing | None = None  # mm along z, y, x of the array; None: not told, whatever the affine says
+    own: Own = (1.0, 0.0)  # what the format scales by
+    notes: tuple[str, ...] = ()
+
+
+def _stored(path: Path, *, pixels: bool = True) -> _Stored:
     """What a file holds, as it is stored. Without pixels the array is zeros of its shape that take no room."""
     head = _head(path, 4)
     if head == b"PK\3\4":
@@ -321,7 +375,8 @@ def _head(path: Path, count: int) -> bytes:
         return file.read(count)
 
 
-def _nifti(path: Path, file: IO[bytes], pixels: bool) -> Stored:
+def _nifti(path: Path, file: IO[bytes], pixels: bool) -> _Stored:
+    """Without a code (sform and qform) the header tells no orientation, and what nibabel makes up of pixdim, with 1 for 0, is not used."""
     head = file.read(348)
     if head[344:348] != b"n+1\0" and head[4:8] != b"n+2\0":
         raise BadImage("not a volume", path)
@@ -332,26 +387,38 @@ def _nifti(path: Path, file: IO[bytes], pixels: bool) -> Stored:
     except ImportError:
         raise BadImage("NIfTI needs nibabel: pip install 'elvis-vlp[ct]'", path, "D012", "install it where elvis runs") from None
 
-    file.seek(0)
+    kind = Nifti2Image if head[4:8] == b"n+2\0" else Nifti1Image
     try:
-        image = (Nifti2Image if head[4:8] == b"n+2\0" else Nifti1Image).from_stream(file)
+        size = kind.header_class.template_dtype.itemsize
+        if len(head := head + file.read(size - len(head))) < size:
+            raise BadImage("truncated", path)
+        raw = kind.header_class(head, check=False)  # before nibabel mends it
+        file.seek(0)
+        image = kind.from_stream(file)
     except (HeaderDataError, ImageFileError) as error:
         raise BadImage("unreadable", path) from error
     _affordable(image.shape, path)
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine  # of NIfTI's RAS
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
+    by_sform, by_qform = (int(image.header[code]) > 0 for code in ("sform_code", "qform_code"))
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine if by_sform or by_qform else None  # of NIfTI's RAS
+    if affine is not None and (not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9):
         raise BadImage("an affine that places nothing", path)
+    x, y, z = _steps(affine) if by_sform else (float(mm) for mm in raw["pixdim"][1:4])
+    about: dict[str, Any] = {
+        "affine": affine,
+        "spacing": (z, y, x) if usable((z, y, x)) else None,
+        "notes": () if by_sform or by_qform else ("D084",),
+    }
     if not pixels:
-        return np.broadcast_to(np.int8(0), image.shape), affine, (1.0, 0.0)
+        return _Stored(np.broadcast_to(np.int8(0), image.shape), **about)
     values = np.asarray(image.dataobj.get_unscaled())
     if values.dtype.kind not in "biuf":
         raise BadImage("voxels that are not numbers", path)
     while file.read(2**20):  # to its end, where gzip compares its checksum
         pass
-    return values, affine, (float(image.dataobj.slope), float(image.dataobj.inter))
+    return _Stored(values, own=(float(image.dataobj.slope), float(image.dataobj.inter)), **about)
 
 
-def _npz(path: Path, pixels: bool) -> Stored:
+def _npz(path: Path, pixels: bool) -> _Stored:
     """One array Z Y X, taken to be in LPS order."""
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # np.load forgets to close what it cannot read
         if len(archive.files) != 1:
@@ -364,7 +431,7 @@ def _npz(path: Path, pixels: bool) -> Stored:
         if kind.kind not in "biuf":
             raise BadImage("voxels that are not numbers", path)
         values = archive[name] if pixels else np.broadcast_to(np.int8(0), shape)
-    return values.T, None, (1.0, 0.0)
+    return _Stored(values.T)
 
 
 def _affordable(shape: Sequence[int], path: Path) -> None:
@@ -376,9 +443,11 @@ def _channel(values: np.ndarray, channel: int | None, path: Path) -> np.ndarray:
     """The volume x y z of an array that may have channels, as its first or its last axis: the shorter one."""
     if values.ndim == 3 and not channel:
         return values
+    if values.ndim not in (3, 4):
+        raise BadImage(f"{values.ndim} axes, not one volume", path)
     axis = 0 if values.shape[0] < values.shape[-1] else values.ndim - 1
     count = values.shape[axis] if values.ndim == 4 else 1
-    if values.ndim not in (3, 4) or (channel is None and count > 1):
+    if channel is None and count > 1:
         raise BadImage(f"{values.ndim} axes, not one volume", path)
     if channel is not None and channel >= count:
         fix = "is the mask of this study, and of this release?"
@@ -396,8 +465,8 @@ def _slices(source: VolumeFile, folder: Path) -> tuple[list[Path], list[Path]]:
     return scans, [file for file in files if file.suffix.lower() in (".png", ".jpg", ".jpeg")]
 
 
-def _series(source: VolumeFile, files: list[Path], folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A DICOM series: measured values x y z, and the affine to LPS mm."""
+def _series(source: VolumeFile, files: list[Path], folder: Path) -> _Stored:
+    """A DICOM series: measured values."""
     shape, affine, ordered = dicom.stack(files, folder)
     table, planes = _table(source), []
     for file in ordered:
@@ -408,7 +477,7 @@ def _series(source: VolumeFile, files: list[Path], folder: Path) -> tuple[np.nda
                 raise BadImage("slices in colour", file)
             own = stored if source.rescale == "off" else dicom.linear(stored, *table) if table else dicom.measured(stored, head)
             planes.append(_compact(own))
-    return np.stack(planes).T, affine  # x y z
+    return _Stored(np.stack(planes).T, affine, _steps(affine)[::-1])
 
 
 def _pictures(source: VolumeFile, files: list[Path], folder: Path) -> Volume:

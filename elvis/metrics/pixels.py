@@ -70,10 +70,10 @@ def measure(
     cuts = [low + (high - low) * (1 + t) / 2 for t in thresholds]
     rescaled = [_overlap(values, cut, inside, mask, whole) for cut in cuts] if high > low else [(0.0, False)] * len(cuts)
     raw = [_overlap(values, cut, inside, mask, whole) for cut in thresholds]
-    auroc, ap = _curve(*_histograms(values, inside, mask, low, high))
+    auroc, ap = curve(*_histograms(values, inside, mask, low, high))
     found = (
-        _cnr(values, inside, mask),
-        _pointing(values, inside, mask, high),
+        cnr(values, inside, mask),
+        pointing(values, inside, mask, high),
         float(np.mean([iou for iou, _ in rescaled])),
         _mean([iou for iou, any_ in rescaled if any_]),
         float(np.mean([iou for iou, _ in raw])),
@@ -120,7 +120,7 @@ def place(values: np.ndarray, first: tuple[int, int], frame: Sequence[float]) ->
 def auroc_error(values: np.ndarray, first: tuple[int, int], boxes: Boxes, shape: tuple[int, int]) -> float:
     """How far the AUROC of `measure` may be from the exact one, at most (values that are equal are ties, not errors)."""
     inside, mask = _seen(*region(boxes, shape), first, values.shape)
-    return _undecided(*_histograms(values, inside, mask, float(values.min()), float(values.max())))
+    return undecided(*_histograms(values, inside, mask, float(values.min()), float(values.max())))
 
 
 # ----------------------------------------------------------------------------------------------------------- pieces
@@ -137,7 +137,8 @@ def _seen(window: Window, mask: np.ndarray, first: tuple[int, int], size: tuple[
     return (inside[0], inside[1]), mask[cut[0], cut[1]]
 
 
-def _cnr(values: np.ndarray, inside: Window, mask: np.ndarray) -> float:
+def cnr(values: np.ndarray, inside: Window, mask: np.ndarray) -> float:
+    """Of a map (2D) and a region, the bool `mask` of the window `inside`; NaN where there is nothing inside, or outside, of it."""
     count, total = int(mask.sum()), values.size
     if count in (0, total):
         return float("nan")
@@ -159,7 +160,8 @@ def _cnr(values: np.ndarray, inside: Window, mask: np.ndarray) -> float:
     return (mean_in - mean_out) / float(np.sqrt(max(variance_in + variance_out, VARIANCE_FLOOR)))
 
 
-def _pointing(values: np.ndarray, inside: Window, mask: np.ndarray, high: float) -> float:
+def pointing(values: np.ndarray, inside: Window, mask: np.ndarray, high: float) -> float:
+    """Which part of the pixels with the highest value `high` lies in the region; arguments as of `cnr`."""
     return float(np.count_nonzero((values[inside] == np.float32(high)) & mask) / np.count_nonzero(values == np.float32(high)))
 
 
@@ -176,7 +178,7 @@ def _histograms(values: np.ndarray, inside: Window, mask: np.ndarray, low: float
     bins = values - np.float32(low)
     steps = bins * np.float32((BINS - 1) / (high - low) if high > low else 0.0)
     found = _count(steps.astype(np.uint16), inside, mask)
-    if _undecided(*found) <= TOLERANCE or high <= low:
+    if undecided(*found) <= TOLERANCE or high <= low:
         return found
     return _count((bins.view(np.uint32) >> FINE).astype(np.int64), inside, mask)  # of a float >= 0 the leading bits are in its order
 
@@ -190,12 +192,12 @@ def _count(bins: np.ndarray, inside: Window, mask: np.ndarray) -> tuple[np.ndarr
     return own, whole - own
 
 
-def _undecided(inside: np.ndarray, outside: np.ndarray) -> float:
+def undecided(inside: np.ndarray, outside: np.ndarray) -> float:
     """Half the share of (region, other) pairs of pixels that fall into one bin: the AUROC is known to this."""
     return float((inside * outside).sum() / max(1.0, 2 * inside.sum() * outside.sum()))
 
 
-def _curve(inside: np.ndarray, outside: np.ndarray) -> tuple[float, float]:
+def curve(inside: np.ndarray, outside: np.ndarray) -> tuple[float, float]:
     """AUROC (ties, that is bins, count one half) and average precision, of counts by rising value."""
     if not inside.any():
         return float("nan"), float("nan")

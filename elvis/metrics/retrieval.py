@@ -27,7 +27,7 @@ def ranks(image: Tensor, text: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
 def structure_ranks(seen: Tensor, told: Tensor, mask: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """`ranks` where images and texts are compared structure by structure: seen N S D, told N S D, mask N S bool (what a report tells of), group N.
 
-    Similarity of image i and report j is the mean cosine over the structures that report j tells of.
+    Similarity of image i and report j is the mean cosine over the structures that report j has a text for.
     """
     weight = mask / mask.sum(1, keepdim=True).clamp_min(1)  # N S
     seen, told = normalize(seen).flatten(1), (normalize(told) * weight.unsqueeze(-1)).flatten(1)  # N S*D

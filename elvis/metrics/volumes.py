@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elvis.metrics.pixels import BINS, FINE, TOLERANCE, _cnr, _curve, _pointing, _undecided
+from elvis.metrics.pixels import BINS, FINE, TOLERANCE, cnr, curve, pointing, undecided
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 HIT = 0.1  # ReXGroundingCT: a finding is hit from this Dice on
@@ -42,9 +42,9 @@ def measure(values: np.ndarray, first: Sequence[int], mask: np.ndarray, shares: 
     inside, region = (rows, slice(0, flat.shape[1])), seen[rows]
     low, high = float(values.min()), float(values.max())
     own, others = _histograms(flat, seen, low, high)
-    auroc, ap = _curve(own, others)
+    auroc, ap = curve(own, others)
     dice = _dice(own, others, truth, shares)
-    return {"cnr": _cnr(flat, inside, region), "pointing": _pointing(flat, inside, region, high), "auroc": auroc, "ap": ap, "dice": dice}
+    return {"cnr": cnr(flat, inside, region), "pointing": pointing(flat, inside, region, high), "auroc": auroc, "ap": ap, "dice": dice}
 
 
 def best_share(dice: np.ndarray, categories: Sequence[str], shares: Sequence[float] = SHARES) -> float:
@@ -78,7 +78,7 @@ def gaussian(cells: int, sigma: float = 0.25) -> np.ndarray:
 def _histograms(values: np.ndarray, mask: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
     """Counts of the region's voxels, and of all others, in bins of rising value; values and mask are Z P."""
     found = _counted(values, mask, low, high, fine=False)
-    return found if high <= low or _undecided(*found) <= TOLERANCE else _counted(values, mask, low, high, fine=True)
+    return found if high <= low or undecided(*found) <= TOLERANCE else _counted(values, mask, low, high, fine=True)
 
 
 def _counted(values: np.ndarray, mask: np.ndarray, low: float, high: float, *, fine: bool) -> tuple[np.ndarray, np.ndarray]:

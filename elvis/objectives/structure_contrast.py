@@ -15,7 +15,7 @@ the own study, or another one of its group, says of the same structure. As publi
 The queue holds `queue` texts of each structure:
 
     diverse   of old and new the least similar stay: score = mean similarity of a new text to the texts of its structure (published: Q = 1000)
-    fifo      the newest stay
+    fifo      the newest stay; a text that comes again is new
 
 Published, a score is never looked at again, so that rare texts of the first steps stay for good; equal texts fill the queue; and before it is
 full it holds random vectors, which are negatives, too. `rescore` (every so many steps), `unique` and `masked` mend that one by one.
@@ -62,11 +62,12 @@ class StructureContrast(nn.Module):
                 f"structure_contrast with alpha {alpha}, cross {cross}, tau {tau}, queue {queue}, rescore {rescore}, structures {structures}",
                 "alpha lies in [0, 1], tau and structures are above 0, the others not below",
             )
-        self.structures = head  # whose queries are structures
+        self.structure_head = head  # whose queries are structures
         self.detached = frozenset({"text.structure"})  # what it reads without training it
         self.needs = self.detached | {f"regions.{head}"}
         self.alpha, self.cross, self.tau, self.queue = alpha, cross, tau, queue
         self.keep = choose("keep", keep, {"diverse": self.diverse, "fifo": self.newest})
+        self.newest_stay = keep == "fifo"
         self.rescore, self.unique, self.masked = rescore if keep == "diverse" else 0, unique, masked
         start = normalize(torch.randn(structures, queue, width)) if not masked else torch.zeros(structures, queue, width)
         self.register_buffer("vectors", start)  # S Q D
@@ -77,7 +78,7 @@ class StructureContrast(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self, pair: Pair, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        regions, text = pair.regions[self.structures], pair.text.units["structure"]
+        regions, text = pair.regions[self.structure_head], pair.text.units["structure"]
         real = regions.mask & text.mask  # B S
         seen = normalize(masked_zero(regions.vectors, real))  # B S D
         told = normalize(masked_zero(text.vectors.detach(), text.mask))
@@ -127,15 +128,16 @@ class StructureContrast(nn.Module):
     def enqueue(self, texts: Tensor, group: Tensor, study: Tensor, there: Tensor) -> None:
         """The texts of a step, of all ranks, W*B S D, into the blocks of their structures."""
         self.steps += 1
+        due = bool(self.rescore) and int(self.steps) % self.rescore == 0
         for s in range(len(self.vectors)):
-            if self.rescore and int(self.steps) % self.rescore == 0:
+            if due:
                 self.score[s] = self.rescored(s)
             new = there[:, s]
             vectors = texts[new, s].to(self.vectors.dtype)
             some = (vectors, group[new, s], study[new], self.scores(s, vectors), torch.ones_like(group[new, s], dtype=torch.bool))
             parts = [torch.cat([held[s], more]) for held, more in zip(self._block(), some, strict=True)]
             if self.unique:
-                once = first_of_each(parts[1], parts[4])
+                once = one_of_each(parts[1], parts[4], last=self.newest_stay)
                 parts = [part[once] for part in parts]
             chosen = self.keep(parts[3], parts[4])
             for held, part in zip(self._block(), parts, strict=True):
@@ -168,8 +170,10 @@ class StructureContrast(nn.Module):
         return filled.to(torch.int8).argsort(stable=True)[-self.queue :]
 
 
-def first_of_each(group: Tensor, filled: Tensor) -> Tensor:
-    """Places N of which each group is kept once, its first; all that are not filled stay: sorted int64."""
+def one_of_each(group: Tensor, filled: Tensor, *, last: bool) -> Tensor:
+    """Places N of which each group is kept once, its first or its last; all that are not filled stay: sorted int64."""
+    if last:
+        return len(group) - 1 - one_of_each(group.flip(0), filled.flip(0), last=False).flip(0)
     kinds, inverse = torch.unique(group, return_inverse=True)
     place = torch.arange(len(group), device=group.device)
     first = place.new_full((len(kinds),), len(group)).scatter_reduce(0, inverse, torch.where(filled, place, len(group)), "amin")

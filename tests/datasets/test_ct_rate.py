@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from elvis.data import images, studies, volumes
-from elvis.data.datasets.ct_rate import ct_rate, spacing, stored_axes
+from elvis.data.datasets.ct_rate import ct_rate, placed, spacing, stored_axes
 from elvis.data.images import BadImage
 from elvis.data.phantoms.layouts import Export
 from elvis.data.phantoms.layouts.ct_rate import LABEL_OF, LABELS, OUTSIDE
@@ -53,11 +54,41 @@ def test_volumes_of_both_releases_are_those_that_were_written(made: Made, releas
 def test_volumes_of_v1_are_rescaled_and_turned_by_the_metadata_and_those_of_v2_by_nothing(made: Made) -> None:
     root, _ = made
     raw = {study.id: study.images[0] for study in ct_rate(root=str(root), release="v1").studies}
-    assert [raw[id].axes for id in ("train_1_a", "train_2_a", "train_3_a", "train_4_a")] == ["LPS", "RAS", "LAI", "RPI"]
+    assert [raw[id].axes for id in ("train_1_a", "train_2_a", "train_3_a", "train_4_a", "train_4_b")] == ["LPS", "RAS", "LAI", "RPI", "LIP"]
     assert {(image.rescale, image.slope, image.intercept) for image in raw.values()} == {("on", 1.0, -1024.0), ("on", 1.0, -8192.0)}
     fixed = [study.images[0] for study in ct_rate(root=str(root), release="v2").studies]
     assert {(image.slope, image.intercept, image.axes) for image in fixed} == {(None, None, "")}
     assert {image.id for image in fixed} == {image.id for study in ct_rate(root=str(root)).studies for image in study.images}  # auto: v2 first
+
+
+def test_a_spacing_of_the_metadata_is_that_of_the_stored_axes_and_turns_with_them() -> None:
+    coronal = {"XYSpacing": "[0.7, 2]", "ZSpacing": "3", "ImageOrientationPatient": "[1, 0, 0, 0, 0, 1]"}  # rows to the left, columns to the head
+    assert (stored_axes(coronal["ImageOrientationPatient"]), spacing(coronal)) == ("LSA", (3.0, 2.0, 0.7))
+    assert placed(coronal) == (2.0, 3.0, 0.7)
+    assert placed({"XYSpacing": "[0.7, 0.8]", "ZSpacing": "3"}) == (3.0, 0.8, 0.7)
+    assert placed({}) is None
+
+
+def test_the_header_of_v2_wins_over_a_spacing_that_is_not_its_own(exported: Exported) -> None:
+    root, written = exported("ct_rate", "D081")
+    for release, wins in (("v2", True), ("v1", False)):
+        first = ct_rate(root=str(root), release=release).studies[0]
+        z, y, x = scan_of(first, written).spacing
+        volume = volumes.load(first.images[0])
+        assert volume.spacing == pytest.approx((z if wins else 2 * z, y, x), rel=1e-5)
+        assert volume.notes == (("D081",) if wins else ())  # v1 has no spacing of its own
+
+
+def test_single_volumes_that_are_no_chest_are_counted_and_the_scan_stays(copy: Path) -> None:
+    (copy / "dataset/metadata/no_chest_train.txt").write_text("train_900_a_1.nii.gz\ntrain_2_a_1.nii.gz\n")
+    table = ct_rate(root=str(copy), one_per_study="all")
+    (problem,) = [p for p in table.problems if p.code == "D082"]
+    assert problem.count == 2
+    assert "volume train_2_a_1 of train_2_a is no chest" in problem.examples[0]
+    assert "volume train_900_a_1 of train_900_a is no chest" in problem.examples[1]
+    assert table.left_out == {"no_chest": 1}
+    (second,) = [study for study in table.studies if study.id == "train_2_a"]
+    assert [image.id.rpartition("/")[2] for image in second.images] == ["train_2_a_2.nii.gz"]
 
 
 def test_a_volume_of_v1_read_by_its_own_header_would_lie_turned(made: Made) -> None:
@@ -177,6 +208,28 @@ def test_axes_are_the_closest_ones_and_lps_where_nothing_usable_is_told() -> Non
     assert stored_axes("[0, 1, 0, -1, 0, 0]") == "PRS"
     assert stored_axes("[1, 0, 0, 0, 0, -1]") == "LIP"  # coronal
     assert {stored_axes(told) for told in ("", "nan", "[1, 0]", "[0, 0, 0, 0, 0, 0]")} == {"LPS"}
+
+
+# ---------------------------------------------------------------------------------------------------------- exclude
+
+
+@pytest.mark.parametrize("name", ["ct_rate", "radgenome_ct"])
+def test_the_patients_of_rexgroundingct_can_be_left_out(name: str, exported: Exported, tmp_path: Path) -> None:
+    whole = studies.index(name, root=str(exported(name)[0]))
+    left, *others = sorted({study.patient for study in whole.studies})
+    entry = {"name": f"{left}_b_2.nii.gz", "findings": {"0": "A nodule."}}  # another scan of the patient
+    table = tmp_path / "dataset.json"
+    table.write_text(json.dumps({"train": [], "val": [entry], "test": [{**entry, "name": "train_999_a_1.nii.gz"}]}))
+    for given in (tmp_path, table):
+        found = studies.index(name, root=str(exported(name)[0]), exclude=str(given))
+        assert found.excluded == (left,)
+        assert {study.patient for study in found.studies} == set(others)
+    table.write_text(json.dumps({"train": [{**entry, "name": "somebody.nii.gz"}]}))
+    with pytest.raises(DataError, match=r"dataset\.json, train\[0\]: 'somebody\.nii\.gz' is no volume name") as caught:
+        studies.index(name, root=str(exported(name)[0]), exclude=str(tmp_path))
+    assert caught.value.code == "D004"
+    with pytest.raises(DataError, match="or the root of ReXGroundingCT"):
+        studies.index(name, root=str(exported(name)[0]), exclude="rexgroundingct")
 
 
 # --------------------------------------------------------------------------------------------------------- mistakes

@@ -420,7 +420,7 @@ def test_the_map_is_the_frames_own_to_the_pixel_and_what_is_not_seen_is_hatched(
     every = fine.to_original(torch.tensor(given.values)).numpy()
     own = frame("crop", height, width).to_original(torch.tensor(given.values)).numpy()
     part = np.clip((every - np.nanmin(own)) / (np.nanmax(own) - np.nanmin(own)), 0, 1)
-    points = np.array(json.loads("[" + re.search(r"POINTS = \[(.*?)\];", page._part("page.js"), re.S)[1] + "]"))
+    points = np.array(json.loads("[" + re.search(r"POINTS = \[(.*?)\];", page.part("page.js"), re.S)[1] + "]"))
     seen = np.isfinite(part)
     wanted = np.stack([np.interp(part[seen], np.linspace(0, 1, len(points)), points[:, c]) for c in range(3)], -1)
     assert found.shape[:2] == part.shape

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from downstream.grounding import config as schemas
-from downstream.grounding import volumes
+from downstream.grounding import tables, volume_report, volumes
 from downstream.grounding.__main__ import main
 from downstream.grounding.volumes import CENTRE, CHOICE, EVEN, STRUCTURE, Raster, gather, run, seen_window
 from elvis import checkpoints
@@ -238,6 +238,40 @@ def test_a_share_is_chosen_on_another_split_without_the_judged_patients() -> Non
         gather(StudyTable(tuple(some)), configured("volumes.choose_on=test"), structures=False)
 
 
+def test_a_reference_that_the_choice_does_not_hold_is_left_out_and_a_model_may_not_be() -> None:
+    nameless = study("b", "val", sentences=tuple(replace(told, region="") for told in TOLD))
+    outcome = scored(Voxels(), [study("a"), nameless])
+    assert set(outcome.cases["test"]) == {"grey", CENTRE, "oracle 8x12x16"}
+    assert [note.partition(":")[0] for note in outcome.notes] == [f"no row {STRUCTURE}"]
+    assert [set(target.metrics) for volume in outcome.shown for target in volume.targets] == [set(outcome.cases["test"])] * 2
+    broken = study("broken", "val")
+    with pytest.raises(DataError, match="no phrase of split 'val' could be scored by grey"):
+        scored(Voxels(), [study("a"), broken])
+
+
+def test_few_instances_are_told_of_the_splits_where_they_are_few() -> None:
+    partial = tuple(replace(truth, tags=frozenset({"partial"})) for truth in study("a").groundings)
+    table = StudyTable((study("a", "train", groundings=partial), study("b", "val")))
+    (note,) = gather(table, configured("splits=[val]", "volumes.choose_on=train"), structures=False).notes
+    assert note.startswith("the predicted share is chosen on train, where at most three")
+    (note,) = gather(table, configured("splits=[train,val]", "volumes.share=0.1"), structures=False).notes
+    assert note.startswith("train: at most three")
+    assert gather(table, configured("splits=[val]", "volumes.share=0.1"), structures=False).notes == []
+
+
+def test_a_region_outside_what_a_model_sees_is_missed_and_said_to_be_undefined() -> None:
+    model = Voxels((2, 4, 4), (2, 4, 4), spacing=(2.0, 1.0, 1.0))  # the middle alone
+    chosen = configured("volumes.share=0.01")
+    outcome = run([model], gather(StudyTable((study("a"),)), chosen, structures=False), chosen)
+    for case in outcome.cases["test"]["grey"]:
+        assert [case[name] for name in ("dice", "hit", "pointing")] == [0, 0, 0]
+        assert all(np.isnan(case[name]) for name in ("auroc", "ap", "cnr"))
+    found = volume_report.all_results(outcome, chosen, {})
+    lost = {"cnr": 2, "auroc": 2, "ap": 2}
+    assert {r.row: r.config["undefined"] for r in found} == {"grey": lost, "oracle 2x4x4": lost, CENTRE: {}, STRUCTURE: {}}
+    assert "test: of grey cnr is not defined for 2 of 2 phrases, auroc is not defined for 2 of 2 phrases" in tables.undefined(found)
+
+
 def test_equal_phrases_of_a_volume_are_one_with_all_their_masks() -> None:
     one, two = study("a").groundings
     outcome = scored(Voxels(), [study("a", groundings=(one, replace(one, masks=two.masks)))], "volumes.share=0.01")
@@ -340,6 +374,24 @@ def test_structure_queries_are_scored_against_the_true_structures() -> None:
     )
 
 
+def test_grids_that_lie_otherwise_have_references_of_their_own_and_further_images_are_counted() -> None:
+    table = studies.load("phantom_ct", size=[16, 32, 32], train=0, val=0, test=1, masks=True)
+    it, chosen = pretrained(), configured("volumes.share=0.01")
+    middle = replace(it.preprocess, spacing=tuple(n / 2 for n in table.studies[0].images[0].look().spacing))  # half of each axis
+    other = Pretrained(it.model, it.tokenizer, middle, max_tokens=64, structures=it.structures)
+    models = [SimpleNamespace(name=n, kinds=("cosine",), preprocess=p.preprocess, pretrained=p, phrases=lambda s: it.phrases(s)[0])
+              for n, p in (("whole", it), ("middle", other))]  # fmt: skip
+    rows = run(models, gather(table, chosen, structures=True), chosen).structures["test"]
+    assert set(rows) == {"whole", "middle", "oracle 4x4x4", EVEN, "oracle 4x4x4 of middle", f"{EVEN} of middle"}
+    for of in ("", " of middle"):
+        assert [case["chance"] for case in rows[f"oracle 4x4x4{of}"]] == [case["chance"] for case in rows[of.removeprefix(" of ") or "whole"]]
+    first = table.studies[0]
+    twice = replace(first, images=first.images * 2, masks=(*first.masks, *(replace(mask, image=1) for mask in first.masks)))
+    outcome = run(models[:1], gather(StudyTable((twice,)), chosen, structures=True), chosen)
+    assert outcome.excluded == {"structure mask of a study's further image": len(first.masks)}
+    assert outcome.structures["test"]["whole"] == rows["whole"]
+
+
 def test_an_evaluation_on_phantom_ct_writes_everything_it_says(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     words = ["evaluate", "--checkpoint", str(folder), "--checkpoint", f"other={folder}", "--config", "phantom_ct", "--out", str(out), *SMALL]
@@ -398,6 +450,54 @@ def test_rexgroundingct_is_judged_on_val_focal_and_others_apart(
     assert "Patients." in (out / "index.html").read_text()
 
 
+def test_radgenome_ct_asks_structures_alone_and_says_nothing_of_phrases(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = tmp_path / "radgenome_ct", tmp_path / "out"
+    layouts.export("radgenome_ct", root, counts={"train": 1, "val": 2, "test": 0}, depth=12, height=40, width=48)
+    words = [f"data.root={root}", "resamples=20", "--quiet", "--out", str(out)]
+    assert main(["evaluate", "--checkpoint", str(folder), "--config", "radgenome_ct", *words]) == 0
+    rows = json.loads((out / "results.json").read_text())
+    assert {(r["task"], r["split"], r["row"]) for r in rows} == {("structure grounding", "val", row) for row in ("tiny3d", "oracle 4x4x4", EVEN)}
+    judged = [study for study in studies.load("radgenome_ct", root=str(root)).studies if study.split == "val"]
+    asked = {(study.id, Structures.load("ct").of_region(mask.name)) for study in judged for mask in study.masks}
+    assert rows[0]["config"]["masks"] == len(asked) == 17  # heart and mediastinum are one of ours; of one study the layout leaves a mask out
+    said, table, page = capsys.readouterr().out, (out / "table.md").read_text(), (out / "index.html").read_text()
+    assert "scored: val 17 structures" in said
+    for text in (said, table, page):
+        assert "attention of a learned structure query" in text
+        assert "share chosen" not in text
+        assert "the share of a volume" not in text
+        assert CENTRE not in text
+
+
+def test_a_checkpoint_that_saw_patients_of_rexgroundingct_is_refused_with_what_to_do_and_show_says_so(rexgroundingct: Path, tmp_path: Path) -> None:
+    table = studies.load("rexgroundingct", root=str(rexgroundingct), on_leak="allow")
+    trained = checkpoints.save(
+        tmp_path / "leaky", pretrained(), config_yaml="", metrics={}, provenance={"commit": "abc", "data": "ct_rate", "step": 3, "config": "x"},
+        patients=studies.fingerprints(table),
+    )  # fmt: skip
+    words = ["--checkpoint", str(trained), "--config", "rexgroundingct", f"data.root={rexgroundingct}", "--quiet"]
+    with pytest.raises(ConfigError, match=r"for chest CT: data\.exclude=ROOT of ReXGroundingCT"):
+        main(["evaluate", *words, "--out", str(tmp_path / "out")])
+    assert main(["show", *words, "force=true", "--count", "1", "--out", str(tmp_path / "one.html")]) == 0
+    assert "LEAK, forced: leaky was trained on" in (tmp_path / "one.html").read_text()
+
+
+def test_what_volumes_do_not_use_is_refused_by_both_commands(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("a\n")
+    images_only = ["preset=afloc", "protocol={margin: 0}", "on_invalid=skip", "resized=true", "batch_size=2", "workers=1"]
+    for word in (f"cases={tmp_path / 'ids.txt'}", *images_only):
+        name = word.partition("=")[0]
+        with pytest.raises(ConfigError, match=f"3D checkpoints do not use {name}="):
+            volumes.checked([], configured(word))
+    for words in (["evaluate"], ["show"], ["show", "--image", str(tmp_path / "ids.txt"), "--phrase", "x"]):
+        common = [*words, "--checkpoint", str(folder), "--config", "phantom_ct", "--out", str(tmp_path / "out.html")]
+        with pytest.raises(ConfigError, match="3D checkpoints do not use preset=afloc, batch_size=2"):
+            main([*common, "preset=afloc", "batch_size=2"])
+        with pytest.raises(ConfigError, match="no checkpoint gives the map 'structure'"):
+            main([*common, "maps=[structure]"])
+    assert not (tmp_path / "out.html").exists()
+
+
 def test_images_and_volumes_are_told_apart(folder: Path, tmp_path: Path) -> None:
     flat = write_2d(tmp_path / "flat")
     few = ["--quiet", "--out", str(tmp_path / "out")]
@@ -417,10 +517,14 @@ def test_images_and_volumes_are_told_apart(folder: Path, tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
-def test_show_makes_a_page_or_a_picture_of_cases_or_of_any_volume(folder: Path, rexgroundingct: Path, tmp_path: Path) -> None:
+def test_show_makes_a_page_or_a_picture_of_cases_or_of_any_volume(
+    folder: Path, rexgroundingct: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     common = ["show", "--checkpoint", str(folder), "--quiet"]
     assert main([*common, "--config", "phantom_ct", *SMALL[:3], "--count", "2", "--out", str(tmp_path / "some.png")]) == 0
     assert main([*common, "--config", "phantom_ct", *SMALL[:3], "--count", "1", "--out", str(tmp_path / "some.html")]) == 0
+    assert "the share given: 0.01" in (tmp_path / "some.html").read_text()
+    assert capsys.readouterr().out.count("the share given: 0.01") == 2
     volume = next(rexgroundingct.rglob("*_fixed/**/*.nii.gz"))
     words = ["--image", str(volume), "--phrase", "There is a nodule.", "--phrase", "Fluid."]
     assert main([*common, *words, "--out", str(tmp_path / "one.html")]) == 0

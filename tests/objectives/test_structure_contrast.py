@@ -142,7 +142,8 @@ class Queue:
             new = [{**text, "score": mean(text, block), "filled": True} for text in entries(at) if text["structure"] == s]
             pool = [*block, *new]
             if self.unique:
-                pool = [e for i, e in enumerate(pool) if not e["filled"] or e["group"] not in {o["group"] for o in pool[:i] if o["filled"]}]
+                rivals = [pool[i + 1 :] if self.keep == "fifo" else pool[:i] for i in range(len(pool))]  # a text that comes again is new, or is not
+                pool = [e for e, r in zip(pool, rivals, strict=True) if not e["filled"] or e["group"] not in {o["group"] for o in r if o["filled"]}]
             if self.keep == "diverse":
                 self.blocks[s] = sorted(pool, key=lambda entry: entry["score"])[: self.size]
             else:

@@ -347,13 +347,17 @@ def test_settings_that_fit_are_not() -> None:
 
 def test_augmented_and_drawn_images_are_not_kept(it: Generator) -> None:
     class Fabric:
-        is_global_zero, device = True, "cpu"
+        device, world_size = "cpu", 1
 
-        def barrier(self) -> None: ...
+    class Two(Fabric):
+        world_size = 2
 
     table = Table(tiny.scans(2), [], None, "phantom_ct")
+    with pytest.raises(ConfigError, match="not exported yet"):  # the second process would have to wait for hours
+        kept_features(it, chosen(), table, Data(), Two(), progress=False)
     for section, says in ((Data(augment={"rotate": 5.0}), "augment would change"), (Data(views="random"), "one view")):
         with pytest.raises(ConfigError, match=says):
             kept_features(it, chosen(), table, section, Fabric(), progress=False)
     listed, store = kept_features(it, chosen(), table, Data(), Fabric(), progress=False)
     assert [study.id for study in listed] == list(store.rows)
+    assert kept_features(it, chosen(), table, Data(), Two(), progress=False)[0] == listed

@@ -38,7 +38,7 @@ def phantoms() -> list[Study]:
 
 @pytest.fixture(scope="module")
 def how(phantoms: list[Study]) -> Setting:
-    return Setting.of(config(), "phantom", of(phantoms, "train"))
+    return Setting.of(config(), PHANTOM, of(phantoms, "train"))
 
 
 @pytest.fixture(scope="module")

@@ -43,10 +43,10 @@ def views_left_out(dropped: Mapping[str, int], problems: Problems) -> None:
         problems.add("D070", "", what, "data.positions names the views to use", count=sum(dropped.values()))
 
 
-def patients(exclude: str | Sequence[str]) -> set[str]:
-    """The patients to leave out. DataError D001 for a file that is not there, D004 for one that is no text."""
+def patients(exclude: str | Sequence[str], more: str = "") -> set[str]:
+    """The patients to leave out. DataError D001 for a file that is not there, D004 for one that is no text; `more`: what else a dataset takes."""
     if isinstance(exclude, str):
-        exclude = words(Path(exclude).expanduser(), "data.exclude, a list of patients or a file with one a line")
+        exclude = words(Path(exclude).expanduser(), f"data.exclude, a list of patients or a file with one a line{more}")
     return set(exclude)
 
 

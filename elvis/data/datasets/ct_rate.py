@@ -24,14 +24,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from elvis.data.datasets._choices import patients
-from elvis.data.datasets._ct_rate import LPS, Name, parse_name
+from elvis.data.datasets._ct_rate import LPS, Name, parse_name, unwanted
 from elvis.data.datasets._lists import lines
 from elvis.data.problems import Problems
 from elvis.data.reports import join_lines, sentences
 from elvis.data.studies import StudyTable
 from elvis.data.tables import Card, find, folder, number, published, rows
-from elvis.data.volumes import VolumeFile
+from elvis.data.volumes import Spacing, VolumeFile, lps_spacing, usable
 from elvis.errors import DataError
 from elvis.registry import DATASETS
 from elvis.types import Study
@@ -61,7 +60,7 @@ def ct_rate(
     release: Literal["auto", "v1", "v2"] = "auto",  # which of the two copies of the volumes to read; auto = v2 where it is there
     sections: Sequence[Literal["findings", "impression"]] = ("findings", "impression"),  # CT-CLIP trains on ("findings",)
     one_per_study: Literal["first", "all"] = "first",  # the first reconstruction of a scan, or all as images of one study
-    exclude: str | Sequence[str] = (),  # patients to leave out (those of rexgroundingct, to ground on them), or a file with one a line
+    exclude: str | Sequence[str] = (),  # patients to leave out, a file with one a line, or the root of rexgroundingct: those it grounds findings in
 ) -> StudyTable:
     """Scans with a report: id train_53_a, patient train_53.
 
@@ -70,14 +69,14 @@ def ct_rate(
     """
     tree = _tree(folder(root, CARD), release)
     problems, left_out, studies, found = Problems(CARD.name), Counter[str](), [], Counter[str]()
-    unwanted, excluded = patients(exclude), set[str]()
+    left, excluded = unwanted(exclude), set[str]()
     notes = ["split: the owner's, valid as val", f"release: {tree.release}", "reports: machine translation from Turkish; labels: predicted from them"]
     for part in SPLITS:
         scans = _scans(tree.base, part, problems)
         _count(scans, found)
         metadata = _metadata(tree, part)
         left_out["no_report"] += len({scan for scan, _ in map(_scan_of, metadata)} - {scan.id for scan in scans})
-        excluded |= unwanted & {scan.name.patient for scan in scans}
+        excluded |= left & {scan.name.patient for scan in scans}
         for scan in _present(scans, tree, part, excluded, left_out, problems):
             study = _study(scan, tree, metadata, sections, one_per_study)
             if study.sentences:
@@ -216,12 +215,15 @@ def _present(
     listed = find(tree.base, (f"metadata/no_chest_{part}.txt",), CARD, optional=True)
     heads = {_stem(line.strip().rpartition("/")[2]) for line in lines(listed)} if listed else ()
     for scan in scans:
+        heads_here = [volume for volume in scan.volumes if volume in heads]
         scan.volumes = [volume for volume in scan.volumes if volume not in heads]
         if scan.name.patient in excluded:
             left_out["excluded"] += 1
-        elif not scan.volumes:
+            continue
+        for volume in heads_here:
+            problems.add("D082", f"metadata/no_chest_{part}.txt", f"volume {volume} of {scan.id} is no chest", "")
+        if not scan.volumes:
             left_out["no_chest"] += 1
-            problems.add("D082", f"metadata/no_chest_{part}.txt", f"{scan.name} is no chest", "")
         elif scan.name.patient not in there:
             left_out["no_image"] += 1
             problems.add("D010", f"{tree.place(part)}/{scan.name.patient}", "no such folder", "download it, or go on without")
@@ -238,7 +240,7 @@ def _study(scan: _Scan, tree: _Tree, metadata: dict[str, dict[str, str]], sectio
         patient=scan.name.patient,
         split=SPLITS[scan.name.part][1],
         images=tuple(_file(scan, volume, tree, metadata.get(volume, {})) for volume in volumes),
-        spacing=spacing(about) or (),
+        spacing=placed(about) or (),
         sections=texts,
         sentences=sentences(texts, tuple(sections)),
         labels=scan.labels,
@@ -248,19 +250,25 @@ def _study(scan: _Scan, tree: _Tree, metadata: dict[str, dict[str, str]], sectio
 
 
 def _file(scan: _Scan, volume: str, tree: _Tree, about: dict[str, str]) -> VolumeFile:
-    """A volume: one of v1 by what the metadata say of it, one of v2 by its own header, which must not contradict their spacing (D081)."""
+    """A volume: one of v1 by what the metadata say of it, one of v2 by its own header; the metadata's spacing is compared with that (D081)."""
     root, name = str(tree.root), f"{tree.place(scan.name.part)}/{scan.name.patient}/{scan.id}/{volume}.nii.gz"
     if tree.release == "v2":
-        return VolumeFile(root, name, spacing=spacing(about))  # not "off": what is read must look like Hounsfield units
+        return VolumeFile(root, name, spacing=placed(about), trust="file")  # not "off": what is read must look like Hounsfield units
     slope, intercept = number(about.get("RescaleSlope")), number(about.get("RescaleIntercept"))
-    return VolumeFile(root, name, "on", slope, intercept, spacing(about), axes=stored_axes(about.get("ImageOrientationPatient", "")))
+    return VolumeFile(root, name, "on", slope, intercept, placed(about), axes=stored_axes(about.get("ImageOrientationPatient", "")))
 
 
-def spacing(about: dict[str, str]) -> tuple[float, float, float] | None:
-    """(z, y, x) mm of "[x, y]" and z; None where one of them is missing or not above zero (ZSpacing may be NaN)."""
+def spacing(about: dict[str, str]) -> Spacing | None:
+    """(z, y, x) mm of "[x, y]" and z, of the stored array; None where one of them is missing or not above zero (ZSpacing may be NaN)."""
     x, y = _numbers(about.get("XYSpacing", ""), 2) or (0.0, 0.0)
     z = number(about.get("ZSpacing")) or 0.0
-    return (z, y, x) if min(z, y, x) > 0 and math.isfinite(z) else None
+    return (z, y, x) if usable((z, y, x)) else None
+
+
+def placed(about: dict[str, str]) -> Spacing | None:
+    """`spacing` of the volume in LPS order: it turns with the stored axes."""
+    told = spacing(about)
+    return told and lps_spacing(told, stored_axes(about.get("ImageOrientationPatient", "")))
 
 
 def stored_axes(orientation: str) -> str:

@@ -16,17 +16,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from elvis.data.boxes import Box, from_xywh
 from elvis.data.datasets._lists import SPLITS
-from elvis.data.images import ImageFile
+from elvis.data.images import SUFFIXES, ImageFile
 from elvis.data.problems import Problems
 from elvis.data.reports import normalise, parse, sentences
 from elvis.data.studies import StudyTable, patient_split
 from elvis.data.tables import Card, Entry, coco, folder, inside, numbers, pixels, read_table, referred, typed
 from elvis.data.tables import names as named
-from elvis.data.volumes import Spacing, VolumeFile
+from elvis.data.volumes import Spacing, VolumeFile, check_axes, usable
 from elvis.errors import ConfigError, DataError, nearest
 from elvis.registry import DATASETS
 from elvis.types import Grounding, Mask, Sentence, Study
@@ -61,7 +61,9 @@ def manifest(
     split: str | None = None,
     view: str | None = None,
     id: str | None = None,
-    millimetres: str | None = None,  # column of a volume's spacing, "z y x", where the file's own is missing or wrong
+    millimetres: str | None = None,  # column of a volume's spacing, "z y x" of the patient, where the file's own is missing or wrong
+    rescale: Literal["auto", "on", "off"] = "auto",  # of volumes; off: values that are no Hounsfield units and are meant so; give a data.window
+    axes: str = "",  # of volumes and their masks whose headers are wrong, all of them: where the stored x, y and z grow to, such as LPS
     boxes: str | None = None,  # COCO-like JSON, relative to root; None = boxes.json or boxes/findings_boxes.json if there
     box_text: str = "label_text",  # which value of an annotation is its phrase; its category's name where it has none
     masks: str | None = None,  # a CSV or JSONL of masks, relative to root, a row a mask; None = the table's own columns mask and class, if there
@@ -75,8 +77,11 @@ def manifest(
     """
     if masks_where and masks is None:
         raise ConfigError("data.masks_where chooses rows of a table of masks, and none is named", "name it: data.masks=..., relative to data.root")
+    if axes:
+        check_axes(axes)
     top = folder(root, CARD)
     problems = Problems("manifest")
+    files = _Files(str(top), rescale, axes)
     path = top / table if table else _find_table(top, image, masks)
     notes = [f"table: {os.path.relpath(path, top)}"]
     rows, have = _table(path, "image")
@@ -90,7 +95,7 @@ def manifest(
     columns = _Columns(text=_text_columns(path, text, have, needed=not masked), **names)
     notes += [f"{use}: {note}" for use, note in _DEFAULTS.items() if names[use] is None]
 
-    drafts, several = _merge(rows, columns, top, path)
+    drafts, several = _merge(rows, columns, files, path, problems)
     if several:
         notes.append(f"{several} study ids have rows with different texts: each text is a study, of one group")
     _some_exist([image for draft in drafts for image in draft.images], top)
@@ -102,7 +107,7 @@ def manifest(
     drawn: dict[str, list[Mask]] = {}
     if masked:
         where = top / masks if masks is not None else path
-        listed = _listed_masks(where, masks_where or {}, str(top)) if masks is not None else _own_masks(rows, columns.image, own, str(top), path)
+        listed = _listed_masks(where, masks_where or {}, files) if masks is not None else _own_masks(rows, columns.image, own, files, path)
         drawn, unmatched = _masks(listed, drafts, problems)
         notes.append(f"masks: {os.path.relpath(where, top)}" + (f", {unmatched} are of images that are not in the table" if unmatched else ""))
     studies = [draft.study(groundings.get(draft.id, ()), drawn.get(draft.id, ())) for draft in drafts]
@@ -128,6 +133,24 @@ class _Columns:
     split: str | None
     view: str | None
     millimetres: str | None
+
+
+@dataclass(frozen=True)
+class _Files:
+    """How the files of a table are read."""
+
+    root: str
+    rescale: Literal["auto", "on", "off"]
+    axes: str
+
+    def file(self, name: str, where: str, spacing: Spacing | None = None) -> ImageFile | VolumeFile:
+        """A volume by its suffix, or because it is a folder of slices; else an image. DataError D005."""
+        name = _under(self.root, name, where)
+        suffix = os.path.splitext(name)[1].lower()
+        folder = (not suffix or suffix not in SUFFIXES) and os.path.isdir(os.path.join(self.root, name))
+        if not folder and not name.lower().endswith(VOLUMES):
+            return ImageFile(self.root, name)
+        return VolumeFile(self.root, name, self.rescale, spacing=spacing, axes=self.axes)
 
 
 @dataclass
@@ -227,14 +250,13 @@ def _text_columns(path: Path, text: str | Sequence[str] | None, have: Mapping[st
     raise DataError(f"{path}: no column of text (have {named(have)})", f"name it: data.text=..., or call it {COLUMNS['text'][0]}", "D003")
 
 
-def _merge(rows: Iterable[Mapping[str, Any]], columns: _Columns, root: Path, path: Path) -> tuple[list[_Draft], int]:
+def _merge(rows: Iterable[Mapping[str, Any]], columns: _Columns, files: _Files, path: Path, problems: Problems) -> tuple[list[_Draft], int]:
     """Rows to studies; and how many study ids have more than one text."""
     by_id: dict[str, list[_Draft]] = {}
-    top = str(root)
     for number, row in enumerate(rows, 1):
         where = f"{path}, row {number}"
-        spacing = _spacing(row.get(columns.millimetres), where) if columns.millimetres else None
-        images = [_file(top, name, where, spacing) for name in _listed(row.get(columns.image))]
+        spacing = _spacing(row.get(columns.millimetres), where, problems) if columns.millimetres else None
+        images = [files.file(name, where, spacing) for name in _listed(row.get(columns.image))]
         if not images:
             raise DataError(f"{where}: no image", f"fill column '{columns.image}' or take the row out", "D004")
         name = _value(row, columns.id) or os.path.splitext(images[0].name)[0]
@@ -269,8 +291,11 @@ def _listed(value: Any) -> list[str]:
     return [str(v).strip() for v in values if str(v).strip()]
 
 
-def _spacing(value: Any, where: str) -> Spacing | None:
-    """Three numbers of mm, z y x, as a JSON list or with blanks, commas or x between them; None for an empty cell. DataError D004."""
+def _spacing(value: Any, where: str, problems: Problems) -> Spacing | None:
+    """Three numbers of mm, z y x, as a JSON list or with blanks, commas or x between them; None for an empty cell. DataError D004.
+
+    Three numbers that are no lengths (0, below, NaN) are a problem D081, and None.
+    """
     words = value if isinstance(value, list) else re.split(r"[\s,;x\[\]()]+", str(value if value is not None else "").strip(" []()"))
     if not any(str(word).strip() for word in words):
         return None
@@ -280,12 +305,10 @@ def _spacing(value: Any, where: str) -> Spacing | None:
         raise DataError(
             f"{where}: the spacing '{str(value)[:30]}'", "write z, y and x in mm, such as 1.5 0.75 0.75, or leave it empty", "D004"
         ) from None
+    if not usable((z, y, x)):
+        problems.add("D081", where, f"the spacing '{str(value)[:30]}' is no length", "write z, y and x in mm; without them the file's own is used")
+        return None
     return z, y, x
-
-
-def _file(root: str, name: str, where: str, spacing: Spacing | None = None) -> ImageFile | VolumeFile:
-    name = _under(root, name, where)
-    return VolumeFile(root, name, spacing=spacing) if name.lower().endswith(VOLUMES) else ImageFile(root, name)
 
 
 def _under(root: str, name: str, where: str) -> str:
@@ -326,7 +349,7 @@ def _view(value: str) -> str:
 
 def _some_exist(images: Sequence[ImageFile | VolumeFile], root: Path) -> None:
     """Single files may be missing (they are bad studies, later); when the first twenty all are, the root is wrong."""
-    if not any(os.path.isfile(image.path) for image in images[:20]):
+    if not any(os.path.exists(image.path) for image in images[:20]):
         what = f"the first images of the table do not exist, e.g. {images[0].name} under {root}"
         raise DataError(what, "are its paths relative to data.root?", "D010")
 
@@ -344,7 +367,7 @@ class _Drawn:
     file: ImageFile | VolumeFile
 
 
-def _listed_masks(path: Path, only: Mapping[str, str], root: str) -> list[_Drawn]:
+def _listed_masks(path: Path, only: Mapping[str, str], files: _Files) -> list[_Drawn]:
     """The masks of a table, a row each, `only` those rows that have these values. DataError D001, D003, D004, D005."""
     if not path.is_file():
         raise DataError(f"no table {path}", "check data.masks, relative to data.root", "D001")
@@ -359,7 +382,7 @@ def _listed_masks(path: Path, only: Mapping[str, str], root: str) -> list[_Drawn
         if all(_value(row, name) == value for name, value in wanted.items()):
             where = f"{path}, row {number}"
             shown = "mask" if shows is None else _cell(row, shows, where)
-            listed.append(_Drawn(where, _under(root, _cell(row, image, where), where), shown, _file(root, _cell(row, mask, where), where)))
+            listed.append(_Drawn(where, _under(files.root, _cell(row, image, where), where), shown, files.file(_cell(row, mask, where), where)))
     if not listed:
         asked = " and ".join(f"{name}={value[:40]}" for name, value in wanted.items())
         raise DataError(f"{path}: none of its {len(rows)} rows has {asked}", "set data.masks_where to a value that is there", "D004")
@@ -374,19 +397,20 @@ def _where_column(path: Path, name: str, have: Iterable[str]) -> str:
     return found
 
 
-def _own_masks(rows: Iterable[Mapping[str, Any]], image: str, own: Mapping[str, str | None], root: str, path: Path) -> list[_Drawn]:
+def _own_masks(rows: Iterable[Mapping[str, Any]], image: str, own: Mapping[str, str | None], files: _Files, path: Path) -> list[_Drawn]:
     """The masks that stand beside their images: any number for one image, one for each of several; an empty cell is none. DataError D004, D005."""
     listed = []
     for number, row in enumerate(rows, 1):
-        if not (files := _listed(row.get(own["mask"]))):
+        if not (drawn := _listed(row.get(own["mask"]))):
             continue
         where, images, shows = f"{path}, row {number}", _listed(row.get(image)), _listed(row.get(own["class"])) if own["class"] else ["mask"]
-        images, shows = (values * len(files) if len(values) == 1 else values for values in (images, shows))
-        if not len(images) == len(files) == len(shows):
-            what = f"{where}: {len(files)} masks for {len(images)} images, {len(shows)} classes"
+        images, shows = (values * len(drawn) if len(values) == 1 else values for values in (images, shows))
+        if not len(images) == len(drawn) == len(shows):
+            what = f"{where}: {len(drawn)} masks for {len(images)} images, {len(shows)} classes"
             raise DataError(what, "one image may have any number of masks, several have one each; and name one class, or one for each mask", "D004")
         listed += [
-            _Drawn(where, _under(root, name, where), shown, _file(root, file, where)) for name, file, shown in zip(images, files, shows, strict=True)
+            _Drawn(where, _under(files.root, name, where), shown, files.file(mask, where))
+            for name, mask, shown in zip(images, drawn, shows, strict=True)
         ]
     return listed
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from elvis.data import reports
 from elvis.data.phantoms.scan import KINDS, STRUCTURES, Domain, Scan, ScanImage, ScanMask, scans
+from elvis.data.phantoms.scan_anatomy import LARGEST
 from elvis.data.studies import StudyTable
 from elvis.errors import ConfigError
 from elvis.registry import DATASETS
@@ -33,7 +34,7 @@ def phantom_ct(
     domain: Domain = "A",  # B: other Hounsfield units, noise and words, the same chests and findings
     dup: float = 0.5,  # share of the normal sentences that take the first form of their structure: equal texts of different studies
     omitted: float = 0.3,  # share of the normal structures that a report does not mention
-    large: float = 1.0,  # factor of the radii of findings that are ellipsoids, up to 3: easier
+    large: float = 1.0,  # factor of the radii of findings that are ellipsoids, up to 1.9: easier
     window: Sequence[float] = WINDOW,  # Hounsfield units shown as 0 and 255
     masks: bool = False,  # of every study: each of the 17 structures
 ) -> StudyTable:
@@ -49,8 +50,8 @@ def phantom_ct(
         raise ConfigError(f"phantom_ct: dup={dup}, omitted={omitted}", "both are shares, from 0 to 1")
     if len(window) != 2 or not window[0] < window[1]:
         raise ConfigError(f"phantom_ct: window={window!r}", "give two numbers of Hounsfield units, the smaller first: window=[-1000, 200]")
-    if not 0 < large <= 3:
-        raise ConfigError(f"phantom_ct: large={large!r}", "give a factor above 0, at most 3")
+    if not 0 < large <= LARGEST:
+        raise ConfigError(f"phantom_ct: large={large!r}", f"give a factor above 0, at most {LARGEST}: two nodules would become one above it")
     shape, shown = _shape(size), (float(window[0]), float(window[1]))
     made = (replace(scan, domain=domain, dup=dup, omitted=omitted, large=large) for scan in scans(counts, shape=shape, seed=seed))
     studies = tuple(_study(scan, shown, masks) for scan in made)

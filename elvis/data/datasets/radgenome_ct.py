@@ -16,8 +16,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from elvis.data.datasets._choices import patients
-from elvis.data.datasets._ct_rate import LPS, Name, parse_name
+from elvis.data.datasets._ct_rate import LPS, Name, parse_name, unwanted
 from elvis.data.datasets._sentences import folded, owners
 from elvis.data.problems import Problems
 from elvis.data.studies import StudyTable
@@ -46,7 +45,7 @@ def radgenome_ct(
     *,
     root: str,
     masks: bool = True,  # False: the folders of the masks are not looked at
-    exclude: str | Sequence[str] = (),  # patients to leave out (those of rexgroundingct, to ground on them), or a file with one a line
+    exclude: str | Sequence[str] = (),  # patients to leave out, a file with one a line, or the root of rexgroundingct: those it grounds findings in
     axes: str = LPS,  # where the stored x, y, z grow to: left, back (posterior), head (superior)
 ) -> StudyTable:
     """Volumes with sentences by region: id train_1_a_1, patient train_1, group train_1_a. A mask is listed where its file is there.
@@ -57,14 +56,14 @@ def radgenome_ct(
     tables = ("dataset/radgenome_files/*_region_report.csv", "radgenome_files/*_region_report.csv")
     below = "dataset/" if find(base, tables, CARD).parent.parent != base else ""
     problems, left_out, studies = Problems(CARD.name), Counter[str](), []
-    unwanted, excluded = patients(exclude), set[str]()
+    left, excluded = unwanted(exclude), set[str]()
     for part, (called, split) in SPLITS.items():
         table = find(base, (f"{below}radgenome_files/{called}_region_report.csv",), CARD, optional=True)
         if table is None:
             continue
         files = _Files(base, f"{below}{part}", axes)
         for name, lines in _volumes(table, problems).items():
-            if name.patient in unwanted:
+            if name.patient in left:
                 left_out["excluded"] += 1
                 excluded.add(name.patient)
             elif name.patient not in files.patients:

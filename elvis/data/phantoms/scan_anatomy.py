@@ -73,6 +73,7 @@ NORMAL = 0.15  # share of scans without a finding
 MOST = 4  # findings of a scan
 LEAST = 4  # voxels of a finding, from 24 x 48 x 48 on; a coarser volume shows fewer, never none
 APART = 0.16  # two nodules, along y or x: they do not touch
+LARGEST = 1.9  # factor of radii: 2 x 0.032 x 1.3 (the largest that is drawn) x 1.9 = 0.158 is still below APART
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """CT-RATE: elvis.data.datasets.ct_rate tells the tree; both releases are written, as both are in the owner's repository.
 
-Every second scan has two reconstructions. Volumes are stored in four orders of axes, which v1 tells only in the metadata; where
-the intercept is -8192, the corner outside the field holds that value. One scan has no ZSpacing, another is of a head.
+Every second scan has two reconstructions. Volumes are stored along five orders of axes, which v1 tells only in the metadata, with the
+spacing of the stored array; where the intercept is -8192, the corner outside the field holds that value. One scan has no ZSpacing,
+another is of a head.
 """
 
 from __future__ import annotations
@@ -45,7 +46,13 @@ METADATA = (
     "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "XYSpacing", "RescaleIntercept", "RescaleSlope", "RescaleType",
     "NumberofSlices", "ZSpacing", "StudyDate",
 )  # fmt: skip
-ORIENTATIONS = {"LPS": [1, 0, 0, 0, 1, 0], "RAS": [-1, 0, 0, 0, -1, 0], "LAI": [1, 0, 0, 0, -1, 0], "RPI": [-1, 0, 0, 0, 1, 0]}
+ORIENTATIONS = {
+    "LPS": [1, 0, 0, 0, 1, 0],
+    "RAS": [-1, 0, 0, 0, -1, 0],
+    "LAI": [1, 0, 0, 0, -1, 0],
+    "RPI": [-1, 0, 0, 0, 1, 0],
+    "LIP": [1, 0, 0, 0, 0, -1],
+}
 OUTSIDE = -8192  # what fills the corner of some volumes
 HEAD = "train_900_a_1.nii.gz"
 BREAKS = {
@@ -65,6 +72,7 @@ BREAKS = {
     "D080_twice": "the first volume of v2 was rescaled twice",
     "D081": "the metadata say that the first scan's slices lie twice as far apart",
     "D083": "the first volume of v2 holds a voxel that is not a number",
+    "D084": "the header of the first volume of v2 tells no orientation",
 }
 
 
@@ -90,18 +98,25 @@ def name(scan: Scan) -> str:
 
 
 def turned(values: np.ndarray, axes: str) -> np.ndarray:
-    """Values Z Y X in LPS order as an array whose x, y, z grow to `axes`, such as RAS."""
+    """Values Z Y X in LPS order as an array (its third, second and first axis) whose x, y, z grow to `axes`, such as RAS."""
+    values = values.transpose([2 - of for of in _of(axes)[::-1]])
     return np.flip(values, [axis for axis, letter in zip((-1, -2, -3), axes, strict=True) if letter in "RAI"])
+
+
+def _of(axes: str) -> list[int]:
+    """Which of the patient's axes (0 left, 1 back, 2 head) each stored one lies along."""
+    return ["LRPASI".index(letter) // 2 for letter in axes]
 
 
 def affine(axes: str, spacing: tuple[float, float, float], shape: tuple[int, int, int]) -> np.ndarray:
     """NIfTI's matrix (to mm in RAS) of an array stored along `axes`; spacing and shape z y x. The same place in the room for all axes."""
-    matrix = np.eye(4)
-    for column, (letter, step, cells) in enumerate(zip(axes, spacing[::-1], shape[::-1], strict=True)):
+    matrix = np.diag([0.0, 0.0, 0.0, 1.0])
+    for column, (letter, of) in enumerate(zip(axes, _of(axes), strict=True)):
+        step, cells = spacing[2 - of], shape[2 - of]
         to_lps = -1.0 if letter in "RAI" else 1.0
-        to_ras = to_lps * (1.0 if column == 2 else -1.0)
-        matrix[column, column] = to_ras * step
-        matrix[column, 3] = 0.0 if to_lps > 0 else -to_ras * step * (cells - 1)
+        to_ras = to_lps * (1.0 if of == 2 else -1.0)
+        matrix[of, column] = to_ras * step
+        matrix[of, 3] = 0.0 if to_lps > 0 else -to_ras * step * (cells - 1)
     return matrix
 
 
@@ -110,8 +125,9 @@ def affine(axes: str, spacing: tuple[float, float, float], shape: tuple[int, int
 
 def _rows(scan: Scan, place: int) -> list[dict[str, Any]]:
     """What is said of each reconstruction of a scan, in the words of the metadata, and the scan."""
-    z, y, x = scan.spacing
-    axes = tuple(ORIENTATIONS)[place % 4]
+    axes = tuple(ORIENTATIONS)[place % 5]
+    x, y, z = (scan.spacing[2 - of] for of in _of(axes))
+    columns, lines, slices = (scan.shape[2 - of] for of in _of(axes))
     about = {
         "Manufacturer": ("SIEMENS", "Philips")[place % 2],
         "SeriesDescription": "Thorax",
@@ -120,12 +136,12 @@ def _rows(scan: Scan, place: int) -> list[dict[str, Any]]:
         "PatientPosition": "HFS",
         "ImagePositionPatient": "[0, 0, 0]",
         "ImageOrientationPatient": str(ORIENTATIONS[axes]),
-        "Rows": scan.shape[1],
-        "Columns": scan.shape[2],
+        "Rows": lines,
+        "Columns": columns,
         "XYSpacing": f"[{x}, {y}]",
         "RescaleIntercept": OUTSIDE if place % 3 == 1 else -1024,
         "RescaleSlope": 1,
-        "NumberofSlices": scan.shape[0],
+        "NumberofSlices": slices,
         "ZSpacing": "" if place == 2 else z,
         "StudyDate": "20210427",
     }
@@ -228,6 +244,8 @@ def _break(base: Path, first: str, break_: str) -> None:
             values = np.swapaxes(_stored(path), 0, 2).astype(np.float32)
             values[0, 0, 0] = np.nan
             write_nifti(path, values, affine=_affine(path))
+        case "D084":
+            _without_orientation(path)
         case "D080_twice":
             write_nifti(path, np.swapaxes(_stored(path), 0, 2) - 1024, affine=np.eye(4))
 
@@ -236,6 +254,14 @@ def _stored(path: Path) -> np.ndarray:
     import nibabel
 
     return np.asarray(nibabel.load(path).dataobj)  # x y z
+
+
+def _without_orientation(path: Path) -> None:
+    import nibabel
+
+    values, header = _stored(path), nibabel.load(path).header
+    header["sform_code"] = header["qform_code"] = 0
+    nibabel.save(nibabel.Nifti1Image(values, None, header), path)
 
 
 def _affine(path: Path) -> np.ndarray:
