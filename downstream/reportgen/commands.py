@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,10 @@ from downstream.reportgen.score import Setting, Split
 from downstream.reportgen.train import Table
 from elvis import checkpoints, results
 from elvis import config as configs
-from elvis.data import dicom, studies
 from elvis.data import reports as texts
+from elvis.data import studies
 from elvis.data.images import BadImage, image_files
-from elvis.data.volumes import VolumeFile
+from elvis.data.volumes import volume_files
 from elvis.errors import ConfigError, DataError
 from elvis.pretrain import interpreter
 from elvis.types import Result, Study
@@ -335,46 +335,18 @@ def _of_folder(generator: Generator, config: Reportgen, root: Path, images: dict
     for id, file in volume_files(root) if volumes else image_files(root):
         try:
             look = generator.pretrained.see(file)
-            own = show.picture(generator, look, config.page.size)
+            written = generator.write([look.pixels], config.decode, spacing=[look.spacing], ids=[id], seed=config.seed)
         except BadImage as error:
             found.unreadable[id] = error.reason
             continue
         if len(images) < config.page.cases:
-            images[id] = own
-        found.reports["model"] += generator.write([look.pixels], config.decode, spacing=[look.spacing], ids=[id], seed=config.seed)
+            images[id] = show.picture(generator, look, config.page.size)
+        found.reports["model"] += written
     if not found.reports["model"]:
         what, kinds = ("volume", "NIfTI or .npz files, or of folders of slices") if volumes else ("image", "JPEG, PNG or DICOM files")
         reasons = f": {next(iter(found.unreadable.values()))}" if found.unreadable else ""
         raise DataError(f"no {what} under {root} can be read{reasons}", f"give a folder of {kinds}", "D010")
     return found
-
-
-def volume_files(root: Path) -> Iterator[tuple[str, VolumeFile]]:
-    """(path relative to the root, volume) of a folder or of one file, sorted: .nii, .nii.gz, .npz, and folders that hold slices, the root too."""
-    root = root.absolute()
-    if root.is_file():
-        yield root.name, VolumeFile(str(root.parent), root.name)
-        return
-    if not root.is_dir():
-        raise DataError(f"no folder {root}", "give a folder of volumes, or one volume", "D001")
-    if _holds_slices(root):
-        yield root.name, VolumeFile(str(root.parent), root.name)
-    for path in sorted(root.rglob("*")):
-        name = path.relative_to(root).as_posix()
-        if any(part.startswith(".") for part in name.split("/")):
-            continue
-        if path.name.lower().endswith((".nii", ".nii.gz", ".npz")) if path.is_file() else _holds_slices(path):
-            yield name, VolumeFile(str(root), name)
-
-
-def _holds_slices(folder: Path) -> bool:
-    files = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
-    return any(file.suffix.lower() in (".png", ".jpg", ".jpeg") or _is_dicom(file) for file in files)
-
-
-def _is_dicom(path: Path) -> bool:
-    with path.open("rb") as file:
-        return dicom.looks_like(file.read(132))
 
 
 def _evaluate_file(config: Reportgen, path: Path, table: Table, how: Setting, out: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from downstream.reportgen.select import REDUCTIONS
 from elvis import config as configs
 from elvis.config import Train
 from elvis.errors import ConfigError, nearest
@@ -134,7 +135,7 @@ def problems(c: Reportgen) -> list[str]:
     if not isinstance(c.pretraining.get("name"), str):
         wrong.append("pretraining.name must be a config of python -m elvis.pretrain")
     for key, value, allowed in (
-        ("visual", c.visual, VISUAL), ("tokens", c.tokens, ("raw", "projected", "structures")), ("head_reduction", c.head_reduction, ("max", "mean")),
+        ("visual", c.visual, VISUAL), ("tokens", c.tokens, ("raw", "projected", "structures")), ("head_reduction", c.head_reduction, REDUCTIONS),
         ("labeler", c.labeler, ("auto", "chexpert14", "ctrate18")),
         ("vocabulary.kind", c.vocabulary.kind, ("word", "wordpiece")),
         ("tune.method", c.tune.method, METHODS), ("tune.level", c.tune.level, ("sentence", "report", "topic")),

@@ -6,7 +6,7 @@ reader_of("ct_rate").labeler.name -> ctrate18          reader_of("phantom_ct").e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
 
@@ -22,10 +22,11 @@ Scores = Callable[[Sequence[str], Sequence[str]], Mapping[str, Sums]]
 
 @dataclass(frozen=True)
 class Reader:
-    """`exact`: the module that reads a phantom's sentences back; None where no grammar made them."""
+    """`exact`: the module that reads a phantom's sentences back; None where no grammar made them. sample: a sentence of its reports."""
 
     labeler: Labeler
     exact: ModuleType | None = None
+    sample: str = "There is a nodule."
 
     @property
     def scores(self) -> Callable[..., Mapping[str, Sums]]:
@@ -52,11 +53,7 @@ class Reader:
 
     def family(self, metric: str) -> str:
         """Which of the families gives a metric. ConfigError for a name that none gives."""
-        text = {phantom: "There is a small nodule in the right upper lung zone.", phantom_ct: "There is a nodule in the right upper lobe."}.get(
-            self.exact,
-            "There is a nodule.",  # type: ignore[arg-type]
-        )
-        names = {kind: list(measure([text], [text])) for kind, measure in self.families.items()}
+        names = {kind: list(measure([self.sample], [self.sample])) for kind, measure in self.families.items()}
         for kind, known in names.items():
             if metric in known:
                 return kind
@@ -66,7 +63,8 @@ class Reader:
 
 
 XRAY, CT = Reader(CHEXPERT14), Reader(CTRATE18)
-PHANTOM, PHANTOM_CT = Reader(CHEXPERT14, phantom), Reader(CTRATE18, phantom_ct)
+PHANTOM = Reader(CHEXPERT14, phantom, "There is a small nodule in the right upper lung zone.")
+PHANTOM_CT = Reader(CTRATE18, phantom_ct, "There is a nodule in the right upper lobe.")
 READERS = {"phantom": PHANTOM, "phantom_ct": PHANTOM_CT, **dict.fromkeys(("ct_rate", "radgenome_ct", "ctrg", "rexgroundingct"), CT)}
 LABELERS = {"chexpert14": XRAY, "ctrate18": CT}
 
@@ -74,4 +72,4 @@ LABELERS = {"chexpert14": XRAY, "ctrate18": CT}
 def reader_of(dataset: str, labeler: str = "auto", *, volumes: bool = False) -> Reader:
     """The reader of a dataset; of one that is not known here that of its kind of image. `labeler`: the one that is wanted instead."""
     found = READERS.get(dataset, CT if volumes else XRAY)
-    return found if labeler == "auto" else Reader(LABELERS[labeler].labeler, found.exact)
+    return found if labeler == "auto" else replace(found, labeler=LABELERS[labeler].labeler)

@@ -135,6 +135,29 @@ def _load(source: VolumeFile) -> Volume:
         return Volume(_compact(values), spacing, (*notes, *more, *(() if source.axes else stored.notes)))
 
 
+def volume_files(root: Path) -> Iterator[tuple[str, VolumeFile]]:
+    """(path relative to the root, volume) of a folder or of one file, sorted: .nii, .nii.gz, .npz, and folders that hold slices, the root too."""
+    root = root.absolute()
+    if root.is_file():
+        yield root.name, VolumeFile(str(root.parent), root.name)
+        return
+    if not root.is_dir():
+        raise DataError(f"no folder {root}", "give a folder of volumes, or one volume", "D001")
+    if _holds_slices(root):
+        yield root.name, VolumeFile(str(root.parent), root.name)
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if any(part.startswith(".") for part in name.split("/")):
+            continue
+        if path.name.lower().endswith((".nii", ".nii.gz", ".npz")) if path.is_file() else _holds_slices(path):
+            yield name, VolumeFile(str(root), name)
+
+
+def _holds_slices(folder: Path) -> bool:
+    files = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+    return any(file.suffix.lower() in (".png", ".jpg", ".jpeg") or dicom.looks_like(_head(file, 132)) for file in files)
+
+
 def is_volume(source: Any) -> bool:
     """Whether an image of a study is a volume, by what it is; nothing is read."""
     return hasattr(source, "window") or len(getattr(source, "shape", ())) == 3

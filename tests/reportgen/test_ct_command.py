@@ -25,6 +25,7 @@ from elvis import results
 from elvis.data.images import BadImage
 from elvis.data.montage import montage_map
 from elvis.data.phantoms.scan import ScanImage
+from elvis.data.volumes import volume_files
 from elvis.errors import ConfigError, DataError
 from elvis.results import read
 from tests.reportgen import tiny
@@ -200,13 +201,13 @@ def test_generate_reads_files_and_folders_of_slices(trained: Path, volumes: Path
 
 
 def test_one_volume_or_series_is_a_folder_of_one(volumes: Path, tmp_path: Path) -> None:
-    assert [name for name, _ in commands.volume_files(volumes)] == ["0.npz", "1.npz", "broken.nii.gz", "series"]
-    (name, file), *more = commands.volume_files(volumes / "series")
+    assert [name for name, _ in volume_files(volumes)] == ["0.npz", "1.npz", "broken.nii.gz", "series"]
+    (name, file), *more = volume_files(volumes / "series")
     assert (name, file.look().pixels.shape, more) == ("series", (16, 32, 32), [])
-    (name, file), *more = commands.volume_files(volumes / "0.npz")
+    (name, file), *more = volume_files(volumes / "0.npz")
     assert (name, file.look().pixels.shape, more) == ("0.npz", (16, 32, 32), [])
     with pytest.raises(DataError, match="no folder"):
-        list(commands.volume_files(tmp_path / "none"))
+        list(volume_files(tmp_path / "none"))
 
 
 def test_a_folder_without_a_volume_is_refused(trained: Path, tmp_path: Path) -> None:
