@@ -35,6 +35,7 @@ from elvis.types import Metric, Result
 HERE = Path(__file__).parent
 DECODE = ("train", "--config", "structure_ct_phantom")
 ALL = (*DECODE, "tokens=projected")  # the visual sides without structure queries: every token
+TUNED = ("visual=finetune", "features=''", "visual_lr=0.1")
 FINE = "image.steps=[2,2,1,1]"  # 4 x 16 x 16 = 1,024 tokens instead of 256
 PRETRAIN, REPORT = "elvis.pretrain", "downstream.reportgen"
 
@@ -63,13 +64,20 @@ JOBS = (
     Job("see_fine", PRETRAIN, (*ARMS["queue"], FINE), seeds=1),
     *(Job(f"say_k_{k}", REPORT, (*DECODE, f"per_structure={k}"), "see_fine", seeds=1) for k in LADDER),
     Job("say_finetune", REPORT, (*DECODE, "visual=finetune", "features=''"), "see_queue", seeds=1),
+    Job("say_finetune_slow", REPORT, (*DECODE, *TUNED), "see_queue", seeds=1),
     Job("say_joint", REPORT, (*DECODE, "visual=joint", "features=''"), "see_queue", seeds=1),
     Job("see_b", PRETRAIN, (*ARMS["queue"], "data.domain=B"), seeds=1),
     Job("say_a_to_b", REPORT, (*DECODE, "data.domain=B"), "see_queue", seeds=1),
-    Job("say_a_to_b_tuned", REPORT, (*DECODE, "data.domain=B", "visual=finetune", "features=''"), "see_queue", seeds=1),
+    Job("say_a_to_b_tuned", REPORT, (*DECODE, "data.domain=B", *TUNED), "see_queue", seeds=1),
     Job("say_b", REPORT, (*DECODE, "data.domain=B"), "see_b", seeds=1),
     Job("say_none_b", REPORT, (*DECODE, "data.domain=B", "pretrain=false", "visual=finetune", "features=''"), seeds=1),
 )
+FROZEN = {
+    "frozen": "say_queue",
+    "finetune, at the decoder's learning rate": "say_finetune",
+    "finetune, at a tenth of it": "say_finetune_slow",
+    "joint, at the decoder's learning rate": "say_joint",
+}
 WAYS = [f"{kind}r@{k}_text_to_image" for kind in ("", "structure_") for k in (1, 5, 10)]
 SEEN = (*WAYS, "mass", "mass_chance")
 SAID = ("finding_f1", "location_f1", "structure_f1", "finding_f1[abnormal]", "location_f1[abnormal]", "hallucination", "omission", "bleu_4")
@@ -98,12 +106,12 @@ def compare(out: Path, seeds: int, words: Sequence[str]) -> dict[str, list[Resul
         return Result("reportgen", "phantom_ct", "", "test", name, _of(_said(out, f"{job}-0"), SAID))
 
     ladder = [one(f"K = {k}: {_tokens(out / f'say_k_{k}-0')}", f"say_k_{k}") for k in LADDER]
-    frozen = [one(name, job) for name, job in (("frozen", "say_queue"), ("finetune", "say_finetune"), ("joint", "say_joint"))]
+    frozen = [one(name, job) for name, job in FROZEN.items()]
     transfer = [
         one(name, job)
         for name, job in (
             ("stage 1 on A, frozen; stage 2 on B", "say_a_to_b"),
-            ("stage 1 on A, tuned with stage 2 on B", "say_a_to_b_tuned"),
+            ("stage 1 on A, tuned at a tenth of the rate with stage 2 on B", "say_a_to_b_tuned"),
             ("B alone: stage 1 and 2", "say_b"),
             ("B alone: no stage 1, tuned", "say_none_b"),
         )

@@ -85,13 +85,18 @@ def train(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, a
 
 def export(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, args: argparse.Namespace) -> int:
     """What the visual side sees of the training studies, kept for `train features=DIR` (or features=auto, where no --out is given)."""
+    from elvis.training import make_fabric
+
     section, options = configs.data_section(schemas.pretraining(config))
     table = training.table(config, section, options)
-    alone = dataclasses.replace(config, train=dataclasses.replace(config.train, devices="1"))
-    generator = _device(training.new(config, training.visual(config, checkpoint, out, progress=False), table, section), alone)
+    if DECODERS.get(config.decoder["name"]).needs_codes:
+        what = f"decoder {config.decoder['name']} speaks of topics, which are made of reports and are not among the features of images"
+        raise ConfigError(what, "choose another decoder")
+    sight = training.sight(config, training.visual(config, checkpoint, out, progress=False).pretrained, section)
+    sight.to(make_fabric(dataclasses.replace(config.train, devices="1")).device)
     where = str(out) if args.out else "auto"
     listed = table.split("train")
-    store = features.of(generator, listed, where, batch_size=config.batch_size, dataset=table.name, progress=not args.quiet)
+    store = features.of(sight, listed, where, batch_size=config.batch_size, dataset=table.name, progress=not args.quiet)
     tokens, width = store.about["shape"]
     print("\n".join(f"note: {note}" for note in table.notes))
     print(f"features of {store.about['studies']} studies: {tokens} tokens of {width} each, {store.bytes:,} bytes")
@@ -214,7 +219,7 @@ def report(
             f"val: the best of several checkpoints was chosen on {config.tune.held_out} of its studies; train.evaluate_every=0 chooses none"
         )
     out.mkdir(parents=True, exist_ok=True)
-    public = table.name in studies.COMPUTED
+    public, store = table.name in studies.COMPUTED, _kept(generator, config, table)
     found_results: list[Result] = [*extra]
     cases: list[Any] = []
     for split in config.splits:
@@ -224,7 +229,7 @@ def report(
         if start is not None:
             earlier = _write(model.load(start).to(generator.device), config, found.studies, "start", oracle=False)
             found.reports["start"] = earlier.reports["start"]
-        score.priors(generator, found, table.split("train"), config.batch_size, how.reader)
+        score.priors(generator, found, table.split("train"), config.batch_size, how.reader, store)
         for row in (name, "oracle_topic"):
             if row in found.reports:
                 _save(Split(found.studies, found.references, {row: found.reports[row]}), out, split if row == name else f"{split}.{row}", public)
@@ -263,6 +268,17 @@ def report(
 
 def _write(generator: Generator, config: Reportgen, listed: Sequence[Study], name: str, *, oracle: bool) -> Split:
     return score.write(generator, listed, config.decode, name=name, oracle=oracle, batch_size=config.batch_size, seed=config.seed)
+
+
+def _kept(generator: Generator, config: Reportgen, table: Table) -> features.Store | None:
+    """Features of the training studies, where this visual side's were exported."""
+    listed = table.split("train")
+    if not config.features or not features.there(generator, listed, config.features):
+        return None
+    try:
+        return features.of(generator, listed, config.features, batch_size=config.batch_size, dataset=table.name, progress=False)
+    except ConfigError:  # of another visual side, or of images that have changed
+        return None
 
 
 def _save(found: Split, out: Path, split: str, public: bool) -> None:

@@ -84,6 +84,7 @@ class Reportgen:
     sections: list[str] = field(default_factory=lambda: ["findings"])  # what is written: [findings], [findings, impression]
     context: str = ""  # a section that the decoder is told, such as indication; empty = none
     visual: str = "joint"  # joint (the objectives of pretraining go on: MGRRG) | finetune (by the decoder's losses alone) | frozen
+    visual_lr: float = 1.0  # of finetune and joint: what train.lr is multiplied by for the visual side
     tokens: str = "raw"  # what decoders look at: raw (of the backbone) | projected | structures (SO-ITC: observations and their top patches)
     per_structure: Any = 10  # tokens of each structure: the observation and its patches (SO-ITC's K: 1 + 9) | all: every patch
     head_reduction: str = "max"  # over the heads of a query's attention, to choose patches: max (SO-ITC's stage 1) | mean (its stage 2)
@@ -145,6 +146,10 @@ def problems(c: Reportgen) -> list[str]:
             wrong.append(f"{key}: no choice '{value}'{nearest(str(value), allowed)}")
     if c.per_structure != "all" and (isinstance(c.per_structure, bool) or not isinstance(c.per_structure, int) or c.per_structure < 1):
         wrong.append(f"per_structure is a number of tokens, one at least, or all, not {c.per_structure!r}")
+    if not 0 < c.visual_lr < float("inf"):
+        wrong.append(f"visual_lr is {c.visual_lr}: give a positive number, what train.lr is multiplied by for the visual side")
+    elif c.visual == "frozen" and c.visual_lr != 1:
+        wrong.append(f"visual_lr is {c.visual_lr}, but a frozen visual side learns nothing: leave it out, or set visual=finetune")
     if c.features and c.visual != "frozen":
         wrong.append(f"features of the visual side are kept while it is frozen, but visual is {c.visual}: set visual=frozen, or features=''")
     if c.features and topical(c):

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from downstream.reportgen.decoders.base import Memory
-from downstream.reportgen.model import Generator
+from downstream.reportgen.model import Sight
 from elvis import checkpoints
 from elvis.data import cache, shards
 from elvis.errors import ConfigError
@@ -66,14 +66,14 @@ class Store:
         self._open(state["folder"])
 
 
-def key(generator: Generator) -> str:
+def key(sight: Sight) -> str:
     """A hash of what makes features of images: the visual side and its weights, how images come in, what is kept of them, and FORMAT."""
-    digest = hashlib.sha256(json.dumps([FORMAT, generator.pretrained.model.recipe], sort_keys=True).encode())
-    for name, value in sorted(generator.pretrained.model.state_dict().items()):
+    digest = hashlib.sha256(json.dumps([FORMAT, sight.pretrained.model.recipe], sort_keys=True).encode())
+    for name, value in sorted(sight.pretrained.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    kept = [generator.tokens, generator.per_structure, generator.head_reduction, generator.views, generator.max_views]
-    digest.update(json.dumps([generator.pretrained.preprocess.to_json(), kept], sort_keys=True).encode())
+    kept = [sight.tokens, sight.per_structure, sight.head_reduction, sight.views, sight.max_views]
+    digest.update(json.dumps([sight.pretrained.preprocess.to_json(), kept], sort_keys=True).encode())
     return digest.hexdigest()[:32]
 
 
@@ -83,35 +83,29 @@ def fingerprint(study: Study) -> str:
     return hashlib.sha256(json.dumps([study.id, study.views, study.spacing, images]).encode()).hexdigest()[:32]
 
 
-def place_of(generator: Generator, studies: Sequence[Study]) -> Path:
+def place_of(sight: Sight, studies: Sequence[Study]) -> Path:
     """Where the user's cache keeps the features of these studies."""
     of_all = hashlib.sha256(json.dumps([fingerprint(study) for study in studies]).encode()).hexdigest()
-    return cache.home() / "features" / f"{key(generator)}-{of_all[:16]}"
+    return cache.home() / "features" / f"{key(sight)}-{of_all[:16]}"
 
 
-def export(generator: Generator, studies: Sequence[Study], folder: Path, *, batch_size: int, dataset: str, progress: bool = True) -> Store:
-    """Look at every study once and write what was seen. Studies without a readable image are not among them, and counted in about.json.
-
-    ConfigError for a decoder that needs topics: they are made of reports.
-    """
+def export(sight: Sight, studies: Sequence[Study], folder: Path, *, batch_size: int, dataset: str, progress: bool = True) -> Store:
+    """Look at every study once and write what was seen. Studies without a readable image are not among them, and counted in about.json."""
     from tqdm import tqdm
 
     from downstream.reportgen import score
 
-    if generator.decoder.needs_codes:
-        what = f"decoder {generator.recipe['name']} speaks of topics, which are made of reports and are not among the features of images"
-        raise ConfigError(what, "choose another decoder")
-    generator.eval()
+    sight.eval()
     unreadable: dict[str, str] = {}
 
     def fill(stage: Path) -> None:
         ids: list[tuple[str, str]] = []
         arrays: list[np.ndarray] = []
         bar = tqdm(total=len(studies), unit="study", desc="features", disable=not progress)
-        for kept, batch, _ in score.batches(generator, studies, batch_size, unreadable):
+        for kept, batch, _ in score.batches(sight, studies, batch_size, unreadable):
             with torch.no_grad():
-                memory = generator.seen(batch)
-            found = _whole(memory, generator.sizes["tokens"])
+                memory = sight.seen(batch)
+            found = _whole(memory, sight.shape[0])
             if not arrays:
                 arrays = [_new(stage / name, len(studies), value) for name, value in zip(FILES, found, strict=False)]
             for array, value in zip(arrays, found, strict=True):
@@ -124,8 +118,8 @@ def export(generator: Generator, studies: Sequence[Study], folder: Path, *, batc
         for array in arrays:
             array.flush()  # type: ignore[attr-defined]
         about = {
-            "key": key(generator), "dataset": dataset, "tokens": generator.tokens, "per_structure": generator.per_structure,
-            "head_reduction": generator.head_reduction, "shape": list(arrays[0].shape[1:]), "studies": len(ids), "unreadable": unreadable,
+            "key": key(sight), "dataset": dataset, "tokens": sight.tokens, "per_structure": sight.per_structure,
+            "head_reduction": sight.head_reduction, "shape": list(arrays[0].shape[1:]), "studies": len(ids), "unreadable": unreadable,
         }  # fmt: skip
         checkpoints.write_json(stage / "ids.json", ids)
         checkpoints.write_json(stage / "about.json", about)
@@ -149,26 +143,26 @@ def _new(path: Path, rows: int, like: Tensor) -> np.ndarray:
     return np.lib.format.open_memmap(path, "w+", like.cpu().numpy().dtype, (rows, *like.shape[1:]))
 
 
-def there(generator: Generator, studies: Sequence[Study], where: str) -> bool:
+def there(sight: Sight, studies: Sequence[Study], where: str) -> bool:
     """Whether these features were exported already, or others to this folder."""
-    folder = place_of(generator, studies) if where == "auto" else Path(where).expanduser()
+    folder = place_of(sight, studies) if where == "auto" else Path(where).expanduser()
     return (folder / checkpoints.MANIFEST).is_file()
 
 
-def of(generator: Generator, studies: Sequence[Study], where: str, *, batch_size: int, dataset: str, progress: bool = True) -> Store:
+def of(sight: Sight, studies: Sequence[Study], where: str, *, batch_size: int, dataset: str, progress: bool = True) -> Store:
     """The features of these studies: those that `where` holds ("auto" = the user's cache), made where they are not there yet.
 
     ConfigError for a folder that another visual side, selection or set of images was exported to, or whose images have changed since.
     """
-    folder = place_of(generator, studies) if where == "auto" else Path(where).expanduser()
+    folder = place_of(sight, studies) if where == "auto" else Path(where).expanduser()
     if not (folder / checkpoints.MANIFEST).is_file():
         if where != "auto" and folder.exists() and any(folder.iterdir()):
             raise ConfigError(f"{folder} is not empty and holds no features", "choose a new folder")
         if where == "auto":
             cache.private(folder.parent)
-        return export(generator, studies, folder, batch_size=batch_size, dataset=dataset, progress=progress)
+        return export(sight, studies, folder, batch_size=batch_size, dataset=dataset, progress=progress)
     store = Store(folder)
-    if store.about["key"] != key(generator):
+    if store.about["key"] != key(sight):
         raise ConfigError(
             f"{folder} holds features of another visual side or selection "
             f"(tokens {store.about['tokens']}, {store.about['per_structure']} a structure, {store.about['head_reduction']})",

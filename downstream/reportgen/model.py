@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import nn
 
 from downstream.reportgen import decoders, select
 from downstream.reportgen.config import Decode
-from downstream.reportgen.data import Context
+from downstream.reportgen.data import Context, context_of
 from downstream.reportgen.decoders.base import Decoder, Draft, Memory, Said, Wishes
 from downstream.reportgen.reports import Box, Generated, Spoken
 from downstream.reportgen.vocabulary import Vocabulary, Words
@@ -33,28 +33,19 @@ from elvis.data.inputs import ToInput
 from elvis.data.reports import flags
 from elvis.errors import CheckpointError, ConfigError, DataError
 from elvis.pretrained import Pretrained
-from elvis.types import Batch, Codes, ImageFeatures, Pair, Regions
+from elvis.types import Batch, Codes, ImageFeatures, Pair, Regions, Study
 
 
 @dataclass
-class Generator:
-    """`pretrained`: the visual side (and the text side that made its topics). `topics`: code -> how often, and its usual sentences."""
+class Sight:
+    """What a decoder is shown of an image: the visual side (with the text side that made its topics), and which of its tokens."""
 
     pretrained: Pretrained
-    decoder: Decoder
-    vocabulary: Words
-    recipe: Mapping[str, Any]  # of the decoder
-    sizes: Mapping[str, Any]
     tokens: str = "raw"
     per_structure: int | str = 10  # of tokens=structures (see downstream.reportgen.select)
     head_reduction: str = "max"
     views: str = "first"
     max_views: int = 1
-    sections: tuple[str, ...] = ("findings",)
-    context: str = ""
-    topics: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    patients: np.ndarray | None = None
 
     @property
     def device(self) -> torch.device:
@@ -64,15 +55,32 @@ class Generator:
     def to_input(self) -> ToInput:
         return ToInput(self.pretrained.preprocess, self.pretrained.model.image.spec.in_channels)
 
-    def eval(self) -> Generator:
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Of one view."""
+        return self.pretrained.model.image.spec.grid(self.pretrained.preprocess.size)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many tokens a decoder is shown of a study with all its views, and their width."""
+        net = self.pretrained.model
+        count = math.prod(self.grid) * (self.max_views if net.views == "concat" else 1)
+        if self.tokens != "structures":
+            return count, net.dim if self.tokens == "projected" else net.image.spec.width
+        head = net.heads[select.label_of(net)]
+        return select.count_of(len(head.learned), count, self.per_structure), select.width_of(head, net.dim)
+
+    def eval(self) -> Self:
         self.pretrained.eval()
-        self.decoder.eval()
         return self
 
-    def to(self, device: Any) -> Generator:
+    def to(self, device: Any) -> Self:
         self.pretrained.model.to(device)
-        self.decoder.to(device)
         return self
+
+    def told(self, studies: Sequence[Study]) -> Context | None:
+        """What a decoder is told of studies: without one nothing."""
+        return None
 
     def memory(self, pair: Pair, context: Context | None = None) -> Memory:
         """What the decoder looks at, of what the model saw."""
@@ -102,6 +110,33 @@ class Generator:
             return None
         book = self.pretrained.model.heads[label]
         return Codes(torch.cat([book.end, book.vectors]), torch.zeros(studies, 1, dtype=torch.int64, device=self.device))
+
+
+@dataclass(kw_only=True)
+class Generator(Sight):
+    """`topics`: code -> how often, and its usual sentences."""
+
+    decoder: Decoder
+    vocabulary: Words
+    recipe: Mapping[str, Any]  # of the decoder
+    sizes: Mapping[str, Any]
+    sections: tuple[str, ...] = ("findings",)
+    context: str = ""
+    topics: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    patients: np.ndarray | None = None
+
+    def eval(self) -> Self:
+        self.decoder.eval()
+        return super().eval()
+
+    def to(self, device: Any) -> Self:
+        self.decoder.to(device)
+        return super().to(device)
+
+    def told(self, studies: Sequence[Study]) -> Context | None:
+        """Contexts of studies in the decoder's vocabulary; None for a generator that is told nothing."""
+        return self._told([context_of(study, self.context) for study in studies])
 
     def wishes(self, how: Decode) -> Wishes:
         """What the settings ask for, in tokens and codes. ConfigError: unknown words, codes that are none, topics without a codebook."""
@@ -152,14 +187,13 @@ class Generator:
             raise DataError(f"{len(spacing)} spacings for {len(images)} volumes", "give one (z, y, x) for each, or none")
         looks = [self.pretrained.see(image, mm) for image, mm in zip(images, spacing or [()] * len(images), strict=True)]
         stack = torch.from_numpy(np.stack([self.pretrained.preprocess.resize(s.pixels, s.spacing) for s in looks]))[:, None, None]  # B 1 1 *S
-        batch = self.to_input(shown(stack, torch.ones(len(looks), 1, dtype=torch.bool), self.told(contexts or [""] * len(looks))).to(self.device))
+        batch = self.to_input(shown(stack, torch.ones(len(looks), 1, dtype=torch.bool), self._told(contexts or [""] * len(looks))).to(self.device))
         drafts = self.draft(batch, how, seed=seed)
         frames = [self.pretrained.frame(s.pixels, s.spacing) for s in looks]
         names = list(ids) or [str(number) for number in range(len(looks))]
         return [self.report(name, draft, frame, how) for name, draft, frame in zip(names, drafts, frames, strict=True)]
 
-    def told(self, contexts: Sequence[str]) -> Context | None:
-        """Contexts in the decoder's vocabulary; None for a generator that is told nothing."""
+    def _told(self, contexts: Sequence[str]) -> Context | None:
         return Context.of([self.vocabulary.encode(text) for text in contexts], self.vocabulary) if self.context else None
 
     def draft(self, batch: Batch, how: Decode, *, seed: int = 0, topics: Sequence[Sequence[int]] | None = None) -> list[Draft]:
@@ -192,11 +226,6 @@ class Generator:
         region = ", ".join(narrowest(flags(text).anatomy))
         return Spoken(text, said.confidence, said.topic, said.topic_confidence, map, box, region, said.confidence >= threshold, said.cut)
 
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """Of one view."""
-        return self.pretrained.model.image.spec.grid(self.pretrained.preprocess.size)
-
 
 def shown(images: torch.Tensor, view_mask: torch.Tensor, context: Context | None) -> Batch:
     """Images B V 1 *S uint8 as a batch of no report."""
@@ -222,17 +251,11 @@ def around(map: np.ndarray, frame: Frame) -> Box:
 # ------------------------------------------------------------------------------------------------------------- disk
 
 
-def sizes_of(
-    pretrained: Pretrained, vocabulary: Words, limits: Mapping[str, int], *, tokens: str, views: int, context: bool, per_structure: int | str = 10
-) -> dict[str, Any]:
-    """What a decoder is told of the visual side and the vocabulary."""
-    model = pretrained.model
-    cells = int(np.prod(model.image.spec.grid(pretrained.preprocess.size)))
-    book = next((model.heads[label] for label in model.codes_of), None)
-    count, width = cells * (views if model.views == "concat" else 1), model.dim if tokens == "projected" else model.image.spec.width
-    if tokens == "structures":
-        head = model.heads[select.label_of(model)]
-        count, width = select.count_of(len(head.learned), count, per_structure), select.width_of(head, model.dim)
+def sizes_of(sight: Sight, vocabulary: Words, limits: Mapping[str, int], *, context: bool) -> dict[str, Any]:
+    """What a decoder is told of what it is shown and of the vocabulary."""
+    net = sight.pretrained.model
+    book = next((net.heads[label] for label in net.codes_of), None)
+    count, width = sight.shape
     return {
         "tokens_width": width,
         "tokens": count,
@@ -313,7 +336,8 @@ def load(path: Path | str) -> Generator:
         )
     decoder = decoders.create(recipe, vocabulary, **sizes)
     load_decoder(decoder, folder)
-    return Generator(whole.pretrained, decoder, vocabulary, recipe, sizes, **more, provenance=whole.provenance, patients=whole.patients).eval()
+    whose = {"provenance": whole.provenance, "patients": whole.patients}
+    return Generator(whole.pretrained, decoder=decoder, vocabulary=vocabulary, recipe=recipe, sizes=sizes, **more, **whose).eval()
 
 
 def vocabulary_of(recipe: Mapping[str, Any], folder: Path) -> Words:

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from downstream.reportgen.config import Decode, Reportgen
-from downstream.reportgen.data import context_of
+from downstream.reportgen.features import Store
 from downstream.reportgen.metrics import adapters, clinical, diversity, sanity
 from downstream.reportgen.metrics.nlg import nlg
 from downstream.reportgen.metrics.sums import Sums
-from downstream.reportgen.model import Generator
+from downstream.reportgen.model import Generator, Sight
 from downstream.reportgen.readers import PHANTOM, Reader
 from downstream.reportgen.reports import Generated, Spoken
 from elvis.data.batches import shown_views
@@ -76,15 +76,15 @@ class Split:
 
 
 def batches(
-    generator: Generator, studies: Sequence[Study], size: int, unreadable: dict[str, str]
+    sight: Sight, studies: Sequence[Study], size: int, unreadable: dict[str, str]
 ) -> Iterator[tuple[list[Study], Batch, list[Frame | VolumeFrame]]]:
-    """Studies with their images (normalised, on the generator's device) and their reports; frames of the first image of each."""
-    pretrained = generator.pretrained
+    """Studies with their images (normalised, on the sight's device) and their reports; frames of the first image of each."""
+    pretrained = sight.pretrained
     for start in range(0, len(studies), size):
         kept, images, frames = [], [], []
         for study in studies[start : start + size]:
             try:
-                looks = [pretrained.see(study.images[view], study.spacing) for view in shown_views(study, generator.views, generator.max_views)]
+                looks = [pretrained.see(study.images[view], study.spacing) for view in shown_views(study, sight.views, sight.max_views)]
                 frame = pretrained.frame(looks[0].pixels, looks[0].spacing)
                 own = [pretrained.preprocess.resize(s.pixels, s.spacing) for s in looks]
             except BadImage as error:
@@ -94,23 +94,23 @@ def batches(
             images.append(own)
             frames.append(frame)
         if kept:
-            yield kept, _batch(generator, kept, images), frames
+            yield kept, _batch(sight, kept, images), frames
 
 
-def _batch(generator: Generator, studies: Sequence[Study], images: Sequence[Sequence[np.ndarray]]) -> Batch:
+def _batch(sight: Sight, studies: Sequence[Study], images: Sequence[Sequence[np.ndarray]]) -> Batch:
     views = max(map(len, images))
     stack = np.zeros((len(images), views, 1, *images[0][0].shape), np.uint8)
     mask = np.zeros((len(images), views), bool)
     for row, own in enumerate(images):
         stack[row, : len(own), 0], mask[row, : len(own)] = np.stack(own), True
-    pretrained = generator.pretrained
+    pretrained = sight.pretrained
     ids, text_mask, units = text_tensors(
         [[s.text for s in study.sentences] for study in studies], pretrained.tokenizer, units=("report", "sentence"), max_tokens=pretrained.max_tokens
     )
-    told = generator.told([context_of(study, generator.context) for study in studies])
+    told = sight.told(studies)
     extra = {} if told is None else {"context": told}
     raw = Batch(torch.from_numpy(stack), torch.from_numpy(mask), ids, text_mask, units, torch.zeros(len(studies), dtype=torch.int64), extra=extra)
-    return generator.to_input(raw.to(generator.device))
+    return sight.to_input(raw.to(sight.device))
 
 
 @torch.inference_mode()
@@ -141,15 +141,20 @@ def write(generator: Generator, studies: Sequence[Study], how: Decode, *, name: 
     return found
 
 
-def priors(generator: Generator | None, found: Split, training: Sequence[Study], batch_size: int, reader: Reader = PHANTOM) -> None:
-    """Adds mode_report, nearest_neighbour (with a generator) and reference to the rows; the first two where there are training reports."""
+def priors(
+    generator: Generator | None, found: Split, training: Sequence[Study], batch_size: int, reader: Reader = PHANTOM, store: Store | None = None
+) -> None:
+    """Adds mode_report, nearest_neighbour (with a generator) and reference to the rows; the first two where there are training reports.
+
+    store: kept features of the training studies, which then need not be looked at.
+    """
     if training:
         texts = [" ".join(s.text for s in study.sentences) for study in training]
         usual = [s.text for s in training[texts.index(mode_report(texts, reader))].sentences]
         found.reports["mode_report"] = [_spoken(study.id, usual) for study in found.studies]
     if generator is not None and training:
         some = training[:: max(1, -(-len(training) // NEIGHBOURS))]
-        nearest = neighbours(generator, found.studies, some, batch_size)
+        nearest = neighbours(generator, found.studies, some, batch_size, store)
         found.reports["nearest_neighbour"] = [_spoken(s.id, [x.text for x in n.sentences]) for s, n in zip(found.studies, nearest, strict=True)]
     found.reports["reference"] = [_spoken(s.id, [x.text for x in s.sentences]) for s in found.studies]
 
@@ -162,19 +167,24 @@ def mode_report(training: Sequence[str], reader: Reader = PHANTOM) -> str:
 
 
 @torch.inference_mode()
-def neighbours(generator: Generator, studies: Sequence[Study], training: Sequence[Study], batch_size: int) -> list[Study]:
+def neighbours(sight: Sight, studies: Sequence[Study], training: Sequence[Study], batch_size: int, store: Store | None = None) -> list[Study]:
     """For each study the training study whose image is nearest: cosine of the mean token that the decoder looks at, the training mean taken away."""
 
-    def features(some: Sequence[Study]) -> tuple[list[Study], torch.Tensor]:
+    def looked(some: Sequence[Study]) -> tuple[list[Study], torch.Tensor]:
         kept, rows = [], []
-        for own, batch, _ in batches(generator, some, batch_size, {}):
-            memory = generator.seen(batch)
+        for own, batch, _ in batches(sight, some, batch_size, {}):
+            memory = sight.seen(batch)
             kept += own
             rows.append(masked_mean(memory.tokens, memory.mask))
         return kept, torch.cat(rows)
 
-    known, theirs = features(training)
-    _, ours = features(studies)
+    if store is None:
+        known, theirs = looked(training)
+    else:
+        known = [study for study in training if study.id in store]
+        rows = (map(torch.tensor, store[study.id][:2]) for study in known)
+        theirs = torch.stack([masked_mean(tokens, mask) for tokens, mask in rows]).to(sight.device)
+    _, ours = looked(studies)
     centre = theirs.mean(0)
     alike = torch.nn.functional.normalize(ours - centre, dim=-1) @ torch.nn.functional.normalize(theirs - centre, dim=-1).T
     return [known[place] for place in alike.argmax(1).tolist()]

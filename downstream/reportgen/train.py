@@ -23,7 +23,7 @@ from downstream.reportgen import config as schemas
 from downstream.reportgen import data, decoders, features, model, select
 from downstream.reportgen.config import Reportgen
 from downstream.reportgen.decoders.base import Memory
-from downstream.reportgen.model import Generator
+from downstream.reportgen.model import Generator, Sight
 from downstream.reportgen.readers import Reader, reader_of
 from downstream.reportgen.vocabulary import Vocabulary
 from elvis import assembly, checkpoints
@@ -197,6 +197,13 @@ def prepare(model: Any, objectives: nn.ModuleDict, units: list[str], mode: str, 
                 head.out.requires_grad_(False)
 
 
+def sight(config: Reportgen, pretrained: Pretrained, section: configs.Data) -> Sight:
+    """What decoders are shown under this config."""
+    return Sight(
+        pretrained, config.tokens, config.per_structure, config.head_reduction, section.views, section.max_views if section.views == "all" else 1
+    )
+
+
 def new(config: Reportgen, seen: Visual, table: Table, section: configs.Data) -> Generator:
     """An untrained generator: vocabulary from the training reports, decoder for the visual side."""
     limits = {"max_tokens": config.decode.max_tokens, "max_sentences": config.decode.max_sentences, "max_report": config.decode.max_report}
@@ -206,16 +213,14 @@ def new(config: Reportgen, seen: Visual, table: Table, section: configs.Data) ->
         v, listed = config.vocabulary, table.split("train")
         texts = [s.text for study in listed for s in study.sentences] + [data.context_of(study, config.context) for study in listed]
         vocabulary = Vocabulary.train(texts, kind=v.kind, size=v.size, min_count=v.min_count)
-    views = section.max_views if section.views == "all" else 1
-    about = {"tokens": config.tokens, "per_structure": config.per_structure}
-    sizes = model.sizes_of(seen.pretrained, vocabulary, limits, **about, views=views, context=bool(config.context))
+    shown = sight(config, seen.pretrained, section)
+    sizes = model.sizes_of(shown, vocabulary, limits, context=bool(config.context))
     torch.manual_seed(config.train.seed)
     decoder = decoders.create(config.decoder, vocabulary, **sizes)
     recipe = getattr(decoder, "recipe", config.decoder)  # one that began with weights of others no longer needs them
     return Generator(
-        seen.pretrained, decoder, vocabulary, recipe, sizes, **about, head_reduction=config.head_reduction, views=section.views, max_views=views,
-        sections=tuple(config.sections), context=config.context, provenance={"decoder": config.decoder["name"], **seen.origin},
-        patients=seen.patients,
+        **vars(shown), decoder=decoder, vocabulary=vocabulary, recipe=recipe, sizes=sizes, sections=tuple(config.sections), context=config.context,
+        provenance={"decoder": config.decoder["name"], **seen.origin}, patients=seen.patients,
     )  # fmt: skip
 
 
@@ -291,9 +296,10 @@ def run(
             bad.add(id, reason)
 
     weights = {"decoder": 1.0, **(seen.weights if config.visual == "joint" else {})}
+    scales = {name: config.visual_lr for name, _ in task.named_parameters() if name.startswith("model.")}
     fit(
         fabric, task, batches, train=train, weights=weights, log=log, save=save, state=state, validate=validate if table.split("val") else None,
-        on_batch=note_bad, progress=progress,
+        on_batch=note_bad, progress=progress, scales=scales,
     )  # fmt: skip
     chosen = folder / "best"
     if lead and chosen.is_dir():

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
-from downstream.reportgen import commands, output, score, show
+from downstream.reportgen import commands, decoders, output, score, show
 from downstream.reportgen import config as schemas
 from downstream.reportgen.__main__ import main
 from downstream.reportgen.config import Decode
@@ -145,6 +146,42 @@ def test_other_tokens_than_were_exported_are_refused(trained: Path, exported: Pa
         run("train", *checkpoint, "data.augment={rotate: 5}", "--out", tmp_path / "out3")
     with pytest.raises(ConfigError, match="export needs a visual side"):
         run("export")
+    with pytest.raises(ConfigError, match="speaks of topics"):
+        run("export", *checkpoint, "features=''", "tokens=raw", "decoder={name: topic_sentence}")
+
+
+def test_an_export_needs_no_decoder(trained: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoders, "create", None)  # a language model is not built to look at volumes
+    assert run("export", "--checkpoint", trained / "pretraining", "--out", tmp_path / "features") == 0
+    assert (tmp_path / "features/tokens.npy").read_bytes() == (exported / "tokens.npy").read_bytes()
+
+
+def test_what_was_exported_is_not_looked_at_again_to_judge(trained: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, whole = [], score.priors
+    monkeypatch.setattr(score, "priors", lambda *args: [found.append(args[-1]), whole(*args)])
+    for n, words in enumerate([[f"features={exported}"], [], ["features=''"]]):
+        assert run("evaluate", "--checkpoint", trained, *words, "--out", tmp_path / str(n)) == 0
+    assert [store and store.folder == exported for store in found] == [True, False, None]
+    rows = [{r.row: r.metrics["bleu_4"].value for r in read(tmp_path / n / "results.json")}["nearest_neighbour"] for n in "012"]
+    assert len(set(rows)) == 1
+
+
+@pytest.mark.usefixtures("unjudged")
+def test_the_visual_side_learns_at_a_rate_of_its_own(trained: Path, tmp_path: Path) -> None:
+    words = ["--checkpoint", trained / "pretraining", "visual=finetune", "features=''", "train.steps=1", "train.evaluate_every=0"]
+    before = load_file(trained / "pretraining/checkpoints/step_00000002/model.safetensors")
+    moved, decoders_of = [], []
+    for rate in ("1.0", "0.25"):
+        assert run("train", *words, f"visual_lr={rate}", "--out", tmp_path / rate) == 0
+        last = tmp_path / rate / "checkpoints/step_00000001"
+        after = load_file(last / "model.safetensors")
+        moved.append({name: after[name] - value for name, value in before.items() if ".running_" not in name and value.is_floating_point()})
+        decoders_of.append((last / "decoder.safetensors").read_bytes())
+    assert decoders_of[0] == decoders_of[1]
+    far = {name for name, step in moved[0].items() if step.abs().max() > 0}
+    assert {"image.stem.0.weight", "heads.structure.learned"} <= far
+    for name in far:
+        torch.testing.assert_close(moved[1][name], 0.25 * moved[0][name], atol=1e-6, rtol=1e-2)
 
 
 @pytest.mark.usefixtures("unjudged")

@@ -16,7 +16,7 @@ from torch import nn
 
 from downstream.reportgen import config as schemas
 from downstream.reportgen import features, score
-from downstream.reportgen.model import Generator
+from downstream.reportgen.model import Generator, Sight
 from downstream.reportgen.train import Table, Task, kept_features, prepare
 from elvis.assembly import create_objectives
 from elvis.config import Config, Data, Model
@@ -129,9 +129,27 @@ def test_studies_with_fewer_views_are_filled_up() -> None:
         assert store[two[0].id][1].all()
 
 
-def test_a_decoder_with_topics_is_refused() -> None:
-    with pytest.raises(ConfigError, match="topics"):
-        of(tiny.generator(), tiny.studies(2))
+def test_what_no_decoder_was_made_for_is_the_same(it: Generator) -> None:
+    shown = Sight(it.pretrained, it.tokens, it.per_structure, it.head_reduction)
+    listed = tiny.scans(2)
+    assert shown.shape == (40, 24)
+    assert features.place_of(shown, listed) == features.place_of(it, listed)
+    assert [array.shape for array in of(shown, listed)[listed[1].id]] == [(40, 24), (40,), (40,)]
+
+
+@pytest.mark.parametrize("per_structure", [3, "all"])
+def test_the_nearest_neighbour_by_kept_features_is_that_by_images(per_structure: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    it = tiny.ct_generator(per_structure=per_structure)
+    known, asked = tiny.scans(6), tiny.scans(3, split="test")
+    store = of(it, known)
+    nearest = [study.id for study in score.neighbours(it, asked, known, 2)]
+    assert len(set(nearest)) > 1
+    looked, whole = [], score.batches
+    monkeypatch.setattr(score, "batches", lambda it, some, *rest: [looked.extend(s.id for s in some), *whole(it, some, *rest)][1:])
+    assert [study.id for study in score.neighbours(it, asked, known, 2, store)] == nearest
+    assert looked == [study.id for study in asked]
+    alone = of(it, [s for s in known if s.id != nearest[0]])
+    assert nearest[0] not in {study.id for study in score.neighbours(it, asked, known, 2, alone)}  # one that could not be read
 
 
 # -------------------------------------------------------------------------------------------------------- never another's
@@ -327,6 +345,8 @@ def chosen(*words: str) -> schemas.Reportgen:
     [
         (["visual=finetune"], "visual is finetune"),
         (["visual=joint"], "visual is joint"),
+        (["visual_lr=0.1"], "a frozen visual side learns nothing"),
+        (["features=''", "visual=finetune", "visual_lr=0"], "visual_lr is 0: give a positive number"),
         (["decoder={name: topic_sentence}"], "not among the kept features"),
         (["features=''", "decoder={name: topic_sentence}"], "lays topics over all image tokens"),
         (["per_structure=0"], "one at least"),

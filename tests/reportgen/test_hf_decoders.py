@@ -16,7 +16,7 @@ from downstream.reportgen.config import Decode, Tune
 from downstream.reportgen.decoders.base import Wishes
 from downstream.reportgen.decoders.hf import HfWords
 from downstream.reportgen.language import log_probs, logits, speak, until_end
-from downstream.reportgen.model import Generator
+from downstream.reportgen.model import Generator, Sight
 from downstream.reportgen.tune import Tuning, rewards
 from downstream.reportgen.vocabulary import Vocabulary
 from elvis.errors import CheckpointError, ConfigError
@@ -45,12 +45,11 @@ EVERY = pytest.mark.parametrize("name", RECIPES)
 
 
 def generator(recipe: dict[str, Any], vocabulary: Any = None, **limits: int) -> Generator:
-    visual = tiny.pretrained()
+    shown = Sight(tiny.pretrained())
     vocabulary = vocabulary or Vocabulary.train(tiny.TEXTS, size=120)
-    sizes = model.sizes_of(visual, vocabulary, {**tiny.LIMITS, **limits}, tokens="raw", views=1, context=False)
+    sizes = model.sizes_of(shown, vocabulary, {**tiny.LIMITS, **limits}, context=False)
     torch.manual_seed(0)
-    decoder = decoders.create(recipe, vocabulary, **sizes)
-    return Generator(visual, decoder, vocabulary, getattr(decoder, "recipe", recipe), sizes, provenance={"weights": "none"}).eval()
+    return tiny.spoken(shown, decoders.create(recipe, vocabulary, **sizes), vocabulary, recipe, sizes)
 
 
 def seen(it: Generator, count: int = 4) -> tuple[Any, Any]:

@@ -320,7 +320,7 @@ def test_what_generate_leaves_out_is_said(openi: Path, told: Path, tmp_path: Pat
 def test_the_decoder_is_told_the_indication(openi: Path, told: Path, tmp_path: Path) -> None:
     it, listed = load(told), load_studies("openi", root=str(openi)).studies
     assert (it.sections, it.context) == (("findings", "impression"), "indication")
-    heard = it.told([context_of(study, "indication") for study in listed])
+    heard = it.told(listed)
     assert heard is not None
     assert [bool(row.any()) for row in heard.mask] == [bool(study.sections.get("indication")) for study in listed]
     assert all(it.vocabulary.unknown(it.vocabulary.encode(context_of(study, "indication"))) == 0 for study in listed if study.split == "train")

@@ -10,6 +10,7 @@ import torch
 
 from downstream.reportgen import config as schemas
 from downstream.reportgen import decoders, model
+from downstream.reportgen import train as training
 from downstream.reportgen.vocabulary import Vocabulary
 from elvis import assembly
 from elvis import config as configs
@@ -47,9 +48,8 @@ def built(name: str) -> tuple[schemas.Reportgen, configs.Config, Pretrained, Voc
     v = chosen.vocabulary
     vocabulary = Vocabulary.train(WORDS, kind=v.kind, size=v.size)
     section, _ = configs.data_section(whole)
-    views = section.max_views if section.views == "all" else 1
     limits = {key: getattr(chosen.decode, key) for key in ("max_tokens", "max_sentences", "max_report")}
-    sizes = model.sizes_of(visual, vocabulary, limits, tokens=chosen.tokens, views=views, context=bool(chosen.context))
+    sizes = model.sizes_of(training.sight(chosen, visual, section), vocabulary, limits, context=bool(chosen.context))
     return chosen, whole, visual, vocabulary, decoders.create(chosen.decoder, vocabulary, **sizes)
 
 
@@ -106,16 +106,13 @@ def test_the_baseline_has_as_many_parameters() -> None:
 def test_the_published_preset_takes_a_step() -> None:
     torch.manual_seed(0)
     chosen, whole, visual, vocabulary, decoder = built("mgrrg_mimic")
-    from downstream.reportgen.model import Generator
-    from downstream.reportgen.train import Task, prepare
-
     objectives, weights = assembly.create_objectives(whole)
-    prepare(visual.model, objectives, ["report", "sentence"], chosen.visual, chosen.tokens)
-    it = Generator(visual, decoder, vocabulary, chosen.decoder, {"max_tokens": 50, "max_sentences": 30, "max_report": 100})
+    training.prepare(visual.model, objectives, ["report", "sentence"], chosen.visual, chosen.tokens)
+    it = tiny.spoken(model.Sight(visual), decoder, vocabulary, chosen.decoder, {"max_tokens": 50, "max_sentences": 30, "max_report": 100})
     texts = [["word1 is here.", "word2 is here."], ["word3 is here.", "word1 is here.", "word4 is here."]]
     listed = [tiny.study(f"s{n}", some, seed=n) for n, some in enumerate(texts)]
     batch: Batch = tiny.raw_batch(it, listed)
-    task = Task(it, objectives, it.to_input, mode="joint").train()
+    task = training.Task(it, objectives, it.to_input, mode="joint").train()
     before = {n: p.detach().clone() for n, p in task.named_parameters()}
     terms = task(batch)
     loss = sum({"decoder": 1.0, **weights}[name.partition("/")[0]] * total / count.clamp_min(1) for name, (total, count) in terms.items())

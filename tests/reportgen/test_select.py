@@ -166,4 +166,4 @@ def test_a_visual_side_without_structure_queries_is_refused() -> None:
     with pytest.raises(ConfigError, match="no learned region query"):
         select.label_of(tiny.pretrained().model)
     with pytest.raises(ConfigError, match="tokens=structures"):
-        model.sizes_of(tiny.pretrained(), tiny.generator().vocabulary, tiny.LIMITS, tokens="structures", views=1, context=False)
+        _ = model.Sight(tiny.pretrained(), "structures").shape

@@ -14,7 +14,7 @@ ct_generator("bert")            on it, looking at K tokens of each structure; it
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 
 from downstream.reportgen import decoders, model
 from downstream.reportgen.data import ReportDataset
-from downstream.reportgen.model import Generator
+from downstream.reportgen.model import Generator, Sight
 from downstream.reportgen.vocabulary import Vocabulary
 from elvis.backbones import create_backbone
 from elvis.data.datasets.phantom_ct import phantom_ct
@@ -121,12 +121,19 @@ def generator(
     visual = visual or pretrained(view_count=max_views)
     vocabulary = Vocabulary.train([*TEXTS, "Cough, nodule."], kind=kind, size=120)
     recipe = {**RECIPES[name], **options}
-    sizes = model.sizes_of(visual, vocabulary, limits, tokens=tokens, views=max_views, context=bool(context))
+    shown = Sight(visual, tokens, views=views, max_views=max_views)
+    sizes = model.sizes_of(shown, vocabulary, limits, context=bool(context))
     torch.manual_seed(seed)
     decoder = decoders.create(recipe, **sizes)
+    return spoken(shown, decoder, vocabulary, recipe, sizes, context=context)
+
+
+def spoken(shown: Sight, decoder: Any, vocabulary: Any, recipe: Mapping[str, Any], sizes: Mapping[str, Any], **more: Any) -> Generator:
+    """A generator of its parts."""
+    recipe = getattr(decoder, "recipe", recipe)
     return Generator(
-        visual, decoder, vocabulary, recipe, sizes, tokens=tokens, views=views, max_views=max_views, context=context, provenance={"weights": "none"}
-    ).eval()
+        **vars(shown), decoder=decoder, vocabulary=vocabulary, recipe=recipe, sizes=sizes, provenance={"weights": "none"}, **more
+    ).eval()  # fmt: skip
 
 
 def taught(name: str = "topic_sentence", *, steps: int = 60, lr: float = 1e-2, **options: Any) -> Generator:
@@ -198,10 +205,7 @@ def ct_generator(
     visual = visual or pretrained_ct()
     vocabulary = Vocabulary.train(sentences(scans(12)), kind="word", size=300)
     recipe = {**RECIPES.get(name, {"name": name}), **options}
-    sizes = model.sizes_of(visual, vocabulary, limits, tokens=tokens, per_structure=per_structure, views=1, context=False)
+    shown = Sight(visual, tokens, per_structure, head_reduction)
+    sizes = model.sizes_of(shown, vocabulary, limits, context=False)
     torch.manual_seed(0)
-    decoder = decoders.create(recipe, vocabulary, **sizes)
-    return Generator(
-        visual, decoder, vocabulary, getattr(decoder, "recipe", recipe), sizes, tokens=tokens, per_structure=per_structure,
-        head_reduction=head_reduction, provenance={"weights": "none"},
-    ).eval()  # fmt: skip
+    return spoken(shown, decoders.create(recipe, vocabulary, **sizes), vocabulary, recipe, sizes)
