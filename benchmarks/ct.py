@@ -15,9 +15,9 @@ import resource
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from downstream.reportgen.metrics.sums import Sums
 from elvis import checkpoints, results
 from elvis import config as configs
 from elvis.errors import run_cli
-from elvis.types import Metric, Result
+from elvis.types import Metric, Result, Study
 
 HERE = Path(__file__).parent
 DECODE = ("train", "--config", "structure_ct_phantom")
@@ -78,7 +78,7 @@ FROZEN = {
     "finetune, at a tenth of it": "say_finetune_slow",
     "joint, at the decoder's learning rate": "say_joint",
 }
-WAYS = [f"{kind}r@{k}_text_to_image" for kind in ("", "structure_") for k in (1, 5, 10)]
+WAYS = [f"{kind}r@{k}_text_to_image[distinct]" for kind in ("", "structure_") for k in (1, 5, 10)]
 SEEN = (*WAYS, "mass", "mass_chance")
 SAID = ("finding_f1", "location_f1", "structure_f1", "finding_f1[abnormal]", "location_f1[abnormal]", "hallucination", "omission", "bleu_4")
 COMPARED = ("finding_f1", "location_f1", "structure_f1")
@@ -86,9 +86,8 @@ PAIRS = (("word", "clip_ct"), ("hard", "clip_ct"), ("hard", "word"), ("soft", "h
 PRIORS = ("nearest_neighbour", "mode_report")
 
 
-def compare(out: Path, seeds: int, words: Sequence[str]) -> dict[str, list[Result]]:
-    """table -> rows: arms (means over seeds), pairs, ladder, frozen, transfer."""
-    listed, how = _truth(words)
+def compare(out: Path, seeds: int, listed: Sequence[Study], how: score.Setting) -> dict[str, list[Result]]:
+    """table -> rows: arms (means over seeds), pairs, ladder, frozen, transfer. listed: the test studies."""
     seen = {arm: [_row(out / f"see_{arm}-{seed}", "model") for seed in range(seeds)] for arm in ARMS}
     arms = [means(NAMES[arm], [{**_of(seen[arm][s], SEEN), **_of(_said(out, f"say_{arm}-{s}"), SAID)} for s in range(seeds)]) for arm in ARMS]
     arms += [means(prior, [_of(_row(out / f"say_queue-{s}", prior), SAID) for s in range(seeds)]) for prior in PRIORS]
@@ -119,7 +118,8 @@ def compare(out: Path, seeds: int, words: Sequence[str]) -> dict[str, list[Resul
     return {"arms": arms, "pairs": pairs, "ladder": ladder, "frozen": frozen, "transfer": transfer}
 
 
-def _truth(words: Sequence[str]) -> tuple[list[Any], score.Setting]:
+def _truth(words: Sequence[str]) -> tuple[list[Study], score.Setting]:
+    """The test studies, and how their reports are judged."""
     config = schemas.load("structure_ct_phantom", [w for w in words if w.startswith("data.")])
     section, options = configs.data_section(schemas.pretraining(config))
     table = training.table(config, section, options)
@@ -255,7 +255,8 @@ def memory(out: Path) -> list[Result]:
 ABOUT_ARMS = (
     "clip_ct and words against regions: the decoder looks at all 256 projected tokens, and the text tower trains. Structure queries: it "
     "looks at ten of each structure (110), and the text tower is fixed: more than the queries differs. r@k_text_to_image: the report's "
-    "own scan, or one with an equal report, among the first k of the test scans, by pooled features; structure_r@k: by structures. mass: "
+    "own scan, or one with an equal report, among the first k of the test scans, by pooled features; structure_r@k: by structures; "
+    "[distinct]: each text asked once ({usual:.0%} of the test reports are one text, whose one answer would be as much of the mean). mass: "
     "attention of a query inside its structure, macro; mass_chance: of even attention. F1 exact, by the grammar. Nearest neighbours are "
     "those of the queue's visual side. ± = standard deviation over seeds."
 )
@@ -266,8 +267,9 @@ ABOUT_MEMORY = (
 )
 
 
-def write(out: Path, tables: Mapping[str, Sequence[Result]], measured: Sequence[Result], seeds: int) -> Path:
+def write(out: Path, tables: Mapping[str, Sequence[Result]], measured: Sequence[Result], seeds: int, listed: Sequence[Study]) -> Path:
     """benchmarks/results/ct.md and ct.json."""
+    usual = Counter(" ".join(sentence.text for sentence in study.sentences) for study in listed).most_common(1)[0][1]
     origin = _said(out, "say_queue-0").provenance
     commits = sorted({json.loads(path.read_text())["commit"] for path in out.glob("*/checkpoints/*/provenance.json")})
     first = _said(out, "say_queue-0").config
@@ -286,7 +288,7 @@ def write(out: Path, tables: Mapping[str, Sequence[Result]], measured: Sequence[
         "",
         "## Arms of stage 1",
         "",
-        ABOUT_ARMS,
+        ABOUT_ARMS.format(usual=usual / len(listed)),
         "",
         *markdown("", SEEN, [r for r in tables["arms"] if r.row not in PRIORS], plain),
         "",
@@ -344,7 +346,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     measured = results.read(kept) if kept.is_file() and args.only != "memory" else memory(out)
     if args.only == "memory":
         return 0
-    page = write(out, compare(out, args.seeds, args.overrides), measured, args.seeds)
+    listed, how = _truth(args.overrides)
+    page = write(out, compare(out, args.seeds, listed, how), measured, args.seeds, listed)
     print(page.read_text())
     return 0
 

@@ -3,7 +3,7 @@
     grounding      every phrase with a box: CNR, pointing game, mIoU (macro over findings), and the same over phrases of a focal
                    finding that name no place (`lf_*`: the headline, a text prior cannot help there); WID within an image
     swap           twin images that differ in one finding's place: does each image prefer its own sentence to its twin's?
-    retrieval      recall at 1, 5 and 10 among the held-out studies, both ways, an equal report counts as correct
+    retrieval      recall at 1, 5 and 10 among the held-out studies, both ways, an equal report counts as correct; [distinct]: each text asked once
     structures     of a model with learned structure queries: retrieval by structures (`structure_r@k`: mean cosine of what each query saw with the
                    text of its structure), and the share of each query's attention that lies inside its structure (`mass`, macro over structures;
                    `mass_chance`: of even attention)
@@ -488,7 +488,8 @@ def _retrieval(
 ) -> dict[str, Metric]:
     """Recall at k among studies with a readable image and a text; `r@k` is the mean of both ways. The first image stands for the study.
 
-    structure_r@k: by structures, of a model that has queries for them.
+    structure_r@k: by structures, of a model that has queries for them. [distinct]: each distinct report asked once; where a quarter of the
+    reports are one text, that one query decides a quarter of `r@1_text_to_image`.
     """
     usable = [study for study in studies if study.sentences and study.id in seen.pooled]
     if len(usable) < 2:
@@ -500,6 +501,8 @@ def _retrieval(
     ]
     group = torch.tensor([text_hash(" ".join(report)) for report in reports])
     patients = [study.patient for study in usable]
+    again = np.ones(len(usable), bool)
+    again[np.unique(group.numpy(), return_index=True)[1]] = False
     compared = {}
     if pooled:
         image = torch.stack([seen.pooled[study.id] for study in usable])  # n D
@@ -513,7 +516,10 @@ def _retrieval(
     for name, ranks in compared.items():
         to_text, to_image = (each.numpy() for each in ranks)
         for k in RECALLS:
-            hits = {"": ((to_text < k) * 1.0 + (to_image < k)) / 2, "_image_to_text": to_text < k, "_text_to_image": to_image < k}
+            hits = {
+                "": ((to_text < k) * 1.0 + (to_image < k)) / 2, "_image_to_text": to_text < k, "_text_to_image": to_image < k,
+                "_text_to_image[distinct]": np.where(again, np.nan, to_image < k),
+            }  # fmt: skip
             found |= {f"{name}r@{k}{way}": bootstrap.mean(values, patients, resamples=resamples, seed=seed) for way, values in hits.items()}
     return found
 

@@ -208,6 +208,16 @@ def test_retrieval_counts_equal_reports_as_correct() -> None:
     assert found["r@1_image_to_text"].value < 1
 
 
+def test_a_report_that_many_studies_share_may_be_asked_once() -> None:
+    listed = [make("test", n, ((what, 8, 8 * (n % 5)),)) for n, what in enumerate(["dot"] * 6 + ["square"])]
+    both = Squares("both", (("dot", 8, 8), ("square", 8, 32)))  # what the square's report asks for is shown better by another image
+    listed[0], listed[6] = replace(listed[0], images=listed[6].images), replace(listed[6], images=(both,))
+    found = by(evaluate(Finder(), {"test": listed}, resamples=20), "model").metrics
+    assert found["r@1_text_to_image"].value == pytest.approx(6 / 7)
+    assert found["r@1_text_to_image[distinct]"].value == pytest.approx(1 / 2)
+    assert found["r@10_text_to_image[distinct]"].value == 1
+
+
 def test_preservation_is_the_same_alone_and_inside_the_evaluation() -> None:
     studies = [replace(s, sentences=(*s.sentences, Sentence("No other abnormality at all is seen."))) for s in scatter("test", 6)]
     alone = preservation(Finder(), studies, batch_size=4, resamples=50)
@@ -340,7 +350,7 @@ def test_queries_are_scored_by_what_lies_inside_their_structures_and_by_what_the
     deceived = [replace(s, images=(replace(s.images[0], squares=tuple((w, (x + 24) % 48, y) for w, x, y in s.images[0].squares)),)) for s in studies]
     wrong = by(evaluate(Looker(), {"test": deceived}, resamples=20), "model").metrics
     assert wrong["mass"].value == 0
-    assert wrong["structure_r@1"].value == 0
+    assert wrong["structure_r@1"].value == wrong["structure_r@1_text_to_image[distinct]"].value == 0
 
 
 def test_retrieval_by_what_nobody_trained_is_left_out() -> None:
