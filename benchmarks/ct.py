@@ -342,12 +342,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     if args.only is None:
         spent(out, run(JOBS, out, seeds=args.seeds, at_once=args.jobs, words=args.overrides))
-    kept = out / "memory.json"
-    measured = results.read(kept) if kept.is_file() and args.only != "memory" else memory(out)
     if args.only == "memory":
+        memory(out)
         return 0
     listed, how = _truth(args.overrides)
-    page = write(out, compare(out, args.seeds, listed, how), measured, args.seeds, listed)
+    tables, kept = compare(out, args.seeds, listed, how), out / "memory.json"
+    page = write(out, tables, results.read(kept) if kept.is_file() else memory(out), args.seeds, listed)
     print(page.read_text())
     return 0
 
