@@ -108,7 +108,7 @@ def main() -> None:
     parts = {"Small volumes: 4 cells along each axis": table([row(case, False, given.memory) for case in CASES])}
     if not given.quick:
         parts["Full size"] = table([row(case, True, given.memory) for case in given.only or CASES])
-    made = f"`python -m benchmarks.backbones3d {shlex.join(sys.argv[1:])}`, commit {commit()}, {datetime.date.today()}, {machine()}"
+    made = f"`{shlex.join(['python', '-m', 'benchmarks.backbones3d', *sys.argv[1:]])}`, commit {commit()}, {datetime.date.today()}, {machine()}"
     text = f"# What a volume costs in the 3D backbones\n\n{made}, Python {platform.python_version()}, torch {torch.__version__}.\n\n"
     text += "One volume of one channel, one pass in a new process; memory beyond what the process had before the model: weights, gradients and the\n"
     text += "volume count.\n"

@@ -488,8 +488,8 @@ def _retrieval(
 ) -> dict[str, Metric]:
     """Recall at k among studies with a readable image and a text; `r@k` is the mean of both ways. The first image stands for the study.
 
-    structure_r@k: by structures, of a model that has queries for them. [distinct]: each distinct report asked once; where a quarter of the
-    reports are one text, that one query decides a quarter of `r@1_text_to_image`.
+    structure_r@k: by structures, of a model that has queries for them. [distinct]: each text asked once; where a fifth of the reports are one
+    text, that one query decides a fifth of `r@1_text_to_image`.
     """
     usable = [study for study in studies if study.sentences and study.id in seen.pooled]
     if len(usable) < 2:

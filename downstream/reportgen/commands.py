@@ -447,7 +447,7 @@ def enter(out: Path, config: Reportgen, resume: bool, more: Mapping[str, str]) -
     if begun and not resume:
         raise ConfigError(f"{out} holds a run already", "add --resume to go on with it, or choose another --out")
     if resume and path.is_file():
-        old = configs.read(path)
+        old = {**dataclasses.asdict(Reportgen()), **configs.read(path)}  # what it does not name was not there yet, and as it is by default
         free = ("page", "metrics", "limit", "batch_size", "resamples", "splits", "force")
         plain = json.loads(json.dumps(values))
         if changed := [key for key in sorted({*old, *plain}) if key not in free and old.get(key) != plain.get(key)]:

@@ -127,6 +127,8 @@ def test_training_goes_on_where_it_was_cut_and_from_exported_features_to_the_sam
     shutil.copytree(trained, out)
     for name in ("step_00000002", "best"):
         shutil.rmtree(out / "checkpoints" / name)
+    config = out / "config.yaml"
+    config.write_text(config.read_text().replace("visual_lr: 1.0\n", ""))  # begun before the option was there
     assert run("train", "--out", out, "--resume") == 0
     assert decoder_weights(out) == decoder_weights(trained)
     checkpoint = ["--checkpoint", trained / "pretraining"]
