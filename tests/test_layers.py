@@ -24,6 +24,7 @@ ALLOWED = {
     "elvis.pooling": {"elvis.types", "elvis.ops", "elvis.errors", "elvis.distributed"},
     "elvis.backbones": {"elvis.types", "elvis.ops", "elvis.registry", "elvis.errors", "elvis.hub"},
     "elvis.text": {"elvis.types", "elvis.ops", "elvis.registry", "elvis.errors", "elvis.hub"},
+    "elvis.kernels": {"elvis.types", "elvis.ops", "elvis.errors"},
     "elvis.objectives": {"elvis.types", "elvis.ops", "elvis.registry", "elvis.errors", "elvis.distributed", "elvis.pooling", "elvis.kernels"},
     "elvis.metrics": {"elvis.types", "elvis.ops"},
     "elvis.data.__main__": {"elvis.types", "elvis.registry", "elvis.config", "elvis.errors", "elvis.data", "elvis.results"},

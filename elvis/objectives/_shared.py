@@ -1,4 +1,4 @@
-"""What several objectives share: an option that is one of a few words, the negatives of a study, a computation in chunks."""
+"""What several objectives share: an option that is one of a few words, the negatives of a study, the units to compare, a computation in chunks."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ def study_pairs(batch: Batch, real: Tensor) -> tuple[Tensor, Tensor]:
     other = (batch.study.unsqueeze(-1) != gather(batch.study)) & (report.unsqueeze(-1) != gather(report))
     both = real.unsqueeze(-1) & columns
     return own & both, other & both
+
+
+def rows_to_compare(mask: Tensor) -> Tensor:
+    """Places of the real among all units, mask B U -> N int64; but on a GPU of all units, since asking how many are real would wait for it."""
+    return mask.flatten().nonzero().squeeze(1) if mask.device.type == "cpu" else torch.arange(mask.numel(), device=mask.device)
 
 
 def in_chunks(score: Callable[..., Tensor], *rows: Tensor, chunk: int) -> Tensor:

@@ -10,8 +10,8 @@ VL-CABS with the MP-NCE of RadZero (arXiv 2504.07416). Ours: an image is a posit
 word by word, so that the same sentence in two reports is a positive of both images; studies of one group are not
 negatives; and every image counts once in `image_to_sentence` (RadZero: every sentence once).
 
-Patches stay on their rank: the sentences of all ranks are gathered and scored against local images, in recomputed chunks
-(no N B R D tensor); the N x B logits are gathered for the rows, of which each rank keeps its own sentences.
+Patches stay on their rank: the sentences of all ranks are gathered and scored against local images (elvis.kernels.word_region: no N B R D
+tensor); the N x B logits are gathered for the rows, of which each rank keeps its own sentences.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from elvis.distributed import gather, gather_padded, own_rows
-from elvis.objectives._shared import in_chunks
+from elvis.kernels.word_region import attended_cosine
+from elvis.objectives._shared import rows_to_compare
 from elvis.ops import attend, info_nce, masked_zero, normalize
 from elvis.registry import OBJECTIVES
 from elvis.types import Batch, ImageFeatures, Pair, TextFeatures
@@ -41,40 +42,37 @@ class PhraseImage(nn.Module):
         sentence_to_image: float = 0.5,  # weight of the direction; RadZero: the mean of both
         image_to_sentence: float = 0.5,
         scale: float = 1 / 0.07,  # start of s, RadZero
-        chunk: int = 256,  # sentences scored at once; more of them are recomputed in the backward. Changes memory, not the result
     ) -> None:
         super().__init__()
         self.weight = {"sentence_to_image": sentence_to_image, "image_to_sentence": image_to_sentence}
-        self.chunk = chunk
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
 
     def forward(self, pair: Pair, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         image, sentence = pair.image, pair.text.units["sentence"]
-        real = gather_padded(sentence.mask)  # W*B U
-        owner = real.nonzero()[:, 0]  # N, the study each real sentence is of
-        sentences = normalize(gather_padded(sentence.vectors)[real])  # N D
+        mask, group = gather_padded(sentence.mask), gather_padded(sentence.group)  # W*B U
+        rows = rows_to_compare(mask)  # N
+        real, kind, owner = mask.flatten()[rows], group.flatten()[rows], rows // mask.shape[1]  # N; owner: the study a sentence is of
+        sentences = normalize(gather_padded(masked_zero(sentence.vectors, sentence.mask)).flatten(0, 1)[rows])  # N D
         tokens = normalize(masked_zero(image.tokens, image.mask))  # B R D
         if self.training:
             self.log_scale.data.clamp_(max=math.log(self.max_scale))
-        scale = self.log_scale.exp()
-        local = phrase_image_logits(sentences, tokens, image.mask, scale, chunk=self.chunk)  # B N
+        local = phrase_image_logits(sentences, tokens, image.mask, self.log_scale.exp())  # B N
         logits = gather(local)  # W*B N
 
-        _, kind = torch.unique(gather_padded(sentence.group)[real], return_inverse=True)  # N, equal text = equal kind
-        said = torch.zeros(len(real), len(kind), dtype=torch.bool, device=real.device)
-        said[owner, kind] = True  # which study says what
-        seen = gather(image.mask.any(1)).unsqueeze(-1)
-        study = gather(batch.study)
-        positive = said[:, kind] & seen  # W*B N
-        negative = ~said[:, kind] & seen & (study.unsqueeze(-1) != study[owner])
+        said = torch.zeros(len(mask), len(rows), dtype=torch.bool, device=real.device)  # W*B N, which study says what, word by word
+        for text, there in zip(group.unbind(1), mask.unbind(1), strict=True):
+            said |= there[:, None] & (text[:, None] == kind)
+        seen, study = gather(image.mask.any(1))[:, None] & real, gather(batch.study)
+        positive = said & seen  # W*B N
+        negative = ~said & seen & (study[:, None] != study[owner])
 
-        rows = own_rows(len(batch), real.device)
-        mine = torch.isin(owner, rows)  # the sentences of this rank
-        by_image = info_nce(local, positive[rows], negative[rows])  # B
-        by_sentence = info_nce(logits[:, mine], positive[:, mine], negative[:, mine], dim=0)  # own N
+        own = own_rows(len(batch), real.device)
+        mine = torch.isin(owner, own)  # the sentences of this rank; those of others are no one's positive here
+        by_image = info_nce(local, positive[own], negative[own])  # B
+        by_sentence = info_nce(logits, positive & mine, negative, dim=0)  # N
         return {
-            "sentence_to_image": (self.weight["sentence_to_image"] * by_sentence.sum(), positive[:, mine].any(0).sum().to(local.dtype)),
-            "image_to_sentence": (self.weight["image_to_sentence"] * by_image.sum(), positive[rows].any(1).sum().to(local.dtype)),
+            "sentence_to_image": (self.weight["sentence_to_image"] * by_sentence.sum(), (positive & mine).any(0).sum().to(local.dtype)),
+            "image_to_sentence": (self.weight["image_to_sentence"] * by_image.sum(), positive[own].any(1).sum().to(local.dtype)),
         }
 
     def attention(self, image: ImageFeatures, text: TextFeatures) -> Tensor:
@@ -83,11 +81,6 @@ class PhraseImage(nn.Module):
         return attend(sentence, tokens, tokens, image.mask, self.log_scale.exp())[1][:, 0]
 
 
-def phrase_image_logits(sentences: Tensor, tokens: Tensor, mask: Tensor, scale: Tensor, *, chunk: int = 256) -> Tensor:
+def phrase_image_logits(sentences: Tensor, tokens: Tensor, mask: Tensor, scale: Tensor) -> Tensor:
     """Unit sentences N D against the unit tokens B R D of images with mask B R -> logits B N."""
-
-    def score(some: Tensor) -> Tensor:  # n D -> B n
-        pooled, _ = attend(some, tokens, tokens, mask, scale)  # B n D
-        return scale * (normalize(pooled) * some).sum(-1)
-
-    return in_chunks(score, sentences, chunk=chunk)
+    return scale * attended_cosine(scale * sentences, tokens, mask)

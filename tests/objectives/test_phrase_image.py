@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from elvis.kernels import word_region
 from elvis.types import Batch, Pair
 from tests import loops
 from tests.pairs import build, make, parts, total
@@ -98,14 +99,16 @@ def test_reports_without_a_sentence_and_studies_without_an_image_are_left_out() 
     check(replace(pair, image=replace(pair.image, mask=mask)), batch)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 9])
-def test_chunks_change_neither_values_nor_gradients(chunk: int) -> None:
+@pytest.mark.parametrize("size", [1, 50, 200])
+def test_tiles_change_neither_values_nor_gradients(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     gradients = []
-    for size in (1000, chunk):
+    for rules in (word_region.RULES, (word_region.Rule("chunked"),)):
+        monkeypatch.setattr(word_region, "RULES", rules)
         pair, batch = make(requires_grad=True)
-        objective = build("phrase_image", chunk=size)
+        objective = build("phrase_image")
         total(objective(pair, batch)).backward()
         gradients.append([parts(pair)["image.tokens"].grad, parts(pair)["text.sentence"].grad, objective.log_scale.grad])
-    for whole, chunked in zip(*gradients, strict=True):
-        torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-12)
-    check(*make(), chunk=chunk)
+        monkeypatch.setitem(word_region.TILE, "cpu", size)
+    for whole, tiled in zip(*gradients, strict=True):
+        torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-12)
+    check(*make())

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from elvis.errors import ConfigError
-from elvis.objectives.word_region import word_region_similarity
+from elvis.kernels.word_region import word_region_similarity
 from elvis.types import Batch, Pair
 from tests import loops
-from tests.pairs import build, make, parts, total
+from tests.pairs import build, make
 
 GLORIA = {"score_scale": 1.0, "attention_scale": 4.0, "word_scale": 5.0}
 
@@ -44,7 +44,7 @@ def reference(pair: Pair, batch: Batch, cosine: bool = False, logit_scale: float
 
 def check(pair: Pair, batch: Batch, **options: Any) -> None:
     terms = build("word_region", **options)(pair, batch)
-    scales = {k: v for k, v in options.items() if k not in ("attention", "chunk")}
+    scales = {k: v for k, v in options.items() if k not in ("attention", "engine")}
     expected = reference(pair, batch, options.get("attention") == "cosine", **scales)
     assert terms.keys() == expected.keys()
     for name, (value, count) in expected.items():
@@ -84,16 +84,10 @@ def test_a_report_without_a_word_and_a_study_without_an_image_take_no_part() -> 
     check(replace(pair, image=replace(pair.image, mask=mask)), batch)
 
 
+@pytest.mark.parametrize("engine", ["dense", "chunked"])
 @pytest.mark.parametrize("width", [3, 9])
-@pytest.mark.parametrize("chunk", [1, 3])
-def test_chunks_change_neither_values_nor_gradients(width: int, chunk: int) -> None:
-    gradients = []
-    for size in (1000, chunk):
-        pair, batch = make(grid=(2, 3), width=width, requires_grad=True)
-        total(build("word_region", chunk=size)(pair, batch)).backward()
-        gradients.append([parts(pair)["image.tokens"].grad, parts(pair)["text.word"].grad])
-    for whole, chunked in zip(*gradients, strict=True):
-        torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-12)
+def test_every_engine_equals_the_loop(width: int, engine: str) -> None:
+    check(*make(grid=(2, 3), width=width), engine=engine)
 
 
 @pytest.mark.parametrize("width", [3, 9])
@@ -102,7 +96,7 @@ def test_the_similarity_of_any_texts_with_any_images_stands_alone(width: int) ->
     words, regions = torch.randn(3, 5, width, generator=draw).double(), torch.randn(2, 6, width, generator=draw).double()
     word_mask = torch.arange(5) < torch.tensor([[5], [2], [0]])
     region_mask = torch.arange(6) < torch.tensor([[6], [4]])
-    got = word_region_similarity(words, regions, word_mask, region_mask, chunk=2)
+    got = word_region_similarity(words, regions, word_mask, region_mask)
     for i in range(2):
         for j in range(2):
             expected = similarity(words[j][word_mask[j]].tolist(), regions[i][region_mask[i]].tolist(), **GLORIA)
@@ -121,3 +115,8 @@ def test_in_single_precision_it_agrees_with_the_loop_to_single_precision() -> No
 def test_an_unknown_attention_is_named_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"'dots'(.|\n)*dot \| cosine"):
         build("word_region", attention="dots")
+
+
+def test_an_unknown_engine_is_named_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"'tritn'(.|\n)*triton"):
+        build("word_region", engine="tritn")

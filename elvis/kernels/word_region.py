@@ -1,0 +1,326 @@
+"""All pairs of images and texts: every word looks for itself in every image; how alike is what it finds?
+
+    S = W V^T                        words W T D of a text, regions V R D of an image
+    P = softmax over words of  a S                  a: score_scale
+    E = exp( b P )                                  b: attention_scale.  E / sum over regions of E  is GLoRIA's attention
+    cos = n / ( |w| sqrt q ),   n = sum_r E S,   q = E^T G E,   G = V V^T
+    z   = log sum over words of exp( c cos )        c: word_scale
+
+No context (a D-wide vector a pair and word) is kept: a cosine does not see the normaliser of E, and its two products need S and G alone. Where
+regions are as many as dimensions, or words are few, q = |V^T E|^2 is cheaper (`gram_pays`). Of `attended_cosine` E = exp(S - max over regions).
+
+Backward, with g = dL/dcos, gn = g / (|w| sqrt q), gq = - g cos / (2 q):
+
+    dE = gn S + 2 gq (G E)        dP = b E dE        dS = gn E + a P ( dP - sum over words of P dP )
+    dW = dS V - w sum_b (g cos) / |w|^2              dV = dS^T W + 2 ( sum (gq E) E^T ) V
+
+    u = 2 B I T R D,  m = 2 B I T R min(R, D)        FLOP: forward u + m; both 3 u + 2 m when all is kept, 4 u + 3 m when tiles are computed again
+
+Pairs are taken in tiles of images x texts, so that memory is that of a tile. A tile has two steps, `look` (S to n and q) and `pull` (gn and gq to
+dS), in torch here and in Triton beside (elvis.kernels.word_region_triton); what lies between tiles is the same for all engines:
+
+    dense     tiles are kept for the backward                 small problems
+    chunked   tiles are computed again in the backward        any device, size and dtype
+    triton    the same, S, P and their gradients never leave a kernel           CUDA, T <= 256
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from elvis.errors import ConfigError
+from elvis.ops import masked_fill_low, masked_logsumexp, upcast
+
+ENGINES = ("auto", "dense", "chunked", "triton")
+HALF = (torch.bfloat16, torch.float16)
+SMALLEST = 1e-12  # of |w|^2 q: below it the cosine is 0 / 0
+
+
+# ---------------------------------------------------------------------------------------------------------- engines
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row of the table: the engine takes a problem of these devices, dtypes, most words, and from `least` to `most` elements B I T R."""
+
+    engine: str
+    devices: tuple[str, ...] = ()  # () = any, as below
+    dtypes: tuple[torch.dtype, ...] = ()
+    words: float = math.inf
+    least: float = 0
+    most: float = math.inf
+
+
+RULES = (  # the first that fits
+    Rule("triton", devices=("cuda",), dtypes=(*HALF, torch.float32), words=256, least=2**18),
+    Rule("dense", most=2**24),  # 4 floats an element: 256 MiB in fp32
+    Rule("chunked"),
+)
+TILE = {"cpu": 2**19, "cuda": 2**25}  # elements of a tile: what stays in a cache; some hundred MiB
+TILE_TRITON = 2**26  # three of 2 bytes each
+
+
+def choose_engine(device: str, dtype: torch.dtype, *, words: int, elements: int, triton: bool = True) -> str:
+    """The first row of RULES that fits: words T of a text, elements B I T R of the problem."""
+    for rule in RULES:
+        allowed = (not rule.devices or device in rule.devices) and (not rule.dtypes or dtype in rule.dtypes) and words <= rule.words
+        if allowed and rule.least <= elements <= rule.most and (triton or rule.engine != "triton"):
+            return rule.engine
+    raise AssertionError("the last rule takes everything")
+
+
+@cache
+def has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+# --------------------------------------------------------------------------------------------------------- functions
+
+
+def word_region_similarity(
+    words: Tensor,
+    regions: Tensor,
+    word_mask: Tensor,
+    region_mask: Tensor,
+    *,
+    score_scale: float = 1.0,
+    attention_scale: float = 4.0,
+    word_scale: float = 5.0,
+    engine: str = "auto",
+) -> Tensor:
+    """z of all pairs (GLoRIA's, Huang et al. 2021): words I T D, regions B R D, masks I T and B R -> B I; 0 without a word or a region.
+
+    Words and regions are finite where masked. The result is fp32 (fp64 of fp64); half precision is multiplied as it is on CUDA, and cast up on a CPU.
+    engine: auto | dense | chunked | triton. Raises ConfigError for an unknown one, and for one that cannot take the problem.
+    """
+    form = OverWords(score_scale, attention_scale, word_scale)
+    z = _all_pairs(words, regions, word_mask, region_mask, form, engine)
+    return z.masked_fill(~(region_mask.any(1)[:, None] & word_mask.any(1)), 0.0)
+
+
+def attended_cosine(queries: Tensor, regions: Tensor, region_mask: Tensor, *, engine: str = "auto") -> Tensor:
+    """cos(w_n, sum_r softmax_r(w_n . v_br) v_br) of all pairs: queries N D, regions B R D (finite where masked), mask B R -> B N; 0 without a region.
+
+    A temperature is part of the queries: the cosine does not see their length. engine: auto | dense | chunked.
+    """
+    mask = torch.ones_like(queries[:, :1], dtype=torch.bool)
+    return _all_pairs(queries[:, None], regions, mask, region_mask, OverRegions(), engine).masked_fill(~region_mask.any(1, keepdim=True), 0.0)
+
+
+def _all_pairs(words: Tensor, regions: Tensor, word_mask: Tensor, region_mask: Tensor, form: OverWords | OverRegions, engine: str) -> Tensor:
+    device = regions.device.type
+    elements = word_mask.numel() * region_mask.numel()
+    if engine == "auto":
+        usable = has_triton() and isinstance(form, OverWords)
+        engine = choose_engine(device, regions.dtype, words=words.shape[1], elements=elements, triton=usable)
+    if engine == "triton":
+        tile, size = _triton_tile(form, words), TILE_TRITON
+    elif engine in ("dense", "chunked"):
+        tile, size = TorchTile(form), TILE.get(device, TILE["cuda"])
+    else:
+        raise ConfigError(f"no engine '{engine}' for all pairs of words and regions", "write engine: auto | dense | chunked | triton")
+    if device == "cpu" and engine != "triton":
+        words, regions = upcast(words), upcast(regions)
+    with torch.autocast(device, enabled=False):
+        return _AllPairs.apply(words, regions, word_mask, region_mask, tile, engine == "dense", size)
+
+
+def _triton_tile(form: OverWords | OverRegions, words: Tensor) -> Any:
+    if not has_triton():
+        raise ConfigError("engine 'triton' needs the package triton", "install it, or write engine: chunked")
+    from elvis.kernels import word_region_triton as kernels
+
+    if not isinstance(form, OverWords) or words.shape[1] > kernels.MOST_WORDS or words.dtype == torch.float64:
+        what = (
+            f"{words.shape[1]} words a text in {str(words.dtype).removeprefix('torch.')}"
+            if isinstance(form, OverWords)
+            else "attention over regions alone"
+        )
+        raise ConfigError(f"engine 'triton' does not take {what}", "write engine: auto")
+    if not (words.is_cuda or kernels.INTERPRETED):
+        raise ConfigError(f"engine 'triton' needs a GPU, the words are on {words.device}", "write engine: auto")
+    return kernels.TritonTile(form)
+
+
+# -------------------------------------------------------------------------------------------------------- attention
+
+
+@dataclass(frozen=True)
+class OverWords:
+    """Softmax over the words of a text, then over the regions; a text's words speak together."""
+
+    score_scale: float
+    attention_scale: float
+    word_scale: float
+
+    def attend(self, s: Tensor, word_mask: Tensor, region_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """S b R c T -> P and E."""
+        low = masked_fill_low(s.new_zeros(word_mask.shape), word_mask)  # c T
+        p = torch.add(low, s, alpha=self.score_scale).softmax(-1)
+        return p, torch.exp(self.attention_scale * p).mul_(region_mask[:, :, None, None])
+
+    def pull(self, de: Tensor, e: Tensor, p: Tensor) -> Tensor:
+        """dL/dE -> dL/dS through E; `de` is used up."""
+        dp = de.mul_(e).mul_(self.attention_scale)
+        inner = (p * dp).sum(-1, keepdim=True)
+        return dp.sub_(inner).mul_(p).mul_(self.score_scale)
+
+    def speak(self, cos: Tensor, word_mask: Tensor) -> Tensor:
+        """b c T -> b c."""
+        return masked_logsumexp(self.word_scale * cos, word_mask)
+
+    def heard(self, dz: Tensor, cos: Tensor, word_mask: Tensor) -> Tensor:
+        """dL/dz b c -> dL/dcos b c T."""
+        share = masked_fill_low(self.word_scale * cos, word_mask).softmax(-1) * word_mask
+        return self.word_scale * dz.unsqueeze(-1) * share
+
+
+@dataclass(frozen=True)
+class OverRegions:
+    """Softmax over the regions; each text is one query."""
+
+    def attend(self, s: Tensor, word_mask: Tensor, region_mask: Tensor) -> tuple[Tensor, Tensor]:
+        s = masked_fill_low(s, region_mask[:, :, None, None])
+        return s, torch.exp(s - s.amax(1, keepdim=True)).mul_(region_mask[:, :, None, None])
+
+    def pull(self, de: Tensor, e: Tensor, p: Tensor) -> Tensor:
+        return de.mul_(e)
+
+    def speak(self, cos: Tensor, word_mask: Tensor) -> Tensor:
+        return cos.squeeze(-1)
+
+    def heard(self, dz: Tensor, cos: Tensor, word_mask: Tensor) -> Tensor:
+        return dz.unsqueeze(-1)
+
+
+# ------------------------------------------------------------------------------------------------------------- tile
+
+
+@dataclass(frozen=True)
+class TorchTile:
+    """One tile in torch: regions b R D, words c T D, gram b R R or None, all of one dtype; S and what comes of it in fp32 at least."""
+
+    form: OverWords | OverRegions
+
+    def look(self, v: Tensor, w: Tensor, gram: Tensor | None, word_mask: Tensor, region_mask: Tensor, keep: bool) -> tuple[Tensor, Tensor, tuple]:
+        """-> n, q, both b c T, and what `pull` wants: S, P, E b R c T, and G E or V^T E."""
+        s = product(v.flatten(0, 1), w.flatten(0, 1).mT).unflatten(0, v.shape[:2]).unflatten(-1, w.shape[:2])  # b R c T
+        p, e = self.form.attend(s, word_mask, region_mask)
+        flat = e.flatten(2)  # b R cT
+        x = product(v.mT if gram is None else gram, flat.to(v.dtype))  # b D cT or b R cT
+        q = (x * (x if gram is None else flat)).sum(1).unflatten(-1, w.shape[:2])
+        return (e * s).sum(1), q, (s, p, e, x)
+
+    def pull(
+        self, v: Tensor, w: Tensor, gram: Tensor | None, word_mask: Tensor, region_mask: Tensor, kept: tuple, gn: Tensor, gq: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """gn, gq b c T -> dS, gq E, and E (of the Gram form) or V^T E: b R cT, the last one b D cT."""
+        s, p, e, x = kept
+        gn, gq = gn.unsqueeze(1), gq.unsqueeze(1)  # b 1 c T
+        ge = x if gram is not None else product(v, x.to(v.dtype))
+        de = (gn * s).addcmul_(ge.view_as(s), gq, value=2.0)
+        ds = self.form.pull(de, e, p).addcmul_(gn.expand_as(e), e)
+        return ds.flatten(2).to(v.dtype), (gq * e).flatten(2).to(v.dtype), (e.flatten(2) if gram is not None else x).to(v.dtype)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, of two or three axes, summed and given in fp32 at least: half precision is multiplied as it is on CUDA, and cast up elsewhere."""
+    if a.dtype not in HALF:
+        return a @ b
+    if not a.is_cuda:
+        return a.float() @ b.float()
+    return (torch.mm if a.ndim == 2 else torch.bmm)(a, b, out_dtype=torch.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------- all pairs
+
+
+class _AllPairs(torch.autograd.Function):
+    """z B I from words I T D and regions B R D, tile by tile. keep: what a tile found is kept for the backward. size: elements of a tile."""
+
+    @staticmethod
+    def forward(ctx: Any, words: Tensor, regions: Tensor, word_mask: Tensor, region_mask: Tensor, tile: Any, keep: bool, size: int) -> Tensor:
+        kept = [] if keep and any(ctx.needs_input_grad) else None
+        gram = product(regions, regions.mT).to(stored(regions.dtype)) if gram_pays(*regions.shape[1:], word_mask.numel()) else None  # B R R
+        square = upcast(words).square().sum(-1)  # I T
+        z = square.new_empty(len(regions), len(words))
+        for rows, columns in tiles(regions.shape[:2], words.shape[:2], size):
+            given = pick(rows, columns, regions, words, gram, word_mask, region_mask)
+            n, q, more = tile.look(*given, keep=False)
+            z[rows, columns] = tile.form.speak(cosine_of(n, q, square[columns])[0], word_mask[columns])
+            if kept is not None:
+                kept.append((n, q, more))
+        ctx.save_for_backward(words, regions, word_mask, region_mask, square, *([] if gram is None else [gram]))
+        ctx.tile, ctx.kept, ctx.size = tile, kept, size
+        return z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
+        words, regions, word_mask, region_mask, square, *more = ctx.saved_tensors
+        gram, tile, low = more[0] if more else None, ctx.tile, stored(words.dtype)
+        texts, images = words.to(low), regions.to(low)
+        dw, dv = torch.zeros_like(words, dtype=dz.dtype), torch.zeros_like(regions, dtype=dz.dtype)
+        dg = None if gram is None else torch.zeros_like(gram, dtype=dz.dtype)
+        for at, (rows, columns) in enumerate(tiles(regions.shape[:2], words.shape[:2], ctx.size)):
+            given = pick(rows, columns, regions, words, gram, word_mask, region_mask)
+            n, q, found = ctx.kept[at] if ctx.kept is not None else tile.look(*given, keep=True)
+            cos, over, real = cosine_of(n, q, square[columns])
+            g = tile.form.heard(dz[rows, columns], cos, word_mask[columns])  # b c T
+            gq, gw = (torch.where(real, g * cos / x, 0.0) for x in (-2 * q, square[columns]))
+            ds, ge, x = tile.pull(*given, found, g * over, gq)  # b R cT, b R cT, b R cT or b D cT
+            v, w = images[rows], texts[columns].flatten(0, 1)  # b R D, cT D
+            dw[columns] += product(ds.flatten(0, 1).mT, v.flatten(0, 1)).view(words[columns].shape) - gw.sum(0).unsqueeze(-1) * words[columns]
+            dv[rows] += product(ds.flatten(0, 1), w).view_as(v)
+            if dg is None:
+                dv[rows] += 2 * product(ge, x.mT)
+            else:
+                dg[rows] += product(ge, x.mT)
+        if dg is not None:
+            dv += 2 * product(dg.to(low), images)
+        return dw.to(words.dtype), dv.to(regions.dtype), None, None, None, None, None
+
+
+def gram_pays(regions: int, width: int, words: int) -> bool:
+    """Whether 3 products R x R a word (two of three in the backward) and 2 R x R x D an image, G and its gradient, are less than 3 R x D a word."""
+    return regions * (3 * words + 2 * width) < 3 * words * width
+
+
+def stored(dtype: torch.dtype) -> torch.dtype:
+    """What E, G and dS are kept in between two products: fp16 has not their range."""
+    return torch.bfloat16 if dtype == torch.float16 else dtype
+
+
+def cosine_of(n: Tensor, q: Tensor, square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """n, q b c T, |w|^2 c T -> n / sqrt(q |w|^2), 1 / that root, and where it is no 0 / 0."""
+    length = q * square
+    over = torch.rsqrt(length.clamp_min(SMALLEST))
+    return n * over, over, length > SMALLEST
+
+
+def tiles(images: tuple[int, ...], texts: tuple[int, ...], size: int) -> Iterator[tuple[slice, slice]]:
+    """(B, R), (I, T) -> slices of images and of texts with at most `size` elements b R c T, about as many rows b R as columns c T."""
+    (b, r), (i, t) = images, texts
+    side = math.sqrt(size)
+    rows = max(1, min(b, round(side / r)))
+    columns = max(1, min(i, int(size / (rows * r * t))))
+    rows = max(1, min(b, int(size / (columns * r * t))))
+    for row in range(0, b, rows):
+        for column in range(0, i, columns):
+            yield slice(row, row + rows), slice(column, column + columns)
+
+
+def pick(
+    rows: slice, columns: slice, regions: Tensor, words: Tensor, gram: Tensor | None, word_mask: Tensor, region_mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+    """What a tile is given."""
+    return regions[rows], words[columns], None if gram is None else gram[rows], word_mask[columns], region_mask[rows]

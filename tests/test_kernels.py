@@ -1,0 +1,220 @@
+"""The engines of the all-pairs similarity: against each other, against float64, and what they must never build. Values against a loop:
+tests/objectives/test_word_region.py and test_phrase_image.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from elvis.errors import ConfigError
+from elvis.kernels import word_region
+from elvis.kernels.word_region import attended_cosine, choose_engine, tiles, word_region_similarity
+from tests.kernel_worker import CASES, error, given, measured
+
+WORKER = Path(__file__).with_name("kernel_worker.py")
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the Triton kernels gave, interpreted in a process of their own."""
+    if find_spec("triton") is None:
+        pytest.skip("no triton here")
+    out = tmp_path_factory.mktemp("kernels") / "out.pt"
+    done = subprocess.run(
+        [sys.executable, str(WORKER), str(out)],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return torch.load(out, weights_only=True)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_triton_agrees_with_float64_in_values_and_gradients(name: str, interpreted: dict[str, Any]) -> None:
+    limit = 1e-5 if CASES[name][5] == torch.float32 else 1e-2
+    assert (interpreted[name]["errors"] <= limit).all(), interpreted[name]["errors"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_triton_gives_the_same_bits_each_time_and_gradients_in_the_dtype_of_what_they_are_of(name: str, interpreted: dict[str, Any]) -> None:
+    assert interpreted[name]["same"].all()
+    assert interpreted[name]["dtypes"] == ["torch.float32", *[str(CASES[name][5])] * 2]
+
+
+def test_these_cases_take_both_forms(interpreted: dict[str, Any]) -> None:
+    assert {name for name in CASES if not interpreted[name]["gram"]} == {name for name in CASES if "more regions" in name}
+
+
+@pytest.mark.parametrize("engine", ["dense", "chunked"])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("width", [8, 64])
+def test_torch_agrees_with_float64_by_autograd(engine: str, dtype: torch.dtype, limit: float, width: int) -> None:
+    w, v, *masks = given(3, 4, 6, 20, width, dtype)
+    got = list(measured(w, v, *masks, engine=engine))
+    w, v = w.double().requires_grad_(), v.double().requires_grad_()
+    exact = by_autograd(w, v, *masks)
+    weight = torch.linspace(-1, 2, exact.numel(), dtype=torch.float64).view(exact.shape)
+    (exact * weight).sum().backward()
+    for a, b in zip(got, (exact.detach(), w.grad, v.grad), strict=True):
+        assert error(a, b) <= limit
+
+
+def by_autograd(w: torch.Tensor, v: torch.Tensor, word_mask: torch.Tensor, region_mask: torch.Tensor) -> torch.Tensor:
+    """GLoRIA's formula with its contexts, everything at once."""
+    s = torch.einsum("itd,brd->bitr", w, v)
+    p = s.masked_fill(~word_mask[None, :, :, None], -torch.inf).softmax(2)
+    a = (4 * p).masked_fill(~region_mask[:, None, None], -torch.inf).softmax(-1)
+    context = torch.einsum("bitr,brd->bitd", a, v)
+    length = context.square().sum(-1) * w.square().sum(-1).clamp_min(1e-30)
+    cos = (context * w).sum(-1) / length.sqrt()
+    return (5 * cos).masked_fill(~word_mask, -torch.inf).logsumexp(-1)
+
+
+@pytest.mark.parametrize("size", [1, 30, 1000])
+@pytest.mark.parametrize("width", [3, 16])
+def test_the_size_of_tiles_changes_neither_values_nor_gradients(size: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    w, v, *masks = given(3, 4, 5, 7, width, torch.float64)
+    whole = list(measured(w, v, *masks, engine="dense"))
+    monkeypatch.setitem(word_region.TILE, "cpu", size)
+    for engine in ("dense", "chunked"):
+        for tiled, expected in zip(measured(w, v, *masks, engine=engine), whole, strict=True):
+            torch.testing.assert_close(tiled, expected, rtol=0, atol=1e-12)
+
+
+@settings(deadline=None)
+@drawn(images=st.tuples(*[st.integers(1, 40)] * 2), texts=st.tuples(st.integers(0, 40), st.integers(1, 40)), size=st.integers(1, 5000))
+def test_tiles_cover_every_pair_once_and_are_no_larger_than_asked(images: tuple[int, int], texts: tuple[int, int], size: int) -> None:
+    seen = torch.zeros(images[0], texts[0], dtype=torch.int64)
+    for rows, columns in tiles(images, texts, size):
+        seen[rows, columns] += 1
+        pairs = seen[rows, columns].numel()
+        assert pairs == 1 or pairs * images[1] * texts[1] <= size
+    assert (seen == 1).all()
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of any tensor that was made while it is open."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.count = max(self.count, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize(("regions", "width"), [(16, 24), (24, 16)])
+def test_no_tensor_is_larger_than_a_tile_and_what_it_is_made_from(regions: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, texts, words = 10, 12, 6
+    w, v, *masks = given(images, texts, words, regions, width, torch.float32)
+    monkeypatch.setitem(word_region.TILE, "cpu", 4 * words * regions)
+    with Largest() as largest:
+        list(measured(w, v, *masks, engine="chunked"))
+    tile = 4 * words * max(regions, width)
+    assert largest.count == max(tile, v.numel(), w.numel(), images * regions**2 if regions < width else 0)
+    assert largest.count < images * texts * words * regions / 2
+
+
+def test_half_precision_is_compared_in_single_precision_on_a_cpu() -> None:
+    w, v, *masks = given(3, 4, 6, 20, 16, torch.float16)
+    for engine in ("dense", "chunked"):
+        half, single = (measured(a, b, *masks, engine=engine) for a, b in ((w, v), (w.float(), v.float())))
+        for a, b in zip(half, single, strict=True):
+            torch.testing.assert_close(a, b.to(a.dtype), rtol=0, atol=0)
+
+
+def test_autocast_around_it_changes_nothing() -> None:
+    w, v, *masks = given(2, 3, 5, 7, 16, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = word_region_similarity(w, v, *masks)
+    assert torch.equal(inside, word_region_similarity(w, v, *masks))
+
+
+def test_a_backward_can_be_run_twice() -> None:
+    for engine in ("dense", "chunked"):
+        w, v, *masks = given(2, 3, 5, 7, 16, torch.float64)
+        w.requires_grad_()
+        z = word_region_similarity(w, v, *masks, engine=engine)
+        once, twice = (torch.autograd.grad(z.sum(), w, retain_graph=True)[0] for _ in range(2))
+        assert torch.equal(once, twice)
+
+
+def test_a_query_without_length_and_an_image_without_regions_have_similarity_and_gradients_of_zero() -> None:
+    queries, regions = torch.randn(3, 4, dtype=torch.float64), torch.randn(2, 5, 4, dtype=torch.float64)
+    queries[1] = 0
+    queries.requires_grad_()
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    mask[1] = False
+    cos = attended_cosine(queries, regions * mask[..., None], mask)
+    assert (cos[:, 1] == 0).all()
+    assert (cos[1] == 0).all()
+    assert (cos[0, [0, 2]] != 0).all()
+    cos[1].sum().backward()
+    assert (queries.grad == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "words", "elements", "engine"),
+    [
+        ("cuda", torch.bfloat16, 64, 2**30, "triton"),
+        ("cuda", torch.float32, 256, 2**20, "triton"),
+        ("cuda", torch.bfloat16, 257, 2**30, "chunked"),
+        ("cuda", torch.float64, 64, 2**30, "chunked"),
+        ("cuda", torch.bfloat16, 64, 2**17, "dense"),
+        ("cpu", torch.float32, 64, 2**24, "dense"),
+        ("cpu", torch.float32, 64, 2**24 + 1, "chunked"),
+        ("mps", torch.float32, 64, 2**30, "chunked"),
+    ],
+)
+def test_one_table_chooses_the_engine(device: str, dtype: torch.dtype, words: int, elements: int, engine: str) -> None:
+    assert choose_engine(device, dtype, words=words, elements=elements) == engine
+
+
+def test_without_triton_a_gpu_takes_the_chunked_engine() -> None:
+    assert choose_engine("cuda", torch.bfloat16, words=64, elements=2**30, triton=False) == "chunked"
+
+
+def test_an_engine_that_cannot_take_the_problem_says_why() -> None:
+    w, v, *masks = given(2, 3, 5, 7, 16, torch.float32)
+    with pytest.raises(ConfigError, match=r"no engine 'flash'"):
+        word_region_similarity(w, v, *masks, engine="flash")
+    pytest.importorskip("triton")
+    with pytest.raises(ConfigError, match=r"needs a GPU, the words are on cpu"):
+        word_region_similarity(w, v, *masks, engine="triton")
+    with pytest.raises(ConfigError, match=r"not 5 words a text in float64"):
+        word_region_similarity(w.double(), v.double(), *masks, engine="triton")
+    with pytest.raises(ConfigError, match=r"attention over regions alone"):
+        attended_cosine(w[:, 0], v, masks[1], engine="triton")
+
+
+def test_importing_the_kernels_imports_no_triton() -> None:
+    code = "import sys, torch; before = 'triton' in sys.modules; import elvis.kernels.word_region; print(before, 'triton' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert said[0] == said[1]
+
+
+@pytest.mark.slow
+def test_the_kernels_compile_for_gpus_that_are_not_here_and_spill_next_to_nothing() -> None:
+    pytest.importorskip("triton")
+    from benchmarks.kernels import rows
+
+    for dtype, product in ((torch.bfloat16, "wgmma"), (torch.float32, "fma")):
+        for name, _, _, registers, spilled, _, instruction in rows(196, 64, dtype, 90):
+            assert int(registers) <= 255, name
+            assert int(spilled) <= 64, name
+            assert instruction == product, name
