@@ -138,6 +138,28 @@ def test_half_precision_is_compared_in_single_precision_on_a_cpu() -> None:
             torch.testing.assert_close(a, b.to(a.dtype), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [8, 64])
+def test_a_gpu_is_given_products_of_one_dtype_and_half_precision_stays_half(dtype: torch.dtype, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, real = [], word_region.product
+
+    def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        seen.append((a.dtype, b.dtype))
+        return real(a, b)
+
+    monkeypatch.setattr(word_region, "product", product)
+    w, v, *masks = given(3, 4, 6, 20, width, dtype)
+    w.requires_grad_(), v.requires_grad_()
+    form = word_region.OverWords(1.0, 4.0, 5.0)
+    z = word_region._AllPairs.apply(w, v, *masks, word_region.TorchTile(form), False, 1000)  # as on CUDA: a CPU casts up before
+    z.sum().backward()
+    assert {a == b for a, b in seen} == {True}
+    assert {a for a, _ in seen} == {dtype, torch.bfloat16}
+    exact = [x.double().detach().requires_grad_() for x in (w, v)]
+    word_region_similarity(*exact, *masks, engine="dense").sum().backward()
+    assert all(error(half.grad, full.grad) <= 1e-2 for half, full in zip((w, v), exact, strict=True))
+
+
 def test_autocast_around_it_changes_nothing() -> None:
     w, v, *masks = given(2, 3, 5, 7, 16, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):

@@ -139,13 +139,11 @@ def _triton_tile(form: OverWords | OverRegions, words: Tensor) -> Any:
         raise ConfigError("engine 'triton' needs the package triton", "install it, or write engine: chunked")
     from elvis.kernels import word_region_triton as kernels
 
-    if not isinstance(form, OverWords) or words.shape[1] > kernels.MOST_WORDS or words.dtype == torch.float64:
-        what = (
-            f"{words.shape[1]} words a text in {str(words.dtype).removeprefix('torch.')}"
-            if isinstance(form, OverWords)
-            else "attention over regions alone"
-        )
-        raise ConfigError(f"engine 'triton' does not take {what}", "write engine: auto")
+    if not isinstance(form, OverWords):
+        raise ConfigError("engine 'triton' does not take attention over regions alone", "write engine: auto")
+    if words.shape[1] > kernels.MOST_WORDS or words.dtype == torch.float64:
+        what = f"{words.shape[1]} words a text in {str(words.dtype).removeprefix('torch.')}"
+        raise ConfigError(f"engine 'triton' takes up to {kernels.MOST_WORDS} in bf16, fp16 or fp32, not {what}", "write engine: auto")
     if not (words.is_cuda or kernels.INTERPRETED):
         raise ConfigError(f"engine 'triton' needs a GPU, the words are on {words.device}", "write engine: auto")
     return kernels.TritonTile(form)
@@ -215,8 +213,8 @@ class TorchTile:
         """-> n, q, both b c T, and what `pull` wants: S, P, E b R c T, and G E or V^T E."""
         s = product(v.flatten(0, 1), w.flatten(0, 1).mT).unflatten(0, v.shape[:2]).unflatten(-1, w.shape[:2])  # b R c T
         p, e = self.form.attend(s, word_mask, region_mask)
-        flat = e.flatten(2)  # b R cT
-        x = product(v.mT if gram is None else gram, flat.to(v.dtype))  # b D cT or b R cT
+        flat, low = e.flatten(2), stored(v.dtype)  # b R cT
+        x = product(v.to(low).mT if gram is None else gram, flat.to(low))  # b D cT or b R cT
         q = (x * (x if gram is None else flat)).sum(1).unflatten(-1, w.shape[:2])
         return (e * s).sum(1), q, (s, p, e, x)
 
@@ -224,12 +222,12 @@ class TorchTile:
         self, v: Tensor, w: Tensor, gram: Tensor | None, word_mask: Tensor, region_mask: Tensor, kept: tuple, gn: Tensor, gq: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """gn, gq b c T -> dS, gq E, and E (of the Gram form) or V^T E: b R cT, the last one b D cT."""
-        s, p, e, x = kept
+        (s, p, e, x), low = kept, stored(v.dtype)
         gn, gq = gn.unsqueeze(1), gq.unsqueeze(1)  # b 1 c T
-        ge = x if gram is not None else product(v, x.to(v.dtype))
+        ge = x if gram is not None else product(v.to(low), x.to(low))
         de = (gn * s).addcmul_(ge.view_as(s), gq, value=2.0)
         ds = self.form.pull(de, e, p).addcmul_(gn.expand_as(e), e)
-        return ds.flatten(2).to(v.dtype), (gq * e).flatten(2).to(v.dtype), (e.flatten(2) if gram is not None else x).to(v.dtype)
+        return ds.flatten(2).to(low), (gq * e).flatten(2).to(low), (e.flatten(2) if gram is not None else x).to(low)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
