@@ -160,6 +160,11 @@ def test_a_gpu_is_given_products_of_one_dtype_and_half_precision_stays_half(dtyp
     assert all(error(half.grad, full.grad) <= 1e-2 for half, full in zip((w, v), exact, strict=True))
 
 
+def test_words_and_regions_may_differ_in_precision() -> None:
+    w, v, *masks = given(2, 3, 5, 7, 16, torch.bfloat16)
+    assert torch.equal(word_region_similarity(w.float(), v, *masks), word_region_similarity(w.float(), v.float(), *masks))
+
+
 def test_autocast_around_it_changes_nothing() -> None:
     w, v, *masks = given(2, 3, 5, 7, 16, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):

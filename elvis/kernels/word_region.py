@@ -117,11 +117,12 @@ def attended_cosine(queries: Tensor, regions: Tensor, region_mask: Tensor, *, en
 
 
 def _all_pairs(words: Tensor, regions: Tensor, word_mask: Tensor, region_mask: Tensor, form: OverWords | OverRegions, engine: str) -> Tensor:
-    device = regions.device.type
+    device, dtype = regions.device.type, torch.promote_types(words.dtype, regions.dtype)
+    words, regions = words.to(dtype), regions.to(dtype)
     elements = word_mask.numel() * region_mask.numel()
     if engine == "auto":
         usable = has_triton() and isinstance(form, OverWords)
-        engine = choose_engine(device, regions.dtype, words=words.shape[1], elements=elements, triton=usable)
+        engine = choose_engine(device, dtype, words=words.shape[1], elements=elements, triton=usable)
     if engine == "triton":
         tile, size = _triton_tile(form, words), TILE_TRITON
     elif engine in ("dense", "chunked"):
