@@ -60,8 +60,9 @@ class SentenceRegion(nn.Module):
     def forward(self, pair: Pair, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         image, text = pair.image, pair.text.units["sentence"]
         regions, sentences = masked_zero(upcast(image.tokens), image.mask), masked_zero(upcast(text.vectors), text.mask)  # B N D, B U D
-        said = self.context(regions, sentences, text.mask)  # B N D, what the report says of each region
-        shown = self.context(sentences, regions, image.mask)  # B U D, what the image shows of each sentence
+        places, words = self.key(regions), self.key(sentences)
+        said = self.context(places, words, sentences, text.mask)  # B N D, what the report says of each region
+        shown = self.context(words, places, regions, image.mask)  # B U D, what the image shows of each sentence
 
         near, same = masked_pairs(image.mask, image.view), masked_pairs(text.mask)  # B N N, B U U
         of_region = self.positives(near, image.grid, pair.image_raw.tokens)  # B N N
@@ -81,10 +82,14 @@ class SentenceRegion(nn.Module):
             terms[name] = (weight * study.sum(), both.sum().to(each.dtype))
         return terms
 
-    def context(self, rows: Tensor, other: Tensor, mask: Tensor) -> Tensor:
-        """Each row attends the other modality: B N D, B M D, mask B M -> B N D."""
-        attended, _ = attend(self.key(rows), self.key(other), self.value(other), mask)
-        return self.norm(self.output(attended))
+    def context(self, query: Tensor, keys: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+        """Each row attends the other modality: keys B N D of the rows, keys and vectors of the other B M D, mask B M -> B N D.
+
+        An attention sums to 1, so that what is linear may come before it or after it: where there are fewer vectors.
+        """
+        if other.shape[1] < query.shape[1]:
+            return self.norm(attend(query, keys, self.output(self.value(other)), mask)[0])
+        return self.norm(self.output(self.value(attend(query, keys, other, mask)[0])))
 
     def attention(self, image: ImageFeatures, text: TextFeatures) -> Tensor:
         """Where phrase b looks in image b: image B N D, text of one sentence each -> B N, sum 1 over real tokens."""
