@@ -1,12 +1,13 @@
-"""How fast does data come in?   python -m benchmarks.loading [--studies 400000]
+"""How fast does data come in?   python -m benchmarks.loading [--studies 400000] [--only feed]
 
 All rows of one run, on this machine, in seconds of the clock, one process and one thread unless it says otherwise:
 
     paths     images a second from a JPEG of 512 px (PIL + albumentations), a DICOM, a 16-bit PNG, a phantom, a shard
     prepare   images a second of `prepare` with one process a core, against as many processes that only decode (`images.read`)
     index     a table of 400,000 studies in the layout of MIMIC-CXR-JPG with the sectioned reports, and the doctor on it: seconds and memory
+    feed      batches from shards by 0, 1 and 2 workers, augmented on the CPU or on the device, and how long a real step waits for them
 
-Ratios hold beside their own run only. Writes benchmarks/results/loading.md.
+Ratios hold beside their own run only. Writes benchmarks/results/loading.md; --only and --quick write nothing unless --out is given.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
+import itertools
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -31,6 +35,8 @@ import torch
 from PIL import Image
 
 from benchmarks.phantoms import processor
+from elvis import assembly
+from elvis import config as configs
 from elvis.checkpoints import commit
 from elvis.data import images, phantoms, prepare
 from elvis.data.augment import Augment
@@ -38,7 +44,9 @@ from elvis.data.images import ImageFile, Preprocess
 from elvis.data.phantoms import PhantomImage, files, make_knobs
 from elvis.data.shards import Make, ShardImage
 from elvis.data.studies import StudyTable, load
-from elvis.types import ImageSource, Study
+from elvis.fabric import make_fabric
+from elvis.training import RunLog, fit
+from elvis.types import Batch, ImageSource, Study
 
 OUT = Path(__file__).parent / "results" / "loading.md"
 SIZE, BIG = 512, (2048, 1792)  # BIG: about what a detector gives
@@ -209,30 +217,126 @@ def index(work: Path, studies: int) -> str:
     return table(["studies", "index, s", "doctor on it, s", "peak memory of the index, GB", "of both, GB"], rows)
 
 
+# ------------------------------------------------------------------------------------------------------------ feed
+
+
+def shards_of(root: Path, size: int, studies: int) -> Path:
+    """Phantom studies with their reports as shards."""
+    drawn = load("phantom", size=size, train=studies, val=1, test=1, comp=0, swap=0, decor=0)
+    prepare.prepare(drawn, root, Make(size), name="phantom", progress=False)
+    return root
+
+
+def fed(root: Path, size: int, data: Mapping[str, object], train: Mapping[str, object]) -> assembly.Run:
+    """The smoke preset on shards, with other keys of `data` and `train`."""
+    raw = configs.read(configs.find("elvis_phantom"))
+    raw["data"] = {"name": "prepared", "root": str(root), "units": ["report", "sentence"], "size": size, "augment": AUGMENT, **data}
+    raw["train"] |= train
+    return assembly.assemble(configs.build(raw))
+
+
+def batch_rate(run: assembly.Run, count: int, skip: int) -> tuple[float, Batch]:
+    """Studies a second that the loader gives (nothing is done with them) behind the first `skip` batches, and the last batch."""
+    stream = iter(assembly.loader_for(run, make_fabric(run.config.train), 0))
+    for _ in range(skip):  # workers start, shards are opened
+        next(stream)
+    begin, seen = time.perf_counter(), 0
+    for _ in range(count):
+        batch = next(stream)
+        seen += len(batch)
+    return seen / (time.perf_counter() - begin), batch
+
+
+def device_rate(run: assembly.Run, batch: Batch, augmented: bool) -> float:
+    """Studies a second from uint8 on the device to the model's input."""
+    device = make_fabric(run.config.train).device
+    batch = batch.to(device) if augmented else replace(batch, extra={}).to(device)
+    to_input = run.to_input
+
+    def once(index: int) -> None:
+        to_input(batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return len(batch) * rate(once, 4)
+
+
+def stall(run: assembly.Run, out: Path) -> tuple[float, float]:
+    """Studies a second of `fit`, and the share of its time that it waited for batches; means of the log's rows behind the first."""
+    fabric = make_fabric(run.config.train)
+    out.mkdir()
+    log, module = RunLog(out), run.module.to(fabric.device)
+
+    def batches(start: int) -> Iterable[Batch]:
+        return assembly.loader_for(run, fabric, start)
+
+    def save(step: int, state: Mapping[str, object]) -> Path:
+        return out
+
+    fit(fabric, module, batches, train=run.config.train, weights=run.weights, log=log, save=save, progress=False)
+    rows = log.rows[1:]
+    return tuple(sum(row[key] for row in rows) / len(rows) for key in ("studies_per_s", "stall"))  # type: ignore[return-value]
+
+
+def feeding(work: Path, quick: bool) -> str:
+    """Three tables: the loader alone, the device's part, a real fit."""
+    many, size, batch, count, steps = (32, 96, 8, 4, 3) if quick else (512, SIZE, 64, 48, 60)
+    workers = (0, 1) if quick else (0, 1, 2)
+    large, small = shards_of(work / "feed", size, many), shards_of(work / "smoke", 96, many)
+    where = "CUDA, pinned" if torch.cuda.is_available() else "no GPU, not pinned"
+    ways = {"not augmented": {"augment": {}}, "augmented on the CPU": {}, "augmented on the device, its numbers drawn": {"augment_on": "device"}}
+    rows = []
+    for name, data in ways.items():
+        found = []
+        for number in workers:
+            run = fed(large, size, {**data, "workers": number}, {"batch_size": batch, "steps": 10**6})
+            speed, last = batch_rate(run, count, skip=2 + 2 * number)
+            found.append(f"{speed:,.0f}")
+        rows.append([name, *found])
+    loaders = table([f"loader alone, {size} px, {batch} studies a batch, {where}: images/s", *(f"workers: {number}" for number in workers)], rows)
+    shown = {"uint8 to normalised floats": device_rate(run, last, False), "the same, augmented": device_rate(run, last, True)}
+    device = table([f"on the device, {size} px", "images/s"], [[name, f"{speed:,.0f}"] for name, speed in shown.items()])
+
+    rows = []
+    train = {"batch_size": 8 if quick else 32, "steps": steps, "log_every": max(1, steps // 6), "checkpoint_every": steps}
+    for where, number in itertools.product(("cpu", "device"), workers):
+        speed, waited = stall(fed(small, 96, {"augment_on": where, "workers": number}, train), work / f"{where} {number}")
+        rows.append([f"{where}, {number}", f"{speed:,.0f}", f"{waited:.1%}"])
+    fits = table([f"fit, smoke preset, 96 px, {steps} steps: augmented on, workers", "studies/s", "stall"], rows)
+    return "\n\n".join([loaders, device, fits])
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loading", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=400_000, help="rows of the index")
     parser.add_argument("--images", type=int, default=64, help="images of the paths and of prepare")
-    parser.add_argument("--out", type=Path, default=OUT)
-    given = parser.parse_args()
+    parser.add_argument("--only", choices=("paths", "prepare", "index", "feed"), help="this section alone")
+    parser.add_argument("--quick", action="store_true", help="feed alone, a few small batches")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args(argv)
+    only = "feed" if given.quick else given.only
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    made = f"`python -m benchmarks.loading`, commit {commit()}, {processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    command = shlex.join(["python", "-m", "benchmarks.loading", *(sys.argv[1:] if argv is None else argv)])
+    made = f"`{command}`, commit {commit()}, {processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    sections: dict[str, tuple[str, Callable[[Path], str]]] = {
+        "paths": (f"Paths: {SIZE} px, one process, one thread", lambda work: paths(work, given.images)),
+        "prepare": ("Preparing", lambda work: preparing(work, given.images)),
+        "index": ("Index: MIMIC-CXR-JPG tables with sectioned reports", lambda work: index(work, given.studies)),
+        "feed": ("Feeding a step: from shards, one thread a process", lambda work: feeding(work, given.quick)),
+    }
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        parts = {
-            f"Paths: {SIZE} px, one process, one thread": paths(work, given.images),
-            "Preparing": preparing(work, given.images),
-            "Index: MIMIC-CXR-JPG tables with sectioned reports": index(work, given.studies),
-        }
+        parts = {title: part(Path(folder)) for name, (title, part) in sections.items() if only in (None, name)}
     text = f"# How fast data comes in\n\n{made}, Pillow {Image.__version__}, OpenCV {cv2.__version__}.\n"
     text += "".join(f"\n## {title}\n\n{part}\n" for title, part in parts.items())
-    given.out.parent.mkdir(exist_ok=True)
-    given.out.write_text(text)
+    out = given.out or (OUT if only is None else None)
+    if out is not None:
+        out.parent.mkdir(exist_ok=True)
+        out.write_text(text)
     print(text)
 
 

@@ -66,6 +66,7 @@ class Run:
             self.pretrained.preprocess,
             units=list(dict.fromkeys(["report", *data.units])),  # equal reports are never negatives
             max_tokens=data.max_tokens,
+            length_multiple=data.length_multiple,
             max_units=data.max_units,
             structures=self.pretrained.structures,
             fill=data.fill_structures,

@@ -46,6 +46,7 @@ class Data:
     augment_on: str = "cpu"  # cpu: in the workers | device: the same transforms, on whole batches
     balance: Any = ""  # classes shown equally often: abnormal, a label's name, or a list of names; empty = every study once
     length_window: int = 1  # steps among which studies are grouped by the length of their text; 1 = not
+    length_multiple: int = 1  # text is padded to a multiple of so many tokens, so that a compiled encoder sees few lengths
     cache: bool = False  # keep decoded images in memory
     workers: int = 0
     max_bad_fraction: float = 0.01  # a run stops when more studies than this cannot be read
@@ -84,8 +85,10 @@ class Train:
     clip: float = 1.0  # gradient norm; 0 = off
     seed: int = 0
     accelerator: str = "auto"
-    devices: str = "auto"
+    devices: str = "auto"  # of this machine; under torchrun auto, or what it was told
+    strategy: str = "auto"  # of Fabric: auto (several devices: ddp) | ddp_find_unused_parameters_true | fsdp ... (see elvis.fabric.make_fabric)
     precision: str = "32-true"  # 32-true | bf16-mixed
+    compile: bool = False  # torch.compile of both encoders (see data.length_multiple)
     checkpoint_every: int = 500
     keep: int = 2
     log_every: int = 10
@@ -153,8 +156,8 @@ CHOICES = {
 UNITS = ("report", "sentence", "word", "structure")
 POSITIVE = (
     "train.steps", "train.batch_size", "train.accumulate", "train.lr", "train.checkpoint_every", "train.keep", "train.log_every",
-    "data.max_tokens", "data.max_units", "data.max_views", "data.vocab_size", "data.length_window", "model.dim", "model.hidden", "model.scale",
-    "evaluate.batch_size",
+    "data.max_tokens", "data.max_units", "data.max_views", "data.vocab_size", "data.length_window", "data.length_multiple", "model.dim",
+    "model.hidden", "model.scale", "evaluate.batch_size",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "train.clip", "train.weight_decay", "train.warmup", "train.evaluate_every", "data.workers", "data.max_bad_fraction", "evaluate.limit",

@@ -1,7 +1,10 @@
-"""One gather with gradient, a sum over ranks, rank zero. On one process all of them are the identity.
+"""One gather with gradient, sums over ranks, numbers ranks agree on. On one process all of them are the identity.
 
 A loss that compares across studies scores LOCAL rows against GATHERED columns. Its gradient reaches the other ranks'
 rows through the backward of the gather (a sum over ranks), so that  d(sum over ranks of their sums)  is exact everywhere.
+
+Numbers that the hosts need (the longest text, a signal) travel between CPUs where the process group can ("cpu:gloo,cuda:nccl",
+`elvis.fabric.make_fabric`): one that came back on the GPU would have to be waited for. Tested with gloo; NCCL is unverified here.
 """
 
 from __future__ import annotations
@@ -21,6 +24,12 @@ def world_size() -> int:
 
 def rank() -> int:
     return dist.get_rank() if is_distributed() else 0
+
+
+def leave() -> None:
+    """Close the process group, if there is one, at the end of a program: NCCL warns of one left open."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class _Gather(torch.autograd.Function):
@@ -49,10 +58,9 @@ def gather_padded(x: Tensor, dim: int | tuple[int, ...] = 1) -> Tensor:
     """`gather` for tensors whose axis `dim` (or axes) differs between ranks (ragged units, text lengths): zero-padded to the longest."""
     if not is_distributed():
         return x
-    for axis in (dim,) if isinstance(dim, int) else dim:
-        longest = torch.tensor(x.shape[axis], device=x.device)
-        dist.all_reduce(longest, op=dist.ReduceOp.MAX)
-        extra = int(longest) - x.shape[axis]
+    axes = (dim,) if isinstance(dim, int) else dim
+    for axis, longest in zip(axes, _largest([x.shape[axis] for axis in axes], x.device), strict=True):
+        extra = longest - x.shape[axis]
         if extra:
             shape = list(x.shape)
             shape[axis] = extra
@@ -67,11 +75,14 @@ def own_rows(rows: int, device: torch.device | None = None) -> Tensor:
 
 def max_over_ranks(value: int, device: torch.device) -> int:
     """The largest of the ranks' values, on every rank: how ranks agree that one of them was told to stop."""
-    if not is_distributed():
-        return value
-    largest = torch.tensor(value, device=device)
+    return _largest([value], device)[0] if is_distributed() else value
+
+
+def _largest(values: list[int], device: torch.device) -> list[int]:
+    """Each value's maximum over ranks; through `device` only if the group has no backend for CPUs."""
+    largest = torch.tensor(values, device="cpu" if "cpu:" in dist.get_backend_config() else device)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    return int(largest)
+    return largest.tolist()
 
 
 def everyones(items: list) -> list:

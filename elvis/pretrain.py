@@ -39,7 +39,8 @@ def pretrain(run: Run, out: Path, resume: Path | None = None, *, progress: bool 
     from elvis import checkpoints, evaluation
     from elvis.data.studies import BadStudies, write_excluded
     from elvis.distributed import everyones
-    from elvis.training import RunLog, fit, make_fabric
+    from elvis.fabric import make_fabric
+    from elvis.training import RunLog, fit
 
     config, pretrained = run.config, run.pretrained
     fabric = make_fabric(config.train)
@@ -204,7 +205,7 @@ def next_run(config: configs.Config, out: Path) -> str:
 
 def dry_run(run: Run) -> None:
     """The config, parameter counts and the shapes of one batch; nothing is trained or written."""
-    from elvis.training import make_fabric
+    from elvis.fabric import make_fabric
 
     fabric = make_fabric(run.config.train)
     batch = next(iter(loader_for(run, fabric, 0)))

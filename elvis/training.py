@@ -5,6 +5,9 @@
 so uneven counts (sentences, words) stay exact on any number of devices and micro-batches. A term's gradient reaches the other
 ranks through the gather's backward; DDP averages gradients over ranks, hence the factor world size in `_backward`.
 
+The loop asks the device for no value: what a step gave is read when the next one has been launched (`Late`), and a step that is not
+finite, with all after it, is left out by the optimizer itself, whose flag stays on the device.
+
 What a step does depends on (weights, seed, step) alone: the random state is set from (seed, step, rank), the data order is a
 function of (seed, epoch, id), the learning rate of the step. Nothing else has to be restored, so resuming is exact.
 """
@@ -16,7 +19,6 @@ import csv
 import hashlib
 import json
 import math
-import os
 import re
 import signal
 import sys
@@ -31,6 +33,7 @@ from torch import Tensor, nn
 
 from elvis.distributed import max_over_ranks, sum_over_ranks, world_size
 from elvis.errors import ConfigError, NumericsError, nearest
+from elvis.fabric import Sharded, shards
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -42,35 +45,6 @@ Terms = Mapping[str, tuple[Tensor, Tensor]]
 
 
 # ------------------------------------------------------------------------------------------------------ ingredients
-
-
-def make_fabric(train: Train) -> Fabric:
-    """Fabric for `train.devices` of `train.accelerator`; DDP when there are several. Quiet.
-
-    Its precision stays 32-true: Fabric would convert a Batch by assigning to its fields, which are frozen; `fit` opens autocast itself.
-    """
-    import logging
-    import warnings
-
-    for name in ("lightning", "lightning.fabric", "lightning.pytorch", "lightning_utilities"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")
-    from lightning.fabric import Fabric
-
-    devices: Any = train.devices if train.devices == "auto" else int(train.devices)
-    if train.accelerator == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.accelerator=cuda, and torch sees no GPU", "set train.accelerator=auto")
-    accelerator = train.accelerator
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    if devices == "auto":
-        devices = torch.cuda.device_count() if accelerator in ("cuda", "gpu") else 1
-    most = torch.cuda.device_count() if accelerator in ("cuda", "gpu") else 4 * (os.cpu_count() or 1)  # each is a process of its own
-    if accelerator != "mps" and devices > most:
-        raise ConfigError(f"train.devices={devices}, this machine takes {most}", f"set train.devices to {most} or less, or auto")
-    fabric = Fabric(accelerator=accelerator, devices=devices, strategy="ddp" if devices > 1 else "auto")  # type: ignore[arg-type]
-    fabric.launch()
-    return fabric
 
 
 def freeze(module: nn.Module, patterns: Iterable[str]) -> list[str]:
@@ -98,6 +72,25 @@ def train_mode(module: nn.Module) -> None:
         parameters = list(child.parameters())
         if parameters and not any(p.requires_grad for p in parameters):
             child.eval()
+
+
+def compile_towers(module: nn.Module, **options: Any) -> None:
+    """torch.compile of what encoders inside `module` name as their `nets`, in place. options: of torch.compile.
+
+    No parameter is renamed, and a copy is not compiled. Raises ConfigError where nothing is named.
+    """
+    nets = [net for part in module.modules() for net in getattr(part, "nets", ())]
+    if not nets:
+        raise ConfigError("train.compile=true: no encoder here names what of it can be compiled", "set train.compile=false")
+    for net in nets:
+        net.compile(**options)
+
+
+def compiled_graphs() -> int:
+    """Graphs that torch.compile has made in this process. A number that goes on growing tells of shapes that go on changing."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
 
 
 def optimizer_for(module: nn.Module, train: Train, scales: Mapping[str, float] | None = None) -> torch.optim.AdamW:
@@ -169,6 +162,39 @@ class RunLog:
                 writer.writerows(self.rows)
 
 
+class Late:
+    """The numbers of a step on their way to the host. `put` sends them and reads those put before: nobody waits for a step just launched.
+
+    On CUDA they go to pinned memory, behind the step's own work, and an event says when they are there: the host is at most one step ahead
+    (unverified here). Elsewhere they are copied at once, and read as late.
+    """
+
+    def __init__(self, read: Callable[..., None]) -> None:
+        """read(list of numbers, *about) is called at the next `put`, or `flush`."""
+        self.read = read
+        self.sent: tuple[Tensor, torch.cuda.Event | None, tuple[Any, ...]] | None = None
+
+    def put(self, numbers: Tensor, *about: Any) -> None:
+        host = numbers.to("cpu", non_blocking=numbers.is_cuda)  # of a GPU and not blocking: torch takes pinned memory
+        there = torch.cuda.Event() if numbers.is_cuda else None
+        if there is not None:
+            there.record()
+        before, self.sent = self.sent, (host, there, about)
+        self._arrived(before)
+
+    def flush(self) -> None:
+        """Read what is on its way."""
+        before, self.sent = self.sent, None
+        self._arrived(before)
+
+    def _arrived(self, sent: tuple[Tensor, torch.cuda.Event | None, tuple[Any, ...]] | None) -> None:
+        if sent is not None:
+            host, there, about = sent
+            if there is not None:
+                there.synchronize()
+            self.read(host.tolist(), *about)
+
+
 class Interrupted(SystemExit):
     """Raised after the checkpoint that SIGTERM (143) or SIGINT (130) asked for."""
 
@@ -213,33 +239,61 @@ def fit(
 
     `batches(n)` iterates the micro-batches from the n-th on; `weights` maps labels to loss weights; `save(step, state)`
     writes a checkpoint; `state` resumes one; `validate(step, state)` may answer True: enough, save and end; `scales`: see
-    `optimizer_for`. Raises NumericsError on a non-finite loss or gradient, before the update.
+    `optimizer_for`. Raises NumericsError on a non-finite loss or gradient: it is noticed a step later, and the weights are those before it.
+
+    A row of the log holds the loss, its terms, lr, grad_norm, studies_per_s and stall: the share of the time since the last row that this
+    rank waited for batches. On CUDA that is an upper bound, since the device may have been at work on what was launched before. With
+    `train.compile` also graphs: how many torch.compile has made so far.
+
+    Where the strategy splits the model (`Sharded`), `module` has the trained weights on rank zero alone: whenever `validate` and `save` are
+    called, and at the end. A gradient that is not finite is then not told by its parameter.
     """
     from tqdm import tqdm
 
-    optimizer = optimizer_for(module, train, scales)
-    wrapped, optimizer = fabric.setup(module, optimizer)
+    sharded = Sharded(fabric, module, lambda own: optimizer_for(own, train, scales)) if shards(fabric) else None
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if train.compile:  # with which no strategy splits (make_fabric)
+        compile_towers(module)
+    if sharded is None:
+        adamw = optimizer_for(module, train, scales)
+        wrapped, optimizer = fabric.setup(module, adamw)
+    else:
+        adamw, wrapped, optimizer = sharded.adamw, sharded.wrapped, sharded.optimizer
+    bad = adamw.found_inf = torch.zeros((), device=fabric.device)  # 1 from the first bad step on; fused AdamW then changes nothing
     start = 0
     if state is not None:
-        optimizer.load_state_dict(state["optimizer"])
+        (optimizer.load_state_dict if sharded is None else sharded.resume)(state["optimizer"])
         start = int(state["step"])
     log.resume(start)
     stream: Iterator[Batch] = iter(batches(start * train.accumulate))
     show = progress and fabric.is_global_zero
     bar = tqdm(total=train.steps, initial=start, disable=not show, unit="step", file=sys.stderr, dynamic_ncols=True)
-    clock, done = time.perf_counter(), start
+    clock, done, waited = time.perf_counter(), start, 0.0
 
     def autocast() -> torch.autocast:
         return torch.autocast(fabric.device.type, torch.bfloat16, enabled=train.precision == "bf16-mixed")
 
     def snapshot(step: int) -> dict[str, Any]:
-        return {"step": step, "optimizer": optimizer.state_dict()}
+        return {"step": step, "optimizer": optimizer.state_dict() if sharded is None else sharded.collect()}
 
+    def read(numbers: list[float], step: int, labels: list[str], parameters: list[str], row: Mapping[str, float] | None) -> None:
+        values, (norm, *norms) = dict(zip(labels, numbers, strict=False)), numbers[len(labels) :]
+        _refuse_nonfinite(values, norm, dict(zip(parameters, norms, strict=True)), step)
+        if row is not None:
+            total = sum(_weight(weights, t) * v for t, v in values.items())
+            log.write({"step": step, "loss": total, **values, "grad_norm": norm, **row})
+            shown = [f"loss {total:.3f}", *(f"{_short(t)} {v:.3f}" for t, v in values.items()), f"{row['studies_per_s']:.0f} studies/s"]
+            bar.set_postfix_str(" ".join([*shown, f"stall {row['stall']:.0%}"] if row["stall"] > 0.02 else shown))
+
+    late = Late(read)
     train_mode(wrapped)
     with _Signals() as signals, bar:
         for step in range(start, train.steps):
             torch.manual_seed(step_seed(train.seed, step, fabric.global_rank))
-            micro = [_take(stream).to(fabric.device, non_blocking=True) for _ in range(train.accumulate)]
+            began = time.perf_counter()
+            micro = [_take(stream) for _ in range(train.accumulate)]
+            waited += time.perf_counter() - began
+            micro = [batch.to(fabric.device, non_blocking=True) for batch in micro]
             if on_batch is not None:
                 for batch in micro:
                     on_batch(batch)
@@ -247,27 +301,28 @@ def fit(
                 group["lr"] = learning_rate(step, train) * group.get("scale", 1.0)
             optimizer.zero_grad(set_to_none=True)
             terms = _backward(fabric, wrapped, micro, weights, autocast)
-            norm = torch.nn.utils.clip_grad_norm_(module.parameters(), train.clip or math.inf)
-            _refuse_nonfinite(terms, norm, step + 1, module)
+            norm, norms = _clip(trained, train.clip) if sharded is None else (sharded.clip(train.clip), {})
+            numbers = torch.stack([*terms.values(), norm, *norms.values()])
+            bad.logical_or_(~numbers.isfinite().all())
             optimizer.step()
-            last = step + 1 == train.steps
+            last, row = step + 1 == train.steps, None
             if (step + 1) % train.log_every == 0 or step == 0 or last:
-                values = {t: float(v) for t, v in terms.items()}
-                total = sum(_weight(weights, t) * v for t, v in values.items())
                 now = time.perf_counter()
-                rate = (step + 1 - done) * len(micro[0]) * train.accumulate * fabric.world_size / (now - clock)
-                clock, done = now, step + 1
-                log.write(
-                    {"step": step + 1, "loss": total, **values, "lr": learning_rate(step, train), "grad_norm": float(norm), "studies_per_s": rate}
-                )
-                bar.set_postfix_str(f"loss {total:.3f} " + " ".join(f"{_short(t)} {v:.3f}" for t, v in values.items()) + f" {rate:.0f} studies/s")
+                studies = (step + 1 - done) * len(micro[0]) * train.accumulate * fabric.world_size
+                row = {"lr": learning_rate(step, train), "studies_per_s": studies / (now - clock), "stall": waited / (now - clock)}
+                if train.compile:
+                    row["graphs"] = compiled_graphs()
+                clock, done, waited = now, step + 1, 0.0
+            late.put(numbers, step + 1, list(terms), list(norms), row)
             bar.update(1)
             if validate is not None and train.evaluate_every and ((step + 1) % train.evaluate_every == 0 or last):
+                late.flush()
                 last |= bool(validate(step + 1, snapshot(step + 1)))
                 train_mode(wrapped)
-                clock, done = time.perf_counter(), step + 1
+                clock, done, waited = time.perf_counter(), step + 1, 0.0
             received = max_over_ranks(signals.received or 0, fabric.device)
             if received or (step + 1) % train.checkpoint_every == 0 or last:
+                late.flush()
                 saved = save(step + 1, snapshot(step + 1))
             if received:
                 if fabric.is_global_zero:
@@ -313,6 +368,15 @@ def _backward(
     return _sum(means)
 
 
+def _clip(parameters: Mapping[str, nn.Parameter], most: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """`clip_grad_norm_`, 0 = off; returns the gradients' norm before it, and the parts it is made of: name -> norm of that gradient."""
+    gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+    norms = torch._foreach_norm(list(gradients.values()))  # all at once, as clip_grad_norm_ does
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    torch.nn.utils.clip_grads_with_norm_(parameters.values(), most or math.inf, norm)
+    return norm, dict(zip(gradients, norms, strict=True))
+
+
 def _sum(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Each value summed over ranks, in one collective."""
     return dict(zip(values, sum_over_ranks(torch.stack([v.detach() for v in values.values()])).unbind(), strict=True))
@@ -327,12 +391,13 @@ def _short(term: str) -> str:
     return "".join(w[0] for w in label.split("_")) + "/" + part if part else label
 
 
-def _refuse_nonfinite(terms: Mapping[str, Tensor], norm: Tensor, step: int, module: nn.Module) -> None:
-    if bool(torch.isfinite(torch.stack([norm, *terms.values()])).all()):
+def _refuse_nonfinite(terms: Mapping[str, float], norm: float, norms: Mapping[str, float], step: int) -> None:
+    """norms: of each parameter's gradient."""
+    if all(map(math.isfinite, [norm, *terms.values()])):
         return
-    bad = [t for t, v in terms.items() if not bool(torch.isfinite(v))]
+    bad = [t for t, v in terms.items() if not math.isfinite(v)]
     if not bad:
-        bad = [f"the gradient of {n}" for n, p in module.named_parameters() if p.grad is not None and not bool(torch.isfinite(p.grad).all())][:3]
+        bad = [f"the gradient of {n}" for n, v in norms.items() if not math.isfinite(v)][:3]
     raise NumericsError(
         f"not finite at step {step}: {', '.join(bad) or 'the gradient norm'}; the step was not taken",
         "lower train.lr, or resume from the last checkpoint with another train.seed",

@@ -369,7 +369,11 @@ def test_at_full_size_volumes_give_a_few_thousand_tokens() -> None:
         assert sum(p.numel() for p in backbone.parameters()) == pytest.approx(parameters, rel=1e-3)
 
 
-@pytest.mark.parametrize("case", ["ct_vit, levels, voxels not normed", "resnet3d", "slices of a vit, attention", "slices"])
+RECOMPUTED = ["ct_vit, levels, voxels not normed", "resnet3d", "slices of a vit, attention", "slices", "cnn", "hybrid", "vit", "convnext",
+              "efficientnet, cut", "no norms", "eva, patch 14"]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RECOMPUTED)
 def test_checkpointing_changes_no_result_no_gradient_and_no_batch_norm(case: str) -> None:
     name, options = CASES[case]
     plain = build(case)
@@ -381,13 +385,14 @@ def test_checkpointing_changes_no_result_no_gradient_and_no_batch_norm(case: str
         image = images(backbone).requires_grad_()
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t):
+            torch.manual_seed(3)  # of the dropout
             features = backbone(image)
         kept.append(sum(sizes))
         sum((t * torch.linspace(-1, 1, t.numel()).view_as(t)).sum() for t in tensors(features)).backward()
         backbone.seen = [*tensors(features), image.grad, *(p.grad for p in backbone.parameters()), *backbone.buffers()]
     for one, two in zip(plain.seen, thrifty.seen, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
-    assert kept[1] < 0.5 * kept[0]
+    assert kept[1] < 0.7 * kept[0]
 
 
 def test_ct_vit_looks_within_slabs_and_then_along_them() -> None:
@@ -624,6 +629,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "slices of what is not there": ("slices", {"encoder": {"name": "resnet5"}}, "did you mean 'resnet50'"),
     "slices in no groups": ("slices", {"group": 0}, "groups of 0"),
     "slices whose groups do not fit": ("slices", {"encoder": {"name": "test_resnet"}, "group": 4, "input_size": [6, 64, 64]}, "6 x 64 x 64"),
+    "blocks that timm does not name": ("hrnet_w18_small", {"checkpointing": True}, "no blocks of 'hrnet_w18_small'"),
     "a vit whose positions cannot be interpolated": ("test_vit_relpos", {}, "cannot build 'test_vit_relpos'"),
 }
 

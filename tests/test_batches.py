@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from elvis.assembly import pretraining_module
+from elvis.backbones import create_backbone
 from elvis.data.augment import NUMBERS, Augment
 from elvis.data.batches import StudyDataset, collate, loader
 from elvis.data.images import BadImage, Preprocess
@@ -15,6 +17,8 @@ from elvis.data.order import StepSampler, classes
 from elvis.data.studies import stable_hash
 from elvis.data.tokenizer import Tokenizer
 from elvis.errors import DataError
+from elvis.model import VisionLanguageModel
+from elvis.registry import OBJECTIVES, TEXT_ENCODERS
 from elvis.types import Sentence, Study
 from tests.layouts import pixels, write_image
 
@@ -65,6 +69,18 @@ def test_a_batch_has_the_shapes_it_promises(tokenizer):
     assert batch.extra["bad"] == ()
 
 
+def test_a_batch_says_what_a_model_would_have_to_ask_its_device_for(tokenizer):
+    data = dataset(tokenizer, [study(n, images=1 + n) for n in range(3)], views="all", max_views=2)
+    batch = collate([data[0, n] for n in range(3)], tokenizer.pad_id)
+    counts = batch.to("meta").extra["counts"]
+    assert counts["views"] == 5
+    assert counts["units"].keys() == {"report", "sentence"}
+    for kind, (number, most) in counts["units"].items():
+        lengths = [sum(row) for study in batch.units[kind].tokens.tolist() for row in study]
+        assert number == sum(length > 0 for length in lengths)
+        assert most == max(lengths)
+
+
 def test_pixels_are_those_of_the_resized_image(tokenizer):
     item = dataset(tokenizer, [study(3)]).item(0)
     np.testing.assert_array_equal(item.images[0, 0], PREPROCESS.resize(pixels(30, 20, 30)))
@@ -106,6 +122,51 @@ def test_augmentation_on_the_device_leaves_the_pixels_and_sends_its_numbers(toke
     assert not torch.equal(one, ToInput(PREPROCESS, 1)(batch).images)
     alone = ToInput(PREPROCESS, 1, augment)(collate([data[0, 1]], tokenizer.pad_id)).images
     torch.testing.assert_close(alone[0], one[1])  # an image does not depend on those beside it
+
+
+def test_text_is_padded_to_a_multiple_but_not_beyond_the_most(tokenizer):
+    studies = [study(n) for n in range(4)]
+    plain = dataset(tokenizer, studies)
+    items = [plain[0, n] for n in range(4)]
+    longest = max(len(item.text.ids) for item in items)
+    alone = plain.collate(items)
+    assert alone.text_ids.shape == (4, longest)
+    for multiple, most in ((16, 64), (longest, 64), (50, 64), (7, longest), (100, longest + 1), (100, longest - 1)):
+        wide = collate(items, tokenizer.pad_id, multiple, most)
+        length = wide.text_ids.shape[1]
+        assert length == next(n for n in range(longest, 200) if n % multiple == 0 or n >= most)
+        assert torch.equal(wide.text_ids[:, :longest], alone.text_ids)
+        assert (wide.text_ids[:, longest:] == tokenizer.pad_id).all()
+        assert not wide.text_mask[:, longest:].any()
+        for kind, units in wide.units.items():
+            assert torch.equal(units.tokens[..., :longest], alone.units[kind].tokens)
+            assert not units.tokens[..., longest:].any()
+            assert torch.equal(units.group, alone.units[kind].group)
+    assert dataset(tokenizer, studies, length_multiple=48).collate(items).text_ids.shape[1] == 48
+    assert dataset(tokenizer, studies, length_multiple=100).collate(items).text_ids.shape[1] == 64  # max_tokens
+
+
+@pytest.mark.parametrize("context", ["report", "sentence"])
+def test_padding_changes_no_loss_and_no_gradient(tokenizer, context):
+    studies = [study(n, texts=TEXTS[n:] + TEXTS[:n][: n % 2]) for n in range(3)]
+    objectives = torch.nn.ModuleDict({name: OBJECTIVES.create(name) for name in ("global_contrastive", "phrase_image", "intra_modal", "word_region")})
+    options = {"context": context, "dim": 8, "hidden": 8, "norm": "batch"}
+    found = []
+    for multiple in (1, 32):
+        torch.manual_seed(0)
+        data = dataset(tokenizer, studies, length_multiple=multiple)
+        text = TEXT_ENCODERS.create("tiny", vocab_size=tokenizer.vocab_size, width=8, depth=1, heads=2, max_length=64)
+        model = VisionLanguageModel(create_backbone("test_resnet", in_chans=1, stride=4), text, **options)
+        module = pretraining_module(model.double(), objectives, lambda batch: replace(batch, images=batch.images.double() / 255))
+        batch = data.collate([data[0, n] for n in range(3)])
+        terms = module(batch)
+        losses = [total / count.clamp_min(1e-12) for total, count in terms.values()]
+        sum(losses).backward()
+        found.append([*losses, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert batch.text_ids.shape[1] == 32
+    assert all(value.isfinite().all() for value in found[0])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
 
 
 def test_studies_of_one_group_share_their_number(tokenizer):

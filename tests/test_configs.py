@@ -125,6 +125,7 @@ def test_a_shipped_config_trains_a_step_on_fixtures(name: str, roots: dict[str, 
         "train.batch_size=2",
         "train.steps=1",
         "train.precision=32-true",
+        "train.compile=false",  # tests/test_towers.py compiles
         "model.dim=16",
         "model.hidden=16",
         "evaluate.overlays=0",

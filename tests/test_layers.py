@@ -35,7 +35,8 @@ ALLOWED = {
     "elvis.interop": {"elvis.types", "elvis.errors", "elvis.registry", "elvis.backbones", "elvis.checkpoints"},
     "elvis.results": {"elvis.types", "elvis.errors"},
     "elvis.evaluation": {"elvis.types", "elvis.ops", "elvis.errors", "elvis.metrics", "elvis.pretrained", "elvis.data"},
-    "elvis.training": {"elvis.types", "elvis.ops", "elvis.errors", "elvis.config", "elvis.distributed"},
+    "elvis.fabric": {"elvis.types", "elvis.errors", "elvis.config", "elvis.distributed"},
+    "elvis.training": {"elvis.fabric", "elvis.types", "elvis.ops", "elvis.errors", "elvis.config", "elvis.distributed"},
     "elvis.assembly": {
         "elvis.errors",
         "elvis.config",
@@ -50,7 +51,7 @@ ALLOWED = {
     "elvis": {"elvis"},
 }
 HEAVY = {
-    "lightning": {"elvis.training"},
+    "lightning": {"elvis.fabric"},
     "transformers": {"elvis.text.hf", "elvis.backbones.vit"},
     "open_clip": {"elvis.backbones.open_clip", "elvis.text.open_clip"},
     "segmentation_models_pytorch": {"elvis.interop.smp"},

@@ -104,6 +104,40 @@ def test_gradients_are_finite_and_reach_every_parameter(name: str) -> None:
 
 
 @EVERY
+def test_checkpointing_changes_no_result_and_no_gradient(name: str) -> None:
+    options = {**SMALL[name], **({"dropout": 0.5} if name == "tiny" else {})}  # a BERT drops out as it is
+    pair = [TEXT_ENCODERS.create(name, vocab_size=VOCABULARY, checkpointing=on, **options) for on in (False, True)]
+    pair[1].load_state_dict(pair[0].state_dict())
+    assert pair[1].recipe == {**pair[0].recipe, "checkpointing": True}
+    kept, seen = [], []
+    for encoder in pair:
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t):
+            torch.manual_seed(2)  # of the dropout
+            tokens = encoder(*texts())
+        kept.append(sum(sizes))
+        (tokens * torch.linspace(-1, 1, tokens.numel()).view_as(tokens)).sum().backward()
+        seen.append([tokens, *(p.grad for p in encoder.parameters())])
+    for one, two in zip(*seen, strict=True):
+        torch.testing.assert_close(one, two)
+    assert kept[1] < 0.5 * kept[0]
+
+
+@EVERY
+def test_checkpointing_does_not_go_back_through_frozen_layers(name: str) -> None:
+    encoder = TEXT_ENCODERS.create(name, vocab_size=VOCABULARY, checkpointing=True, **SMALL[name])
+    first, second = encoder.blocks if name == "tiny" else encoder.encoder.encoder.layer
+    encoder.requires_grad_(False)
+    second.requires_grad_(True)
+    passed = []
+    for layer in (first, second):
+        layer.register_forward_hook(lambda module, inputs, out: passed.append((out[0] if isinstance(out, tuple) else out).requires_grad))
+    encoder(*texts()).sum().backward()
+    assert passed[:2] == [False, True]
+    assert all((p.grad is None) != p.requires_grad for p in encoder.parameters())
+
+
+@EVERY
 def test_a_recipe_and_weights_rebuild_it_bit_for_bit(name: str) -> None:
     encoder = build(name).eval()
     recipe = json.loads(json.dumps(encoder.recipe))
@@ -261,6 +295,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an encoder-decoder": ({"config": {"model_type": "t5"}}, "no text encoder"),
     "two towers": ({"config": {"model_type": "clip"}}, "no text encoder"),
     "sizes that do not fit": ({"config": bert_config(hidden_size=15)}, "multiple of the number of attention heads"),
+    "layers that cannot be computed again": ({"config": bert_config(model_type="mpnet"), "checkpointing": True}, "layers of a mpnet again"),
     "a tokenizer larger than the encoder": ({"vocab_size": 81, "config": bert_config()}, "81 entries, the text encoder only 80"),
 }
 

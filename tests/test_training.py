@@ -8,15 +8,19 @@ import math
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from elvis.config import Train
 from elvis.errors import ConfigError, NumericsError
-from elvis.training import Interrupted, RunLog, fit, freeze, learning_rate, make_fabric, optimizer_for, train_mode
+from elvis.fabric import make_fabric
+from elvis.text.tiny import Tiny
+from elvis.training import Interrupted, RunLog, _clip, fit, freeze, learning_rate, optimizer_for, train_mode
 from elvis.types import Batch
 
 
@@ -43,7 +47,9 @@ def toy_batch(step: int, bad: bool = False) -> Batch:
     return Batch(x * (math.nan if bad else 1.0), mask, empty.long(), empty.bool(), {}, torch.arange(6))
 
 
-def run(folder: Path, *, state: dict[str, Any] | None = None, module: Toy | None = None, bad_at: int = -1, **options: Any) -> Any:
+def run(
+    folder: Path, *, state: dict[str, Any] | None = None, module: Toy | None = None, bad_at: int = -1, progress: bool = False, **options: Any
+) -> Any:
     """Train the toy; returns (module, states saved by step)."""
     train = Train(
         **{"steps": 12, "batch_size": 6, "lr": 0.05, "checkpoint_every": 4, "log_every": 1, "accelerator": "cpu", "devices": "1", **options}
@@ -60,15 +66,19 @@ def run(folder: Path, *, state: dict[str, Any] | None = None, module: Toy | None
             yield toy_batch(i, bad=i == bad_at)
 
     folder.mkdir(exist_ok=True)
-    fit(make_fabric(train), module, batches, train=train, weights={"toy": 1.0}, log=RunLog(folder), save=save, state=state, progress=False)
+    fit(make_fabric(train), module, batches, train=train, weights={"toy": 1.0}, log=RunLog(folder), save=save, state=state, progress=progress)
     return module, saved
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def test_the_loop_learns_and_logs_every_step(tmp_path: Path) -> None:
     run(tmp_path / "a", steps=60)
-    rows = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in rows] == list(range(1, 61))
-    assert rows[-1]["loss"] < 0.3 * rows[0]["loss"]
+    found = rows(tmp_path / "a")
+    assert [r["step"] for r in found] == list(range(1, 61))
+    assert found[-1]["loss"] < 0.3 * found[0]["loss"]
     assert (tmp_path / "a" / "metrics.csv").read_text().count("\n") == 61
 
 
@@ -150,6 +160,134 @@ def test_a_nonfinite_loss_stops_the_run_before_the_update(tmp_path: Path) -> Non
     assert all(torch.equal(v, saved[4]["module"][n]) for n, v in module.state_dict().items())
 
 
+def test_a_nonfinite_gradient_is_told_by_its_parameter_and_no_step_from_there_on_is_taken(tmp_path: Path) -> None:
+    module, backward = Toy(), []
+
+    def spoil(gradient: Tensor) -> Tensor:
+        backward.append(gradient)
+        return gradient * (math.inf if len(backward) == 6 else 1.0)
+
+    _, saved = run(tmp_path / "a", steps=5, warmup=1.0)
+    module.net[3].weight.register_hook(spoil)
+    with pytest.raises(NumericsError, match=r"step 6: the gradient of net\.3\.weight; the step was not taken"):
+        run(tmp_path / "b", module=module, steps=10, warmup=0.5)  # the first five steps are those of the run above
+    assert len(backward) == 7  # noticed one step late
+    assert all(torch.equal(v, saved[5]["module"][n]) for n, v in module.state_dict().items())
+    assert [row["step"] for row in rows(tmp_path / "b")] == [1, 2, 3, 4, 5]
+
+
+def test_a_nonfinite_last_step_is_noticed_before_it_is_saved(tmp_path: Path) -> None:
+    for steps, bad_at in ((12, 11), (12, 3)):
+        with pytest.raises(NumericsError, match=f"step {bad_at + 1}: "):
+            run(tmp_path / str(bad_at), steps=steps, bad_at=bad_at)
+        assert [row["step"] for row in rows(tmp_path / str(bad_at))] == list(range(1, bad_at + 1))
+
+
+class NoReads(TorchDispatchMode):
+    """Refuses what makes Python wait for a device: a number of a tensor, or a shape that depends on its values."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal"), f"{name} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2, "clip": 0.0}])
+def test_the_loop_asks_the_device_for_no_value(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="waits"), NoReads():
+        float(torch.ones(()))
+    with NoReads():
+        run(tmp_path / "a", **options)
+    assert [row["step"] for row in rows(tmp_path / "a")] == list(range(1, 13))
+
+
+def test_a_row_comes_when_the_next_step_is_launched_and_before_anything_is_saved(tmp_path: Path) -> None:
+    log, seen = RunLog(tmp_path), []
+    train = Train(steps=6, batch_size=6, checkpoint_every=3, log_every=1, evaluate_every=4, accelerator="cpu", devices="1")
+
+    def note(what: str, result: Any = None) -> Any:
+        seen.append((what, len(log.rows)))
+        return result
+
+    fit(
+        make_fabric(train), Toy(), lambda start: (note(f"step {i + 1}", toy_batch(i)) for i in range(6)), train=train, weights={"toy": 1.0}, log=log,
+        save=lambda step, state: note("save", tmp_path), validate=lambda step, state: note("validate"), progress=False,
+    )  # fmt: skip
+    assert seen == [
+        ("step 1", 0), ("step 2", 0), ("step 3", 1), ("save", 3), ("step 4", 3), ("validate", 4), ("step 5", 4), ("step 6", 4), ("validate", 6),
+        ("save", 6),
+    ]  # fmt: skip
+
+
+def test_stall_is_the_share_of_the_time_that_went_by_waiting_for_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("elvis.training.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    module = Toy()
+    draw = toy_batch
+
+    def slow(step: int, bad: bool) -> Batch:
+        clock[0] += 3.0 if step < 2 else 0.01
+        return draw(step, bad)
+
+    monkeypatch.setitem(globals(), "toy_batch", slow)
+    module.register_forward_hook(lambda *_: clock.__setitem__(0, clock[0] + 1.0))
+    run(tmp_path / "a", module=module, steps=4, progress=True)
+    assert [row["stall"] for row in rows(tmp_path / "a")] == pytest.approx([0.75, 0.75, 0.01 / 1.01, 0.01 / 1.01])
+    assert [row["studies_per_s"] for row in rows(tmp_path / "a")] == pytest.approx([6 / 4, 6 / 4, 6 / 1.01, 6 / 1.01])
+    bar = capsys.readouterr().err
+    assert "studies/s stall 75%" in bar
+    assert "stall 1%" not in bar
+
+
+class Reader(nn.Module):
+    """A text tower with a loss on its tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.text = Tiny(vocab_size=20, width=8, depth=3, heads=2, max_length=8)
+
+    def forward(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        ids = batch.study[:, None] + torch.arange(4)
+        tokens = self.text(ids, torch.ones_like(ids, dtype=torch.bool))
+        return {"toy/square": ((tokens - 1).square().sum(), torch.tensor(tokens.numel(), dtype=torch.float32))}
+
+
+def test_no_gradient_goes_below_the_first_layer_that_trains(tmp_path: Path) -> None:
+    module, trains = Reader(), {}
+    freeze(module, [r"text\.(token|position)", r"text\.blocks\.[01]\."])
+    for number, block in enumerate(module.text.blocks):
+        block.register_forward_hook(lambda m, inputs, out, number=number: trains.setdefault(number, set()).add((m.training, out.requires_grad)))
+    before = {n: v.clone() for n, v in module.state_dict().items()}
+    run(tmp_path / "a", module=module, steps=2)
+    assert trains == {0: {(False, False)}, 1: {(False, False)}, 2: {(True, True)}}
+    moved = [n for n, v in module.state_dict().items() if not torch.equal(v, before[n])]
+    assert moved
+    assert all(n.startswith(("text.blocks.2.", "text.norm.")) for n in moved)
+
+
+@pytest.mark.parametrize("most", [0.0, 0.5, 1e9])
+def test_gradients_are_clipped_as_by_torch_and_each_has_its_norm(most: float) -> None:
+    def module() -> Toy:
+        toy = Toy()
+        for seed, p in enumerate(toy.parameters()):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
+        toy.net[1].bias.grad = None
+        return toy
+
+    ours, theirs = module(), module()
+    norm, norms = _clip(dict(ours.named_parameters()), most)
+    for name, parameter in theirs.named_parameters():
+        if parameter.grad is not None:
+            assert float(norms[name]) == pytest.approx(math.sqrt(sum(v * v for v in parameter.grad.flatten().tolist())))
+    assert len(norms) == len(list(theirs.parameters())) - 1
+    assert torch.equal(norm, nn.utils.clip_grad_norm_(theirs.parameters(), most or math.inf))
+    for one, two in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert (one.grad is None and two.grad is None) or torch.equal(one.grad, two.grad)
+
+
 def test_bf16_runs_the_towers_under_autocast_and_keeps_weights_and_losses_in_fp32(tmp_path: Path) -> None:
     seen = []
     module = Toy()
@@ -157,8 +295,8 @@ def test_bf16_runs_the_towers_under_autocast_and_keeps_weights_and_losses_in_fp3
     run(tmp_path / "a", module=module, precision="bf16-mixed", steps=60)
     assert set(seen) == {torch.bfloat16}
     assert {p.dtype for p in module.parameters()} == {torch.float32}
-    rows = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
-    assert rows[-1]["loss"] < 0.4 * rows[0]["loss"]
+    found = rows(tmp_path / "a")
+    assert found[-1]["loss"] < 0.4 * found[0]["loss"]
 
 
 def test_a_frozen_module_stays_in_eval_mode_and_keeps_its_weights(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ from elvis.types import Result, Study
 def train(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, args: argparse.Namespace) -> int:
     """Visual side, decoder, reports, numbers."""
     from downstream.reportgen.__main__ import lead, say
-    from elvis.training import make_fabric
+    from elvis.fabric import make_fabric
 
     whole = schemas.pretraining(config)
     section, options = configs.data_section(whole)
@@ -85,7 +85,7 @@ def train(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, a
 
 def export(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, args: argparse.Namespace) -> int:
     """What the visual side sees of the training studies, kept for `train features=DIR` (or features=auto, where no --out is given)."""
-    from elvis.training import make_fabric
+    from elvis.fabric import make_fabric
 
     section, options = configs.data_section(schemas.pretraining(config))
     table = training.table(config, section, options)
@@ -110,7 +110,7 @@ def export(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, 
 def tune(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, args: argparse.Namespace) -> int:
     """Reinforcement learning of one part of a trained generator; the reward on held-out studies before and after; reports, numbers."""
     from downstream.reportgen.__main__ import lead, say
-    from elvis.training import make_fabric
+    from elvis.fabric import make_fabric
 
     generator = model.load(checkpoint)  # type: ignore[arg-type]
     section, table = _table(config, generator, needed=("train",))
@@ -413,7 +413,7 @@ def _apart(out: Path, checkpoint: Path | None) -> None:
 
 
 def _device(generator: Generator, config: Reportgen) -> Generator:
-    from elvis.training import make_fabric
+    from elvis.fabric import make_fabric
 
     return generator.to(make_fabric(config.train).device)
 

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(args: argparse.Namespace, chosen: Any) -> int:
     """Train every backbone at every fraction with every seed, judge each, and write the tables and the page of all."""
     from downstream.segmentation import runs
-    from elvis.training import make_fabric
+    from elvis.fabric import make_fabric
 
     given = runs.backbones(args.backbone, chosen)
     out = _out(args)

@@ -11,6 +11,7 @@ A backbone is an nn.Module with keyword-only options (`in_chans` among them, eac
     forward(image B C *S)    -> ImageFeatures, tokens B N D on a grid, row-major
     pyramid(image B C *S)    -> list of maps B C_i *S_i, finest first; the tokens lie on the last one
     .plain                   optional, True: one map only, and, in 2D, .net.blocks; heads make a pyramid of it (elvis.interop.smp)
+    .nets                    optional: the modules inside that torch.compile may take, tensors in and out (`train.compile`)
     .recipe                  -> dict for `create_backbone(**recipe)`: the same module without weights and without network
 
 One file each in this folder (or anywhere, with `register_backbone`); tests/test_backbones.py holds every name to this.
@@ -23,6 +24,7 @@ import fnmatch
 import functools
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -207,11 +209,35 @@ def image_features(features: Tensor, pooled: Tensor | None = None, levels: Mappi
 def recompute(run: Callable[..., T], *inputs: Tensor, within: nn.Module) -> T:
     """run(*inputs), computed again in the backward pass instead of kept for it: less memory, the same result and gradients.
 
-    The batch norms of `within`, the module whose parameters `run` uses, count the batch once.
+    The batch norms of `within`, the module whose parameters `run` uses, count the batch once. (In a compiled graph they do so by themselves: what
+    it writes is written in the forward pass alone.)
     """
+    import torch
     from torch.utils.checkpoint import checkpoint
 
+    if torch.compiler.is_compiling():
+        return checkpoint(run, *inputs, use_reentrant=False)
     return checkpoint(run, *inputs, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _Uncounted(within)))
+
+
+def recompute_blocks(model: nn.Module, name: str) -> None:
+    """Make every block of a timm model (what its `group_matcher` calls so) `recompute` itself; parameters keep their names.
+
+    timm's own set_grad_checkpointing does not reach every model's `forward_intermediates`, and its batch norms count a batch twice.
+    Raises ConfigError for a model without blocks.
+    """
+    blocks = model.group_matcher(coarse=False).get("blocks") if hasattr(model, "group_matcher") else None
+    patterns = [p if isinstance(p, str) else p[0] for p in ([blocks] if isinstance(blocks, str) else blocks or ())]
+    numbered = [re.compile(p) for p in patterns if re.compile(p).groups]  # not the norm behind them
+    found = [m for n, m in model.named_modules() if any(p.fullmatch(n) for p in numbered) and any(True for _ in m.children())]
+    if not found:
+        raise ConfigError(f"timm names no blocks of '{name}' that could be computed again", "set checkpointing: false")
+    for block in found:
+        block.forward = functools.partial(_again, block.forward, block)
+
+
+def _again(forward: Callable[..., T], block: nn.Module, *inputs: Any, **options: Any) -> T:
+    return recompute(functools.partial(forward, **options), *inputs, within=block)
 
 
 class _Uncounted(contextlib.AbstractContextManager[None]):

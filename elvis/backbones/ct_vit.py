@@ -90,6 +90,10 @@ class CtVit(nn.Module):
             "checkpointing": checkpointing,
         }
 
+    @property
+    def nets(self) -> list[nn.Module]:
+        return [*self.spatial, *self.temporal]
+
     def forward(self, image: Tensor) -> ImageFeatures:
         """image B C Z Y X, normalised with spec.mean and spec.std -> tokens B (Z/temporal_patch * Y/patch * X/patch) D."""
         *earlier, last = self._encode(image)

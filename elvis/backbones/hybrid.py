@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elvis.backbones import image_features
+from elvis.backbones import image_features, recompute
 from elvis.backbones.cnn import Cnn
 from elvis.errors import ConfigError
 from elvis.registry import BACKBONES
@@ -45,13 +45,15 @@ class Hybrid(nn.Module):
         heads: int = 8,
         hidden: int = 2048,  # of the MLP
         dropout: float = 0.1,
+        checkpointing: bool = False,  # blocks and layers are computed again in the backward pass: less memory, the same result
     ) -> None:
         super().__init__()
         if layers < 1 or width % heads:
             raise ConfigError(
                 f"a hybrid of {layers} layers, width {width} and {heads} heads", f"one layer or more, and set width={width - width % heads or heads}"
             )
-        self.cnn = Cnn(model=cnn, in_chans=in_chans, pretrained=pretrained, stride=stride, levels=levels, input_size=input_size, arch=arch)
+        own = {"stride": stride, "levels": levels, "input_size": input_size, "arch": arch, "checkpointing": checkpointing}
+        self.cnn, self.checkpointing = Cnn(model=cnn, in_chans=in_chans, pretrained=pretrained, **own), checkpointing
         seen = self.cnn.spec
         self.spec = replace(seen, name=f"hybrid of {cnn}", width=width, channels=(*seen.channels[:-1], width))
         self.into = nn.Linear(seen.width, width)
@@ -69,6 +71,10 @@ class Hybrid(nn.Module):
             "dropout": dropout,
         }
 
+    @property
+    def nets(self) -> list[nn.Module]:
+        return list(self.layers)  # and those of the CNN, which names its own
+
     def forward(self, image: Tensor) -> ImageFeatures:
         """image B C H W, normalised with spec.mean and spec.std -> tokens B (H/stride * W/stride) width."""
         maps = self.pyramid(image)
@@ -79,7 +85,9 @@ class Hybrid(nn.Module):
         *maps, last = self.cnn.pyramid(image)
         grid = last.shape[2:]
         x = self.into(last.flatten(2).transpose(1, 2)) + self._positions(grid).flatten(1).T  # B N D
-        return [*maps, self.layers(x).transpose(1, 2).unflatten(-1, grid)]
+        for layer in self.layers:
+            x = recompute(layer, x, within=layer) if self.checkpointing else layer(x)
+        return [*maps, x.transpose(1, 2).unflatten(-1, grid)]
 
     def _positions(self, grid: torch.Size) -> Tensor:
         """D *grid; those of the own size are taken as they are."""

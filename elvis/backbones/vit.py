@@ -10,12 +10,13 @@ Positions are interpolated, so any input size divisible by the patch works. The 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elvis.backbones import check_image, check_kind, image_features, timm_model, timm_spec
+from elvis.backbones import check_image, check_kind, image_features, recompute_blocks, timm_model, timm_spec
 from elvis.errors import ConfigError
 from elvis.registry import BACKBONES
 from elvis.types import ImageFeatures
@@ -35,6 +36,7 @@ class Vit(nn.Module):
         levels: Sequence[int] = (),  # blocks, counted from 0, whose maps are given as ImageFeatures.levels["block5"]
         input_size: int | Sequence[int] | None = None,  # None = timm's; the positions' own size, others are interpolated
         arch: Mapping[str, Any] | None = None,  # keywords for timm's model function, e.g. {patch_size: 8, embed_dim: 128}
+        checkpointing: bool = False,  # blocks are computed again in the backward pass: less memory, the same result
     ) -> None:
         super().__init__()
         check_kind(model, "vit")
@@ -50,6 +52,9 @@ class Vit(nn.Module):
             raise ConfigError(
                 f"'{model}' gives its tokens after block {self.blocks[-1]}; levels={list(levels)} are not all before it", "choose blocks from 0"
             )
+        if checkpointing:
+            recompute_blocks(self.net, model)
+        self.net.forward = partial(self.net.forward_intermediates, indices=list(self.blocks), norm=True)  # what is used of it, and compiled
 
         patch = self.net.feature_info[-1]["reduction"]
         strides = [patch // 2**k for k in (2, 1, 0) if patch % 2**k == 0]  # 16: 4, 8, 16;  14: 7, 14
@@ -63,7 +68,12 @@ class Vit(nn.Module):
             "levels": list(levels),
             "input_size": list(self.spec.input_size),
             "arch": arch,
+            "checkpointing": checkpointing,
         }
+
+    @property
+    def nets(self) -> list[nn.Module]:
+        return [self.net]
 
     def forward(self, image: Tensor) -> ImageFeatures:
         """image B C H W, normalised with spec.mean and spec.std -> tokens B (H/patch * W/patch) D."""
@@ -81,4 +91,4 @@ class Vit(nn.Module):
     def _encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(normed sequence B prefix+N D, normed maps B D h w after each of `blocks`)."""
         check_image(image, self.spec)
-        return self.net.forward_intermediates(image, indices=list(self.blocks), norm=True)
+        return self.net(image)

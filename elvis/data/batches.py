@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import abc
 import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -33,7 +34,7 @@ from elvis.data.studies import stable_hash
 from elvis.data.texts import Reports, Text, pad
 from elvis.data.tokenizer import Tokenizer
 from elvis.errors import DataError
-from elvis.types import Batch, Study
+from elvis.types import Batch, Study, TextUnits
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class StudyDataset(Substituting):
 
     views: "first" image | "frontal", the first AP or PA, else the first | "random" one per epoch | "all" up to `max_views`.
     augment: after resizing, here ("cpu") or, with the same numbers, by `ToInput` ("device"); None = none. All reports are encoded at
-    once; structures, fill: see `Reports`. cache: keep resized images (size * size bytes each) in the memory of every worker process.
+    once; structures, fill: see `Reports`. length_multiple: text of a batch is padded to a multiple of so many tokens, to `max_tokens` at most.
+    cache: keep resized images (size * size bytes each) in the memory of every worker process.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class StudyDataset(Substituting):
         *,
         units: Sequence[str] = ("report", "sentence"),
         max_tokens: int = 256,
+        length_multiple: int = 1,
         max_units: int | Mapping[str, int] | None = None,
         structures: Structures | None = None,
         fill: bool = True,
@@ -112,7 +115,7 @@ class StudyDataset(Substituting):
         cache: bool = False,
     ) -> None:
         super().__init__(studies, seed)
-        self.preprocess, self.collate = preprocess, _Collate(tokenizer.pad_id)
+        self.preprocess, self.collate = preprocess, _Collate(tokenizer.pad_id, length_multiple, max_tokens)
         self.views, self.max_views, self.augment, self.augment_on = views, max_views, augment, augment_on
         texts = ([sentence.text for sentence in study.sentences] for study in studies)
         regions = ([sentence.region for sentence in study.sentences] for study in studies)
@@ -154,8 +157,8 @@ def shown_views(study: Study, views: str, max_views: int, seed: int = 0, epoch: 
     return range(len(study.images))[: max_views if views == "all" else 1]
 
 
-def collate(items: Sequence[Item | DataError], pad_id: int) -> Batch | DataError:
-    """Items of one step to a Batch; views and text padded to the longest. A DataError among them is handed on."""
+def collate(items: Sequence[Item | DataError], pad_id: int, multiple: int = 1, most: int = sys.maxsize) -> Batch | DataError:
+    """Items of one step to a Batch; views and text padded to the longest (multiple, most: see `pad`). A DataError among them is handed on."""
     for item in items:
         if isinstance(item, DataError):
             return item
@@ -166,12 +169,19 @@ def collate(items: Sequence[Item | DataError], pad_id: int) -> Batch | DataError
     for row, item in enumerate(items):
         views = len(item.images)
         images[row, :views], view_mask[row, :views], numbers[row, :views], seeds[row, :views] = item.images, True, item.numbers, item.seeds
-    ids, mask, units = pad([item.text for item in items], pad_id)
+    ids, mask, units = pad([item.text for item in items], pad_id, multiple, most)
     study = torch.tensor([item.study for item in items], dtype=torch.int64)
-    extra: dict[str, Any] = {"bad": tuple(entry for item in items for entry in item.bad)}
+    alone = {kind: most_of(unit) for kind, unit in units.items() if kind != "word"}  # which is never read alone
+    counts = {"views": int(view_mask.sum()), "units": alone}
+    extra: dict[str, Any] = {"bad": tuple(entry for item in items for entry in item.bad), "counts": counts}
     if numbers.size:
         extra |= {"augment": torch.from_numpy(numbers), "noise": torch.from_numpy(seeds)}
     return Batch(torch.from_numpy(images), torch.from_numpy(view_mask), ids, mask, units, study, tuple(item.id for item in items), extra)
+
+
+def most_of(units: TextUnits) -> tuple[int, int]:
+    """How many units are real, and the most tokens of one: what a model would have to ask the device for (`VisionLanguageModel.encode_text`)."""
+    return int(units.mask.sum()), int((units.tokens & units.mask.unsqueeze(-1)).sum(-1).max())
 
 
 # ---------------------------------------------------------------------------------------------------------- loader
@@ -190,13 +200,13 @@ class _Loader(DataLoader):
 
 
 class _Collate:
-    """`collate` with its padding id; a class, so that it reaches worker processes however they are started."""
+    """`collate` with its padding; a class, so that it reaches worker processes however they are started."""
 
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
+    def __init__(self, *padding: int) -> None:
+        self.padding = padding
 
     def __call__(self, items: Sequence[Any]) -> Batch | DataError:
-        return collate(items, self.pad_id)
+        return collate(items, *self.padding)
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

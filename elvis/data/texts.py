@@ -12,6 +12,7 @@ mention gets a sentence of its own behind the report ("No abnormality found in t
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -174,9 +175,13 @@ def _joined(values: np.ndarray, starts: np.ndarray, numbers: np.ndarray) -> np.n
     return np.concatenate([values[:0], *(values[starts[n] : starts[n + 1]] for n in numbers)])
 
 
-def pad(texts: Sequence[Text], pad_id: int) -> tuple[Tensor, Tensor, dict[str, TextUnits]]:
-    """Reports of one batch, padded to the longest: ids B L, mask B L, units. A kind nobody has still gets one masked unit."""
-    rows, length = len(texts), max(len(text.ids) for text in texts)
+def pad(texts: Sequence[Text], pad_id: int, multiple: int = 1, most: int = sys.maxsize) -> tuple[Tensor, Tensor, dict[str, TextUnits]]:
+    """Reports of one batch, padded to the longest: ids B L, mask B L, units. A kind nobody has still gets one masked unit.
+
+    multiple, most: L is rounded up to a multiple, but not beyond `most` (or the longest report).
+    """
+    rows, longest = len(texts), max(len(text.ids) for text in texts)
+    length = max(longest, min(-(-longest // multiple) * multiple, most))
     ids, mask = np.full((rows, length), pad_id, np.int64), np.zeros((rows, length), bool)
     for row, text in enumerate(texts):
         ids[row, : len(text.ids)] = text.ids

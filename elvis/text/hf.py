@@ -37,6 +37,7 @@ class Hf(nn.Module):
         checkpoint: str = "",  # folder or hub id with weights, e.g. emilyalsentzer/Bio_ClinicalBERT (LoVT, GLoRIA, MGCA)
         config: Mapping[str, Any] | None = None,  # or the encoder's config alone: random weights, no network
         layers_mean: int = 1,  # LoVT: the last hidden states; GLoRIA: 4
+        checkpointing: bool = False,  # layers are computed again in the backward pass: less memory, the same result
     ) -> None:
         super().__init__()
         if bool(checkpoint) == bool(config):
@@ -61,7 +62,19 @@ class Hf(nn.Module):
         self.width, self.max_length, self.layers_mean = own.hidden_size, _longest(self.encoder), layers_mean
         full = json.loads(own.to_json_string(use_diff=False))  # the whole config: the checkpoint opens where this one is not
         full.pop("_name_or_path", None)
-        self.recipe: dict[str, Any] = {"name": "hf", "vocab_size": vocab_size or own.vocab_size, "config": full, "layers_mean": layers_mean}
+        self.recipe: dict[str, Any] = {
+            "name": "hf",
+            "vocab_size": vocab_size or own.vocab_size,
+            "config": full,
+            "layers_mean": layers_mean,
+            "checkpointing": checkpointing,
+        }
+        if checkpointing:
+            _recompute_layers(self.encoder)
+
+    @property
+    def nets(self) -> list[nn.Module]:
+        return [self.encoder]
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids B L int64, mask B L bool (True = real, from the left) -> tokens B L D, zeros at padding."""
@@ -130,6 +143,16 @@ def _no_pooler(config: Any) -> dict[str, bool]:
         raise ConfigError(f"a {config.model_type} is no text encoder", "use an encoder such as BERT, RoBERTa or ModernBERT")
     known = inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
     return {"add_pooling_layer": False} if "add_pooling_layer" in known else {}
+
+
+def _recompute_layers(encoder: nn.Module) -> None:
+    """transformers' checkpointing, which acts in training mode; frozen layers below the others are passed by no gradient."""
+    if not encoder.supports_gradient_checkpointing:
+        raise ConfigError(f"transformers cannot compute the layers of a {encoder.config.model_type} again", "set text.checkpointing=false")
+    enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable  # its name in older versions
+    enable({"use_reentrant": False})
+    encoder.disable_input_require_grads()  # which the line above turned on, and gradients would pass frozen layers
+    encoder.config.use_cache = False  # a decoder's; it would be warned of
 
 
 def _longest(encoder: nn.Module) -> int:

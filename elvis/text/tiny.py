@@ -7,11 +7,13 @@ The arrangement is GPT-2's and ViT's (norm first), the attention is bidirectiona
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from elvis.errors import ConfigError
 from elvis.registry import TEXT_ENCODERS
@@ -29,6 +31,7 @@ class Tiny(nn.Module):
         heads: int = 4,
         max_length: int = 256,
         dropout: float = 0.0,
+        checkpointing: bool = False,  # blocks are computed again in the backward pass: less memory, the same result
     ) -> None:
         super().__init__()
         if width % heads:
@@ -38,7 +41,7 @@ class Tiny(nn.Module):
         self.width, self.max_length = width, max_length
         self.token = nn.Embedding(vocab_size, width)
         self.position = nn.Parameter(torch.empty(max_length, width))
-        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
+        self.blocks = Blocks((Block(width, heads, dropout) for _ in range(depth)), checkpointing)
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.token.weight, std=0.02)
         nn.init.normal_(self.position, std=0.02)
@@ -50,16 +53,31 @@ class Tiny(nn.Module):
             "heads": heads,
             "max_length": max_length,
             "dropout": dropout,
+            "checkpointing": checkpointing,
         }
+
+    @property
+    def nets(self) -> list[nn.Module]:
+        return [self.blocks]
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids B L int64, mask B L bool (True = real) -> tokens B L D, zeros at padding."""
         check_length(ids, self.max_length)
         x = self.token(ids.masked_fill(~mask, 0)) + self.position[: ids.shape[1]]  # B L D
         keys = mask | ~mask.any(1, keepdim=True)  # a text without a token attends its padding, or softmax would divide 0 by 0
-        for block in self.blocks:
-            x = block(x, keys[:, None, None])
-        return self.norm(x).masked_fill(~mask.unsqueeze(-1), 0.0)
+        return self.norm(self.blocks(x, keys[:, None, None])).masked_fill(~mask.unsqueeze(-1), 0.0)
+
+
+class Blocks(nn.ModuleList):
+    def __init__(self, blocks: Iterable[Block], checkpointing: bool) -> None:
+        super().__init__(blocks)
+        self.checkpointing = checkpointing
+
+    def forward(self, x: Tensor, keys: Tensor) -> Tensor:
+        """x B L D, keys B 1 1 L (True = may be attended) -> B L D."""
+        for block in self:
+            x = checkpoint(block, x, keys, use_reentrant=False) if self.checkpointing else block(x, keys)
+        return x
 
 
 class Block(nn.Module):

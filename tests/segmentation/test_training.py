@@ -28,8 +28,9 @@ from elvis import checkpoints, training
 from elvis.backbones import create_backbone
 from elvis.data.images import Preprocess
 from elvis.errors import CheckpointError, ConfigError
+from elvis.fabric import make_fabric
 from elvis.model import Projected
-from elvis.training import Interrupted, learning_rate, make_fabric
+from elvis.training import Interrupted, learning_rate
 
 TINY = [
     "data.train=48", "data.val=16", "data.test=8", "data.size=64", "size=64", "classes={nodule: nodule, effusion: effusion}",
@@ -71,7 +72,7 @@ def trained(out: Path, config: Segmentation, table: runs.Table, *, labels: int =
 
 def log(out: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "studies_per_s"} for row in rows]
+    return [{name: value for name, value in row.items() if name not in ("studies_per_s", "stall")} for row in rows]
 
 
 def step(out: Path, number: int) -> Path:
