@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elvis.errors import ConfigError
-from elvis.ops import masked_max, masked_mean, upcast
+from elvis.ops import masked_max, masked_mean, real_places, upcast
 from elvis.pooling import AttentionPool, Codebook, CrossQuery, RegionQuery, pool_units
 from elvis.types import Batch, ImageFeatures, Pair, Regions, TextFeatures, TextUnits, UnitFeatures
 
@@ -32,12 +32,32 @@ class MaskedBatchNorm(nn.BatchNorm1d):
     """Batch norm whose statistics see real rows only (LoVT's included padded sentences). A single real row is normalised by the running ones."""
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
-        rows = x[mask]
+        """x (..., C), mask (...) -> (..., C), zeros where not real."""
+        if x.device.type != "cpu":
+            return self.by_moments(x, mask)
+        rows = x[mask]  # torch's own kernel is quicker, and taking rows waits for nobody here
         if self.training and len(rows) < 2:
             done = F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         else:
             done = super().forward(rows)
         return x.new_zeros(x.shape, dtype=done.dtype).masked_scatter(mask.unsqueeze(-1), done)
+
+    def by_moments(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The same written out, in shapes that no value decides: nothing waits for a GPU."""
+        real, axes, count = mask.unsqueeze(-1), tuple(range(mask.ndim)), mask.sum()
+        rows, mean, var = upcast(x).masked_fill(~real, 0.0), self.running_mean, self.running_var
+        if self.training:
+            mean = rows.sum(axes) / count.clamp_min(1)
+            var = (rows - mean).masked_fill(~real, 0.0).square().sum(axes) / count.clamp_min(1)
+            enough = count >= 2
+            with torch.no_grad():
+                unbiased = var * count / (count - 1).clamp_min(1)
+                for held, new in ((self.running_mean, mean), (self.running_var, unbiased)):
+                    held.add_(self.momentum * (new - held) * enough)
+                self.num_batches_tracked.add_(enough)
+            mean, var = torch.where(enough, mean, self.running_mean), torch.where(enough, var, self.running_var)
+        done = (rows - mean) * (torch.rsqrt(var + self.eps) * self.weight) + self.bias
+        return done.masked_fill(~real, 0.0).to(x.dtype)
 
 
 class Projection(nn.Module):
@@ -170,8 +190,9 @@ class VisionLanguageModel(nn.Module):
         return not self.training or self.reads is None or name in self.reads
 
     def forward(self, batch: Batch) -> Pair:
-        image, image_raw = self.encode_image(batch.images, batch.view_mask)
-        text, text_raw = self.encode_text(batch.text_ids, batch.text_mask, batch.units)
+        counts = batch.extra.get("counts", {})
+        image, image_raw = self.encode_image(batch.images, batch.view_mask, counts.get("views"))
+        text, text_raw = self.encode_text(batch.text_ids, batch.text_mask, batch.units, counts.get("units"))
         regions = {
             label: self.look(label, image, text_raw.units[self.asked_by[label]] if label in self.asked_by else None, whole=label == self.whole)
             for label in self.heads
@@ -199,12 +220,17 @@ class VisionLanguageModel(nn.Module):
 
     # ------------------------------------------------------------------------------------------------ image
 
-    def encode_image(self, images: Tensor, view_mask: Tensor) -> tuple[ImageFeatures, ImageFeatures]:
-        """B V C *S, B V -> features after and before the projection; tokens are those of all views, or fused."""
+    def encode_image(self, images: Tensor, view_mask: Tensor, count: int | None = None) -> tuple[ImageFeatures, ImageFeatures]:
+        """B V C *S, B V -> features after and before the projection; tokens are those of all views, or fused.
+
+        count: how many views are real, where the host knows it; otherwise the device is asked if there are several.
+        """
         studies, views = images.shape[:2]
-        seen = self.image(images.flatten(0, 1) if views == 1 else images[view_mask])  # of single images, the real ones
+        at = None if views == 1 else real_places(view_mask, count)
+        images = images.flatten(0, 1)
+        seen = self.image(images if at is None else images[at])  # of single images, the real ones
         cells = seen.tokens.shape[1]
-        tokens, own = (_unfold(x, view_mask) for x in (seen.tokens, seen.pooled))  # B V N D, B V D
+        tokens, own = (_unfold(x, at, view_mask.shape) for x in (seen.tokens, seen.pooled))  # B V N D, B V D
         if self.views == "concat":
             raw, mask = tokens.flatten(1, 2), view_mask.repeat_interleave(cells, 1)  # B V*N D
             view = torch.arange(views, device=mask.device).repeat_interleave(cells).expand(studies, -1)
@@ -223,16 +249,19 @@ class VisionLanguageModel(nn.Module):
 
     # ------------------------------------------------------------------------------------------------- text
 
-    def encode_text(self, ids: Tensor, mask: Tensor, units: Mapping[str, TextUnits]) -> tuple[TextFeatures, TextFeatures]:
+    def encode_text(
+        self, ids: Tensor, mask: Tensor, units: Mapping[str, TextUnits], counts: Mapping[str, tuple[int, int]] | None = None
+    ) -> tuple[TextFeatures, TextFeatures]:
         """B L, B L, units -> features after and before the projection. Pooled over the units that are read alone, else over sentences, else tokens.
 
-        Where structures are read alone and there are none (a phrase by itself), sentences are.
+        Where structures are read alone and there are none (a phrase by itself), sentences are. counts: of each kind of unit how many are
+        real and the most tokens of one, where the host knows it; otherwise the device is asked for those that are read alone.
         """
-        alone = self.context if self.context in units else "sentence" if self.context != "report" else ""
+        alone = "" if self.context == "report" else self.context if self.context in units else "sentence"
         if alone:  # as many tokens of each as the encoder reads
             whole = units[alone].tokens
             units = {**units, alone: replace(units[alone], tokens=whole & (whole.cumsum(-1) <= self.text.max_length - 2))}
-        tokens, own = self._alone(ids, units[alone]) if alone else (self.text(ids, mask), None)  # B L D, B U D
+        tokens, own = self._alone(ids, units[alone], *(counts or {}).get(alone, ())) if alone else (self.text(ids, mask), None)  # B L D, B U D
         if alone and alone != "sentence":  # what is in no structure was not read
             read = (units[alone].tokens & units[alone].mask.unsqueeze(-1)).any(1, keepdim=True)  # B 1 L
             rest = {n: replace(u, tokens=u.tokens & read) for n, u in units.items() if n != alone}
@@ -267,16 +296,16 @@ class VisionLanguageModel(nn.Module):
             return own(x, mask)
         return self.get_submodule(f"{side}_global")(self.get_submodule(f"{side}_pool").values(x), mask)
 
-    def _alone(self, ids: Tensor, units: TextUnits) -> tuple[Tensor, Tensor]:
+    def _alone(self, ids: Tensor, units: TextUnits, count: int | None = None, most: int | None = None) -> tuple[Tensor, Tensor]:
         """Each unit through the encoder by itself: its tokens put back where they stood, B L D, and its own vector (`sentence_pool`), B U D.
 
         A token of several units comes back as the first of them had it; each unit's vector is of its own reading.
         """
         member = units.tokens & units.mask.unsqueeze(-1)  # B U L
-        study, unit = member.any(-1).nonzero(as_tuple=True)
-        mine = member[study, unit]  # S L, one row a sentence
+        at = real_places(member.any(-1), count)
+        study, mine = at // member.shape[1], member.flatten(0, 1)[at]  # S, S L: one row a sentence
         length = mine.sum(-1)
-        longest = int(length.max()) if len(length) else 0
+        longest = min(most, self.text.max_length - 2) if most is not None else int(length.max()) if len(length) else 0
         place = torch.sort(~mine, dim=-1, stable=True).indices[:, :longest]  # S longest: positions of its tokens, in order
         real = torch.arange(longest, device=ids.device) < length[:, None]
         rows = ids[study].gather(1, place).masked_fill(~real, 0)
@@ -289,10 +318,12 @@ class VisionLanguageModel(nn.Module):
         if self.sentence_pool != "cls":
             one = real.any(1, keepdim=True)
             first = pool_units(rest, TextUnits(real.unsqueeze(1), one, one.long()), self.sentence_pool)[:, 0]
-        tokens, own = out.new_zeros(*ids.shape, out.shape[-1]), first.new_zeros(*member.shape[:2], out.shape[-1])
         firsts = member & (member.cumsum(1) == 1)  # B U L
-        where = (real & firsts[study, unit].gather(1, place)).nonzero(as_tuple=True)
-        return tokens.index_put((study[where[0]], place[where]), rest[where]), own.index_put((study, unit), first)
+        put = real & firsts.flatten(0, 1)[at].gather(1, place)  # S longest
+        where = torch.where(put, study[:, None] * ids.shape[1] + place, ids.numel())  # what is not put back goes to a row that is dropped
+        tokens = out.new_zeros(ids.numel() + 1, out.shape[-1]).index_put((where.flatten(),), rest.flatten(0, 1))[:-1]
+        own = first.new_zeros(member[..., 0].numel(), out.shape[-1]).index_put((at,), first)
+        return tokens.view(*ids.shape, -1), own.view(*member.shape[:2], -1)
 
     # ------------------------------------------------------------------------------------------------- wiring
 
@@ -301,7 +332,7 @@ class VisionLanguageModel(nn.Module):
 
         trained: those of the needs that get a gradient; None = all.
         """
-        for need in sorted(needs):
+        for need in sorted(needs - {"scale"}):
             owner, _, field = need.partition(".")
             owner = owner.removesuffix("_raw")
             if owner == "text" and field not in ("pooled", "tokens") and field not in units:
@@ -341,7 +372,7 @@ class VisionLanguageModel(nn.Module):
                 own.requires_grad_(False)
             if not any(n.startswith((f"{side}.", f"{side}_raw.")) for n in trained):
                 self.get_submodule(side).requires_grad_(False)
-        if not {"image.pooled", "text.pooled"} <= needs:
+        if "scale" not in needs:
             self.log_scale.requires_grad_(False)
 
 
@@ -398,11 +429,11 @@ def build_image(recipe: Mapping[str, Any]) -> nn.Module:
     return Projected(create_backbone(**recipe["image"]), **recipe["projection"]) if "projection" in recipe else create_backbone(**recipe)
 
 
-def _unfold(x: Tensor, view_mask: Tensor) -> Tensor:
-    """Features of the real views, one row each, to B V ...; zeros where a study has no such view."""
-    if view_mask.shape[1] == 1:
-        return x.unsqueeze(1)
-    return x.new_zeros(*view_mask.shape, *x.shape[1:]).index_put(view_mask.nonzero(as_tuple=True), x)
+def _unfold(x: Tensor, at: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    """Features of the real views, one row each, to their places `at` of B V ...; zeros where a study has no such view. None: one view each."""
+    if at is not None:
+        x = x.new_zeros(math.prod(shape), *x.shape[1:]).index_put((at,), x)
+    return x.unflatten(0, shape)
 
 
 def _region_query(width: int, long: int, *, name: str = "region_query", unit: str = "", **options: Any) -> RegionQuery | CrossQuery:

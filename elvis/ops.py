@@ -23,10 +23,21 @@ def normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True).clamp_min(eps * eps))
 
 
+def dots(a: Tensor, b: Tensor) -> Tensor:
+    """Dot product of every row of a with every row of b, in fp32 at least: (..., N, D), (..., M, D) -> (..., N, M)."""
+    with torch.autocast(a.device.type, enabled=False):  # which would cast the product back to bf16
+        return upcast(a) @ upcast(b).transpose(-1, -2)
+
+
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine of every row of a with every row of b: (..., N, D), (..., M, D) -> (..., N, M)."""
-    with torch.autocast(a.device.type, enabled=False):  # which would cast the product back to bf16
-        return normalize(a) @ normalize(b).transpose(-1, -2)
+    return dots(normalize(a), normalize(b))
+
+
+def real_places(mask: Tensor, count: int | None = None) -> Tensor:
+    """Places of the real entries of a mask, flattened, in their order: N int64. Where the host knows that they are `count`, no device is asked."""
+    flat = mask.flatten()
+    return flat.nonzero().squeeze(1) if count is None else torch.argsort(~flat, stable=True)[:count]
 
 
 def masked_fill_low(logits: Tensor, mask: Tensor) -> Tensor:

@@ -253,17 +253,19 @@ class Codebook(nn.Module):
         with torch.no_grad(), torch.autocast(maps.device.type, enabled=False):
             index = (nearest_rows(maps, vectors[1:]) + 1).masked_fill(~regions.mask, 0)
             if self.training:
-                used = sum_over_ranks(torch.bincount(index[regions.mask], minlength=len(vectors)))
+                counted = torch.zeros(len(vectors), dtype=torch.int64, device=index.device)  # bincount would ask the device for the largest
+                used = sum_over_ranks(counted.index_add_(0, index.flatten(), regions.mask.flatten().long()))
                 self.idle.add_(1).masked_fill_(used > 0, 0)[0] = 0
         return Codes(vectors, index, self.idle >= self.patience)
 
 
-def nearest_rows(a: Tensor, b: Tensor) -> Tensor:
-    """Which row of b M D is nearest to each row of a (..., N, D): (..., N) int64, without gradient.
+def nearest_rows(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Which row of b M D, of those in `mask` M, is nearest to each row of a (..., N, D): (..., N) int64, without gradient.
 
     The differences themselves are squared, not |a|^2 - 2ab + |b|^2 taken: maps are small numbers, and codes come to lie close to each other.
     """
-    return torch.cdist(a.detach(), b.detach().to(a.dtype), compute_mode="donot_use_mm_for_euclid_dist").argmin(-1)
+    apart = torch.cdist(a.detach(), b.detach().to(a.dtype), compute_mode="donot_use_mm_for_euclid_dist")
+    return (apart if mask is None else apart.masked_fill(~mask, torch.inf)).argmin(-1)
 
 
 def _dividing(width: int, heads: int) -> int:

@@ -24,8 +24,11 @@ SENTENCES = [3, 4, 2, 5, 0, 4]  # uneven, one report without a sentence
 CASES: dict[str, dict[str, Any]] = {
     "global_contrastive": {},
     "global_contrastive_sigmoid": {"kind": "global_contrastive", "form": "sigmoid"},
+    "filip": {"chunk": 2},
+    "filip_sentences": {"kind": "filip", "unit": "sentence"},
     "phrase_image": {},
     "sentence_region": {"positives": "distance"},
+    "sentence_region_batch": {"kind": "sentence_region", "negatives": "batch", "chunk": 20},
     "word_region": {},
     "sentence_topic": {"image_to_sentence": 0.5},
     "sentence_topic_equal": {"kind": "sentence_topic", "image_to_sentence": 0.5, "targets": "equal"},

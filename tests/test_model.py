@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,14 @@ import torch
 
 from elvis import assembly, checkpoints
 from elvis import config as configs
+from elvis.data.batches import most_of
 from elvis.data.images import Preprocess
 from elvis.data.structures import Structures
 from elvis.data.tokenizer import Tokenizer
 from elvis.errors import ConfigError
 from elvis.model import LinearProjection, MaskedBatchNorm, VisionLanguageModel, build_model
 from elvis.pretrained import Pretrained
-from elvis.types import Sentence, Study
+from elvis.types import Batch, Sentence, Study
 from tests.tiny import random_batch, rows, tiny_model
 
 SENTENCES = [3, 1, 0, 2]
@@ -70,6 +73,18 @@ def test_a_sentence_alone_does_not_see_the_rest_of_its_report() -> None:
         model = tiny_model(context=context).eval()
         first, again = (model(replace(batch, text_ids=ids)).text_raw.units["sentence"].vectors[0, 0] for ids in (batch.text_ids, changed))
         assert torch.equal(first, again) == same, context
+
+
+def test_a_report_is_read_whole_and_pooled_over_its_sentences_also_where_it_is_a_unit_itself() -> None:
+    batch = random_batch([3, 2])
+    assert {"report", "sentence"} <= batch.units.keys()
+    model, read = tiny_model(context="report").eval(), []
+    model.text.register_forward_hook(lambda module, inputs, out: read.append(inputs[0]))
+    text = model(batch).text_raw
+    assert len(read) == 1
+    assert torch.equal(read[0], batch.text_ids)
+    assert text.units["sentence"].weights is not None
+    assert torch.equal(text.pooled, model.text_pool(text.units["sentence"].vectors, text.units["sentence"].mask)[0])
 
 
 def test_a_sentence_alone_equals_the_sentence_as_the_only_one_of_its_report() -> None:
@@ -358,8 +373,9 @@ GLOBAL = {"image_pool", "text_pool", "image_global", "text_global", "log_scale"}
     ("needs", "local_heads", "frozen"),
     [
         ({"image.tokens", "text.sentence"}, True, GLOBAL),
-        ({"image.pooled", "text.pooled", "image.tokens", "image_raw.tokens"}, True, {"text_local"}),
-        ({"image.pooled", "text.pooled"}, False, set()),
+        ({"image.pooled", "text.pooled", "image.tokens", "image_raw.tokens", "scale"}, True, {"text_local"}),
+        ({"image.pooled", "text.pooled", "scale"}, False, set()),
+        ({"image.tokens", "text.sentence", "scale"}, True, GLOBAL - {"log_scale"}),
         ({"image.tokens", "image_raw.tokens"}, True, GLOBAL | {"text."} | {"text_local"}),
         ({"image.tokens", "text.sentence"}, False, {"image_pool.query", "image_pool.key", "text_pool.query", "text_pool.key", "log_scale"}),
     ],
@@ -370,9 +386,10 @@ def test_exactly_what_an_objective_reads_is_trained(needs: set[str], local_heads
     names = {n for n, p in model.named_parameters() if not p.requires_grad}
     assert names == {n for n, _ in model.named_parameters() if any(n.startswith(f) for f in frozen)}
     pair = model(random_batch([2, 3]))
-    read = [getattr(getattr(pair, n.split(".")[0].removesuffix("_raw")), n.split(".")[1]) for n in needs if n.split(".")[1] in ("tokens", "pooled")]
+    named = (n.split(".") for n in needs if n.endswith((".tokens", ".pooled")))
+    read = [getattr(getattr(pair, side.removesuffix("_raw")), field) for side, field in named]
     read += [pair.text.units["sentence"].vectors] if "text.sentence" in needs else []
-    (sum(x.sum() for x in read) + (pair.scale if "image.pooled" in needs else 0)).backward()
+    (sum(x.sum() for x in read) + (pair.scale if "scale" in needs else 0)).backward()
     idle = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
     assert not idle
 
@@ -396,6 +413,81 @@ def test_a_single_real_row_is_normalised_by_the_running_statistics() -> None:
     x = torch.randn(1, 3, 4)
     out = norm(x, torch.tensor([[False, True, False]]))
     torch.testing.assert_close(out[0, 1], x[0, 1] / (1 + norm.eps) ** 0.5)
+
+
+@pytest.mark.parametrize("real", [9, 2, 1, 0])
+@pytest.mark.parametrize("training", [True, False])
+def test_written_out_a_batch_norm_is_the_one_of_torch_on_the_real_rows(real: int, training: bool) -> None:
+    draw = torch.Generator().manual_seed(real)
+    mask = torch.zeros(3, 5, dtype=torch.bool)
+    mask.view(-1)[torch.randperm(15, generator=draw)[:real]] = True
+    norm, reference = MaskedBatchNorm(4).double(), torch.nn.BatchNorm1d(4).double()
+    for module in (norm, reference):
+        torch.nn.init.uniform_(module.weight, 0.5, 2.0, generator=torch.Generator().manual_seed(1))
+        torch.nn.init.uniform_(module.bias, -1.0, 1.0, generator=torch.Generator().manual_seed(2))
+        module.running_mean.fill_(0.3), module.running_var.fill_(2.0)
+        module.train(training)
+    x = (3 * torch.randn(3, 5, 4, generator=draw, dtype=torch.float64) + 1).masked_fill(~mask.unsqueeze(-1), math.nan)
+    ours, theirs, pull = x.clone().requires_grad_(), x.clone().requires_grad_(), torch.randn(3, 5, 4, generator=draw, dtype=torch.float64)
+    if real < 2:
+        reference.eval()  # normalises by the running statistics, and leaves them
+    out = norm.by_moments(ours, mask)
+    expected = reference(theirs[mask])
+    (out * pull).sum().backward()
+    (expected * pull[mask]).sum().backward()
+    close = {"rtol": 1e-10, "atol": 1e-12}
+    torch.testing.assert_close(out[mask], expected, **close)
+    assert (out[~mask] == 0).all()
+    torch.testing.assert_close(ours.grad, theirs.grad, **close)
+    torch.testing.assert_close((norm.weight.grad, norm.bias.grad), (reference.weight.grad, reference.bias.grad), **close)
+    torch.testing.assert_close((norm.running_mean, norm.running_var), (reference.running_mean, reference.running_var), **close)
+    assert int(norm.num_batches_tracked) == int(reference.num_batches_tracked) == int(training and real >= 2)
+
+
+def test_written_out_a_batch_norm_sums_half_precision_in_fp32() -> None:
+    norm, x, mask = MaskedBatchNorm(8), torch.randn(4, 64, 8), torch.rand(4, 64) > 0.3
+    half = x.bfloat16()
+    out = norm.by_moments(half, mask)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, MaskedBatchNorm(8).by_moments(half.float(), mask).bfloat16())
+
+
+COUNTED = {
+    "views": {"context": "report"},
+    "sentences": {"context": "sentence", "norm": "batch"},
+    "starts of sentences": {"context": "sentence", "sentence_pool": "cls", "views": "mean"},
+    "structures": {"context": "structure", "views": "max", "sentence_pool": "mean"},
+}
+
+
+def counted(views: int = 2) -> Batch:
+    """What a loader makes: the host's numbers travel with the batch."""
+    batch = random_batch(SENTENCES, views=views, structures=5)
+    units = {kind: most_of(unit) for kind, unit in batch.units.items() if kind != "word"}
+    return replace(batch, extra={"counts": {"views": int(batch.view_mask.sum()), "units": units}})
+
+
+@pytest.mark.parametrize("options", COUNTED.values(), ids=COUNTED.keys())
+def test_what_the_host_counted_changes_no_feature_and_no_gradient(options: dict[str, Any]) -> None:
+    found = []
+    for batch in (counted(), replace(counted(), extra={})):
+        model = tiny_model(**options).train()
+        pair = model(batch)
+        (pair.image.tokens.sum() + pair.text.tokens.square().sum() + pair.text.pooled.sum()).backward()
+        vectors = {n: u.vectors for n, u in pair.text.units.items()}
+        found.append((pair.image.tokens, pair.text.tokens, vectors, [p.grad for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", COUNTED.values(), ids=COUNTED.keys())
+def test_with_what_the_host_counted_a_model_asks_its_device_for_no_value(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The meta device has shapes and no values; torch's autocast does not know it."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    model = tiny_model(**options).to("meta").train()
+    pair = model(counted().to("meta"))
+    (pair.image.tokens.sum() + pair.text.tokens.sum() + pair.text.pooled.sum()).backward()
+    with pytest.raises(NotImplementedError, match="nonzero"):
+        model(replace(counted(), extra={}).to("meta"))
 
 
 def test_a_missing_view_never_reaches_the_backbone() -> None:

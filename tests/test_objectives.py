@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from elvis.registry import OBJECTIVES
 from elvis.types import Batch, Pair, TextUnits, UnitFeatures
-from tests.pairs import GRIDS, build, make, parts, total
+from tests.pairs import GRIDS, STRUCTURES, build, make, parts, total
 
 EVERY = pytest.mark.parametrize("name", OBJECTIVES.names())
 ON_GRIDS = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
@@ -68,7 +70,7 @@ def test_terms_are_scalars_and_gradients_are_finite_and_reach_what_it_needs(name
     total(terms).backward()
     gradients = dict(leaves(pair))
     assert all(t.grad.isfinite().all() for t in gradients.values())
-    assert {n for n, t in gradients.items() if (t.grad != 0).any()} - {"scale"} == trained(objective)
+    assert {n for n, t in gradients.items() if (t.grad != 0).any()} == trained(objective)
     for parameter in objective.parameters():
         assert parameter.grad.isfinite().all()
 
@@ -194,6 +196,71 @@ def test_gradients_are_those_of_finite_differences(name: str, views: int) -> Non
         return torch.stack([v for v, _ in objective(pair, batch).values()])
 
     assert torch.autograd.gradcheck(value, inputs, fast_mode=True)
+
+
+FORMS: dict[str, list[dict[str, Any]]] = {  # options that take another way through the code; every objective is run as it is, too
+    "filip": [{"unit": "sentence", "chunk": 1}],
+    "global_contrastive": [{"form": "sigmoid"}],
+    "intra_modal": [{"form": "mse"}, {"teacher": "shuffled", "weights": "pooling"}, {"teacher": "centred"}],
+    "sentence_region": [{"positives": "similarity"}, {"negatives": "batch"}, {"negatives": "batch", "chunk": 4}],
+    "sentence_topic": [{"targets": "equal"}, {"targets": "soft"}, {"codebook": ""}, {"chunk": 2}],
+    "structure_contrast": [
+        {"structures": STRUCTURES, "queue": 3, **more} for more in ({"rescore": 1}, {"keep": "fifo"}, {"unique": False, "masked": False})
+    ],
+    "word_region": [{"engine": "dense"}, {"engine": "chunked"}],
+}
+
+
+def on_meta(*given: Any) -> Iterator[Any]:
+    """The same pair, batch, module on the device that has shapes and no values: it cannot be asked for one, nor for a shape that hangs on one."""
+    for one in given:
+        moved = (lambda t: t.detach().to("meta").requires_grad_(t.requires_grad)) if isinstance(one, Pair | Batch) else None
+        yield one.map(moved) if moved else one.to("meta")
+
+
+@EVERY
+def test_forward_and_backward_ask_the_device_for_no_value(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which does not know this device
+    for options in ({}, *FORMS.get(name, [])):
+        pair, batch = make(views=2, dtype=torch.float32, requires_grad=True)
+        objective, pair, batch = on_meta(build(name, dtype=torch.float32, **options).train(), pair, batch)
+        for _ in range(2):  # what is held from step to step is there in the second
+            total(objective(pair, batch)).backward()
+        assert {n for n, _ in leaves(pair)} >= trained(objective)
+
+
+@EVERY
+@ON_VIEWS
+def test_the_rows_of_a_gpu_which_are_all_give_what_the_real_ones_give(name: str, views: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = sys.modules[type(build(name)).__module__]
+    if not hasattr(home, "rows_to_compare"):
+        pytest.skip("compares everything anyway")
+    for options in ({}, *FORMS.get(name, [])):
+        found = []
+        for everything in (False, True):
+            pair, batch = make(views=views, sentences=(3, 0, 4, 2), words=(5, 0, 6, 3), requires_grad=True)
+            objective = build(name, **options).train()
+            with monkeypatch.context() as patch:
+                if everything:
+                    patch.setattr(home, "rows_to_compare", lambda mask: torch.arange(mask.numel()))
+                objective(pair, batch)
+                terms = objective(pair, batch)
+            total(terms).backward()
+            found.append((terms, [t.grad for _, t in leaves(pair)], [p.grad for p in objective.parameters()], list(objective.buffers())))
+        torch.testing.assert_close(found[0], found[1], **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda x: x[x > 0], lambda x: x.sum().item(), lambda x: float(x.sum()), lambda x: x[0] if x.sum() > 0 else x[1], lambda x: x.nonzero(),
+        lambda x: x.masked_select(x > 0), lambda x: torch.unique(x), lambda x: x[: int(x.argmax())], lambda x: x.tolist(), lambda x: x.cpu(),
+    ],
+)  # fmt: skip
+def test_whoever_asks_for_a_value_fails_there(ask: Callable[[Tensor], Any]) -> None:
+    ask(torch.ones(3))
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        ask(torch.ones(3, device="meta"))
 
 
 @EVERY

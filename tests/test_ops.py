@@ -57,10 +57,25 @@ def test_normalize_gives_unit_vectors_and_zero_for_zero() -> None:
     assert zero.grad.isfinite().all()
 
 
+def test_dots_multiply_every_row_with_every_row() -> None:
+    a, b = noise(2, 3, 5), noise(2, 4, 5, seed=1)
+    expected = [[[loops.dot(x, y) for y in b[i].tolist()] for x in a[i].tolist()] for i in range(2)]
+    torch.testing.assert_close(ops.dots(a, b), torch.tensor(expected, dtype=torch.float64), **CLOSE)
+    assert ops.dots(a.bfloat16(), b.bfloat16()).dtype == torch.float32
+
+
 def test_cosine_compares_every_row_with_every_row() -> None:
     a, b = noise(2, 3, 5), noise(2, 4, 5, seed=1)
     expected = [[[loops.cos(x, y) for y in b[i].tolist()] for x in a[i].tolist()] for i in range(2)]
     torch.testing.assert_close(ops.cosine(a, b), torch.tensor(expected, dtype=torch.float64), **CLOSE)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_real_places_are_those_of_a_loop_whether_or_not_their_number_is_known(known: bool) -> None:
+    expected = [place for place, real in enumerate(MASK.flatten().tolist()) if real]
+    assert ops.real_places(MASK, len(expected) if known else None).tolist() == expected
+    assert ops.real_places(~MASK.any(), 0 if known else None).tolist() == []
+    assert ops.real_places(MASK.to("meta"), 4).shape == (4,)  # a device that can be asked for nothing
 
 
 def test_masked_fill_low_is_finite_and_below_everything() -> None:

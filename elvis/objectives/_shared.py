@@ -42,6 +42,15 @@ def rows_to_compare(mask: Tensor) -> Tensor:
     return mask.flatten().nonzero().squeeze(1) if mask.device.type == "cpu" else torch.arange(mask.numel(), device=mask.device)
 
 
+def says(group: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+    """Which report says, word by word, what a unit says: groups and mask B U of all reports, `rows` N of their units -> B N bool."""
+    kind = group.flatten()[rows]  # N
+    said = torch.zeros(len(mask), len(rows), dtype=torch.bool, device=mask.device)
+    for one, there in zip(group.unbind(1), mask.unbind(1), strict=True):  # never B U N at once
+        said |= there[:, None] & (one[:, None] == kind)
+    return said
+
+
 def in_chunks(score: Callable[..., Tensor], *rows: Tensor, chunk: int) -> Tensor:
     """`score(*rows)` -> B n for all rows at once or, where there are more than `chunk`, part by part, recomputed in the backward."""
     if len(rows[0]) <= chunk:

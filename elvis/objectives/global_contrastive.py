@@ -27,7 +27,7 @@ from elvis.types import Batch, Pair
 class GlobalContrastive(nn.Module):
     """Terms `image_to_text` and `text_to_image`, each a mean over studies that have an image and a report, times its weight."""
 
-    needs = frozenset({"image.pooled", "text.pooled"})
+    needs = frozenset({"image.pooled", "text.pooled", "scale"})
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from elvis.distributed import gather, gather_padded, own_rows
 from elvis.kernels.word_region import attended_cosine
-from elvis.objectives._shared import rows_to_compare
+from elvis.objectives._shared import rows_to_compare, says
 from elvis.ops import attend, info_nce, masked_zero, normalize
 from elvis.registry import OBJECTIVES
 from elvis.types import Batch, ImageFeatures, Pair, TextFeatures
@@ -51,7 +51,7 @@ class PhraseImage(nn.Module):
         image, sentence = pair.image, pair.text.units["sentence"]
         mask, group = gather_padded(sentence.mask), gather_padded(sentence.group)  # W*B U
         rows = rows_to_compare(mask)  # N
-        real, kind, owner = mask.flatten()[rows], group.flatten()[rows], rows // mask.shape[1]  # N; owner: the study a sentence is of
+        real, owner = mask.flatten()[rows], rows // mask.shape[1]  # N; owner: the study a sentence is of
         sentences = normalize(gather_padded(masked_zero(sentence.vectors, sentence.mask)).flatten(0, 1)[rows])  # N D
         tokens = normalize(masked_zero(image.tokens, image.mask))  # B R D
         if self.training:
@@ -59,10 +59,7 @@ class PhraseImage(nn.Module):
         local = phrase_image_logits(sentences, tokens, image.mask, self.log_scale.exp())  # B N
         logits = gather(local)  # W*B N
 
-        said = torch.zeros(len(mask), len(rows), dtype=torch.bool, device=real.device)  # W*B N, which study says what, word by word
-        for text, there in zip(group.unbind(1), mask.unbind(1), strict=True):
-            said |= there[:, None] & (text[:, None] == kind)
-        seen, study = gather(image.mask.any(1))[:, None] & real, gather(batch.study)
+        said, seen, study = says(group, mask, rows), gather(image.mask.any(1))[:, None] & real, gather(batch.study)  # W*B N, W*B N, W*B
         positive = said & seen  # W*B N
         negative = ~said & seen & (study[:, None] != study[owner])
 

@@ -5,12 +5,20 @@
     p_kl  ~ exp(-lambda d_kl) where d_kl <= threshold                     d: distance on the grid, in diagonals
 
 The local loss of LoVT (Mueller et al., ECCV 2022): key, value and output projections are shared by both modalities, w are
-the attention-pool weights, all negatives lie inside the study. For sentences p is one-hot. Three things differ from its code:
+the attention-pool weights, all negatives lie inside the study (`negatives: study`). For sentences p is one-hot. Three things differ from its code:
  - LayerNorm after the output instead of BatchNorm: statistics over a batch would see padded sentences and depend on the world size;
  - the threshold is compared on integer squared distances: on an even grid some pairs lie exactly on it, and float decides them by chance;
  - the positives may follow content instead of position (`similarity`): p = softmax of the cosines before projection, a soft target from
    inside the modality. That is a reconstruction of ELVIS (arXiv 2304.05303), whose formula is not public.
 Several views: regions are compared within their view only, since no distance between views is known.
+
+`negatives: batch` is LoVT's cross_sample_negatives, which its code does not run: the softmax of a row goes over the columns of other studies, too,
+those of all ranks; positives stay in the own study. Other studies: of another group, with another report, as everywhere; and a sentence is no
+negative of one that reads the same. A row needs of the others no more than the log of a sum,
+
+    L = - sum_l p_kl s_kl + log( sum_l e^s_kl + sum over others o of e^s_ko )        s = cos / tau
+
+which is computed for `chunk` rows at a time and again in the backward: nothing of size (B N)^2 is kept.
 """
 
 from __future__ import annotations
@@ -20,8 +28,22 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from elvis.objectives._shared import choose
-from elvis.ops import attend, cosine, grid_distance, masked_mean, masked_pairs, masked_softmax, masked_zero, soft_cross_entropy, upcast
+from elvis.distributed import gather_padded
+from elvis.objectives._shared import choose, in_chunks, study_pairs
+from elvis.ops import (
+    attend,
+    cosine,
+    dots,
+    grid_distance,
+    masked_logsumexp,
+    masked_mean,
+    masked_pairs,
+    masked_softmax,
+    masked_zero,
+    normalize,
+    soft_cross_entropy,
+    upcast,
+)
 from elvis.registry import OBJECTIVES
 from elvis.types import Batch, ImageFeatures, Pair, TextFeatures
 
@@ -45,8 +67,11 @@ class SentenceRegion(nn.Module):
         positive_temperature: float = 0.1,  # of the cosines before projection; ours
         image_weight: float = 1.0,  # of the two region terms
         report_weight: float = 1.0,  # of the two sentence terms
+        negatives: str = "study",  # LoVT as published; batch = those of other studies, too
+        chunk: int = 512,  # rows that meet the columns of other studies at once. Changes memory, not the result
     ) -> None:
         super().__init__()
+        self.across, self.chunk = choose("negatives", negatives, {"study": False, "batch": True}), chunk
         self.positives = choose("positives", positives, {"one_hot": self.one_hot, "distance": self.distance, "similarity": self.similarity})
         self.report_positives = choose("report_positives", report_positives, {"one_hot": self.one_hot, "similarity": self.similarity})
         self.temperature, self.positive_temperature = temperature, positive_temperature
@@ -69,18 +94,35 @@ class SentenceRegion(nn.Module):
         of_sentence = self.report_positives(same, (), pair.text_raw.units["sentence"].vectors)  # B U U
 
         both = image.mask.any(1) & text.mask.any(1)  # B
-        a, b = cosine(regions, said) / self.temperature, cosine(sentences, shown) / self.temperature  # B N N, B U U
+        others = study_pairs(batch, both)[1] if self.across else None  # B W*B
         terms = {}
-        for name, logits, target, pairs, one, weight in (
-            ("region_to_context", a, of_region, near, image, self.image_weight),
-            ("context_to_region", a.mT, of_region, near, image, self.image_weight),
-            ("sentence_to_context", b, of_sentence, same, text, self.report_weight),
-            ("context_to_sentence", b.mT, of_sentence, same, text, self.report_weight),
+        for names, rows, columns, target, pairs, one, kinds, weight in (
+            (("region_to_context", "context_to_region"), regions, said, of_region, near, image, None, self.image_weight),
+            (("sentence_to_context", "context_to_sentence"), sentences, shown, of_sentence, same, text, text.group, self.report_weight),
         ):
-            each = soft_cross_entropy(logits, target, pairs)  # B N
-            study = masked_mean(each.unsqueeze(-1), one.mask & both.unsqueeze(-1), one.weights)  # B 1
-            terms[name] = (weight * study.sum(), both.sum().to(each.dtype))
+            logits = cosine(rows, columns) / self.temperature  # B N N
+            for name, s, here, there in ((names[0], logits, rows, columns), (names[1], logits.mT, columns, rows)):
+                each = soft_cross_entropy(s, target, pairs)  # B N
+                if others is not None:
+                    inside = masked_logsumexp(s, pairs)
+                    each = each + target.sum(-1) * (torch.logaddexp(inside, self.elsewhere(here, there, one.mask, kinds, others)) - inside)
+                study = masked_mean(each.unsqueeze(-1), one.mask & both.unsqueeze(-1), one.weights)  # B 1
+                terms[name] = (weight * study.sum(), both.sum().to(each.dtype))
         return terms
+
+    def elsewhere(self, rows: Tensor, columns: Tensor, mask: Tensor, kinds: Tensor | None, others: Tensor) -> Tensor:
+        """log sum of e^s over the columns of other studies: rows and columns B N D, mask B N, groups B N or None, other studies B W*B -> B N."""
+        columns, there = normalize(gather_padded(columns)).flatten(0, 1), gather_padded(mask)  # W*B*N' D, W*B N'
+        equal_to = None if kinds is None else gather_padded(kinds).flatten()
+
+        def score(some: Tensor, other: Tensor, kind: Tensor) -> Tensor:  # n D, n W*B, n -> 1 n
+            part = (other.unsqueeze(-1) & there).flatten(1)  # n W*B*N'
+            part = part if equal_to is None else part & (kind.unsqueeze(-1) != equal_to)
+            return masked_logsumexp(dots(some, columns) / self.temperature, part).unsqueeze(0)
+
+        kinds = torch.zeros_like(mask, dtype=torch.int64) if kinds is None else kinds
+        each = others.repeat_interleave(mask.shape[1], 0)  # B*N W*B
+        return in_chunks(score, normalize(rows).flatten(0, 1), each, kinds.flatten(), chunk=self.chunk).view_as(mask)
 
     def context(self, query: Tensor, keys: Tensor, other: Tensor, mask: Tensor) -> Tensor:
         """Each row attends the other modality: keys B N D of the rows, keys and vectors of the other B M D, mask B M -> B N D.

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from elvis.distributed import gather, gather_padded, own_rows
-from elvis.objectives._shared import choose, in_chunks
+from elvis.objectives._shared import choose, in_chunks, rows_to_compare, says
 from elvis.ops import cosine, info_nce, masked_pairs, masked_softmax, masked_zero, normalize, soft_cross_entropy, upcast
 from elvis.pooling import nearest_rows
 from elvis.registry import OBJECTIVES
@@ -77,16 +77,18 @@ class SentenceTopic(nn.Module):
         topics = masked_zero(upcast(regions.attention[:, :, 0]), told)  # B U N
         topics = topics.masked_fill(~pair.image.mask.unsqueeze(1), 0.0)
         real, maps = gather_padded(told), gather_padded(topics, dim=(1, 2))  # W*B U, W*B U N' (N' of the study with most views on any rank)
-        terms = self.contrast(pair, batch, told, real, maps[real])
+        rows = rows_to_compare(real)  # S
+        maps, heard = maps.flatten(0, 1)[rows], real.flatten()[rows]  # S N', S
+        terms = self.contrast(pair, batch, told, real, rows, maps)
         terms["repulsion"] = self.repel(topics, told)
         if self.codebook:
-            terms |= self.quantise(pair, topics.detach(), told, maps.detach()[real])
+            terms |= self.quantise(pair, topics.detach(), told, maps.detach(), heard)
         return {name: (self.weight["codes" if name in ("codebook", "revival") else name] * value, count) for name, (value, count) in terms.items()}
 
-    def contrast(self, pair: Pair, batch: Batch, told: Tensor, real: Tensor, maps: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Sentences (told B U, of all ranks real W*B U, their topics S N') against images, those of all ranks."""
-        owner = real.nonzero()[:, 0]  # S, the study each sentence is of
-        contents = normalize(gather_padded(masked_zero(pair.text.units["sentence"].vectors, told)))[real]  # S D
+    def contrast(self, pair: Pair, batch: Batch, told: Tensor, real: Tensor, rows: Tensor, maps: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Sentences (told B U; of all ranks real W*B U, of them `rows` S with their topics S N') against images, those of all ranks."""
+        owner = rows // real.shape[1]  # S, the study each sentence is of
+        contents = normalize(gather_padded(masked_zero(pair.text.units["sentence"].vectors, told)).flatten(0, 1)[rows])  # S D
         tokens = masked_zero(upcast(pair.image.tokens), pair.image.mask)  # B N D
         tokens = pad(tokens, (0, 0, 0, maps.shape[1] - tokens.shape[1]))
         if self.training:
@@ -94,36 +96,29 @@ class SentenceTopic(nn.Module):
         local = topic_logits(contents, maps, tokens, self.log_scale.exp(), chunk=self.chunk)  # B S
         logits = gather(local)  # W*B S
 
-        seen, study = gather(pair.image.mask.any(1)).unsqueeze(-1), gather(batch.study)
+        seen, study = gather(pair.image.mask.any(1)).unsqueeze(-1) & real.flatten()[rows], gather(batch.study)  # W*B S, W*B
         own = (torch.arange(len(real), device=real.device)[:, None] == owner) & seen  # W*B S
         others = ~own & seen & (study.unsqueeze(-1) != study[owner])
-        rows = own_rows(len(batch), real.device)
-        mine = torch.isin(owner, rows)  # the sentences of this rank
-        by_sentence = self.compare(pair, logits, own, others, real, 0)[mine]  # own S
-        by_image = self.compare(pair, logits, own, others, real, 1)[rows]  # B
-        share = 1 / told.sum(1).clamp_min(1).to(logits.dtype)  # B, of a sentence in its report
+        here = own_rows(len(batch), real.device)
+        share = torch.isin(owner, here) / real.sum(1).clamp_min(1).to(logits.dtype)[owner]  # S, of a sentence in its report; 0 of other ranks
+        by_sentence = self.compare(pair, logits, own, others, real, rows, 0)  # S
+        by_image = self.compare(pair, logits, own, others, real, rows, 1)[here]  # B
         reports = told.any(1).sum().to(logits.dtype)
-        return {
-            "sentence_to_image": ((by_sentence * share[owner[mine] - rows[0]]).sum(), reports),
-            "image_to_sentence": (by_image.sum(), reports),
-        }
+        return {"sentence_to_image": ((by_sentence * share).sum(), reports), "image_to_sentence": (by_image.sum(), reports)}
 
-    # What is right: logits, own and other pairs W*B S, real W*B U, and the axis that is compared over (0: images, 1: sentences) -> a loss a row.
+    # What is right: logits, own and other pairs W*B S, real W*B U and the S rows of it, the axis compared over (0: images, 1: sentences).
 
-    def one_hot(self, pair: Pair, logits: Tensor, own: Tensor, others: Tensor, real: Tensor, dim: int) -> Tensor:
+    def one_hot(self, pair: Pair, logits: Tensor, own: Tensor, others: Tensor, real: Tensor, rows: Tensor, dim: int) -> Tensor:
         return info_nce(logits, own, others, dim)
 
-    def equal(self, pair: Pair, logits: Tensor, own: Tensor, others: Tensor, real: Tensor, dim: int) -> Tensor:
-        _, kind = torch.unique(gather_padded(pair.text.units["sentence"].group)[real], return_inverse=True)  # S
-        said = torch.zeros(len(real), len(kind), dtype=torch.bool, device=real.device)
-        said[real.nonzero()[:, 0], kind] = True  # which report says what
-        same = said[:, kind]  # W*B S, the own ones among them
+    def equal(self, pair: Pair, logits: Tensor, own: Tensor, others: Tensor, real: Tensor, rows: Tensor, dim: int) -> Tensor:
+        same = says(gather_padded(pair.text.units["sentence"].group), real, rows) & real.flatten()[rows]  # W*B S, the own ones among them
         return info_nce(logits, same, others & ~same, dim)
 
-    def soft(self, pair: Pair, logits: Tensor, own: Tensor, others: Tensor, real: Tensor, dim: int) -> Tensor:
+    def soft(self, pair: Pair, logits: Tensor, own: Tensor, others: Tensor, real: Tensor, rows: Tensor, dim: int) -> Tensor:
         raw = pair.text_raw.units["sentence"]
         vectors = gather_padded(masked_zero(upcast(raw.vectors.detach()), raw.mask))  # W*B U D
-        alike = cosine(vectors, vectors[real])  # W*B U S
+        alike = cosine(vectors, vectors.flatten(0, 1)[rows])  # W*B U S
         nearest = alike.masked_fill(~real.unsqueeze(-1), -1.0).amax(1)  # W*B S
         both = own | others
         share = own.to(alike.dtype) / own.sum(dim, keepdim=True).clamp_min(1)
@@ -138,8 +133,8 @@ class SentenceTopic(nn.Module):
         each = soft_cross_entropy(alike, pairs & torch.eye(told.shape[1], dtype=torch.bool, device=told.device), pairs)  # B U
         return (each.sum(1) / told.sum(1).clamp_min(1)).sum(), told.any(1).sum().to(each.dtype)
 
-    def quantise(self, pair: Pair, topics: Tensor, told: Tensor, everyones: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Codes towards the local topics B U N they are nearest to; dead ones each towards the nearest of the topics of all ranks, S N'.
+    def quantise(self, pair: Pair, topics: Tensor, told: Tensor, everyones: Tensor, heard: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Codes towards the local topics B U N they are nearest to; dead ones each towards the nearest of the topics of all ranks, S N' (heard S).
 
         Every rank gives the same `revival` and the same count of it: their quotient is that of one process.
         """
@@ -147,11 +142,14 @@ class SentenceTopic(nn.Module):
         vectors = upcast(codes.vectors).to(topics.dtype)  # K M
         topics, everyones = (pad(maps, (0, vectors.shape[1] - maps.shape[-1])) for maps in (topics, everyones))  # B U M, S M
         gaps = (vectors[codes.index] - topics).square().mean(-1)  # B U
-        dead = vectors[codes.dead] if codes.dead is not None and len(everyones) else vectors[:0]
-        revived = (dead - everyones[nearest_rows(dead, everyones)]).square().mean(-1) if len(dead) else vectors[:0].sum(-1)
+        dead = torch.zeros_like(vectors[:, 0], dtype=torch.bool) if codes.dead is None else codes.dead & heard.any()  # K
+        which = rows_to_compare(dead)
+        revived = vectors[:0].sum(-1)
+        if len(which) and len(everyones):
+            revived = (vectors[which] - everyones[nearest_rows(vectors[which], everyones, heard)]).square().mean(-1) * dead[which]
         return {
             "codebook": (gaps.masked_fill(~told, 0.0).sum(), told.sum().to(gaps.dtype)),
-            "revival": (revived.sum(), gaps.new_tensor(len(dead))),
+            "revival": (revived.sum(), dead.sum().to(gaps.dtype)),
         }
 
 

@@ -20,6 +20,9 @@ The queue holds `queue` texts of each structure:
 Published, a score is never looked at again, so that rare texts of the first steps stay for good; equal texts fill the queue; and before it is
 full it holds random vectors, which are negatives, too. `rescore` (every so many steps), `unique` and `masked` mend that one by one.
 All ranks' texts enter the queue in rank order, so it is the same on every rank, and that of one process with the whole batch.
+
+All structures go through the queue at once, in shapes that no value decides, so that nothing waits for a GPU: of the S x (Q + W B) candidates,
+old and new, Q of each structure stay by a sort, and what cannot stay is sorted behind what can.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from torch import Tensor, nn
 
 from elvis.distributed import gather, rank
 from elvis.errors import ConfigError
-from elvis.objectives._shared import choose
+from elvis.objectives._shared import choose, rows_to_compare
 from elvis.ops import masked_log_softmax, masked_softmax, masked_zero, normalize
 from elvis.registry import OBJECTIVES
 from elvis.types import Batch, Pair
@@ -84,7 +87,10 @@ class StructureContrast(nn.Module):
         told = normalize(masked_zero(text.vectors.detach(), text.mask))
         texts, group, study, there = gather(told), gather(text.group), gather(batch.study), gather(text.mask)  # W*B S D, W*B S, W*B, W*B S
         columns, about = self.columns(texts, group, study, there)
-        each = self.compare(seen[real], told[real], columns, self.relations(real, text.group, batch.study, about))
+        rows = rows_to_compare(real)  # R
+        relations = self.relations(rows, text.group, batch.study, about)
+        each = self.compare(seen.flatten(0, 1)[rows], told.flatten(0, 1)[rows], columns, relations)
+        each = each.masked_fill(~real.flatten()[rows], 0.0)
         if self.training and self.queue and torch.is_grad_enabled():
             self.enqueue(texts, group, study, there)
         return {"image_to_text": (each.sum(), real.sum().to(each.dtype))}
@@ -111,15 +117,13 @@ class StructureContrast(nn.Module):
         place = torch.cat([place, place.new_full((count * self.queue,), -1)])
         return torch.cat([vectors, self.vectors.flatten(0, 1).to(vectors.dtype)]), (*about, place)
 
-    def relations(self, real: Tensor, group: Tensor, study: Tensor, about: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows are the real structures of this rank, R; columns C: (own text, of the same structure, taking part), R C bool each."""
+    def relations(self, rows: Tensor, group: Tensor, study: Tensor, about: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows R are places among the B S structures of this rank; columns C: (own text, of the same structure, taking part), R C bool each."""
         kind, groups, studies, there, place = about
-        row, structure = real.nonzero(as_tuple=True)  # R
-        here = (row + rank() * len(real)) * real.shape[1] + structure
-        own = here[:, None] == place
-        same = structure[:, None] == kind
-        equal = group[real][:, None] == groups
-        said = same & (study[row][:, None] == studies)
+        own = (rows + rank() * group.numel())[:, None] == place
+        same = (rows % group.shape[1])[:, None] == kind
+        equal = group.flatten()[rows][:, None] == groups
+        said = same & (study[rows // group.shape[1]][:, None] == studies)
         return own, same, own | (there & ~equal & ~said)
 
     # -------------------------------------------------------------------------------------------------------- queue
@@ -128,53 +132,60 @@ class StructureContrast(nn.Module):
     def enqueue(self, texts: Tensor, group: Tensor, study: Tensor, there: Tensor) -> None:
         """The texts of a step, of all ranks, W*B S D, into the blocks of their structures."""
         self.steps += 1
-        due = bool(self.rescore) and int(self.steps) % self.rescore == 0
-        for s in range(len(self.vectors)):
-            if due:
-                self.score[s] = self.rescored(s)
-            new = there[:, s]
-            vectors = texts[new, s].to(self.vectors.dtype)
-            some = (vectors, group[new, s], study[new], self.scores(s, vectors), torch.ones_like(group[new, s], dtype=torch.bool))
-            parts = [torch.cat([held[s], more]) for held, more in zip(self._block(), some, strict=True)]
-            if self.unique:
-                once = one_of_each(parts[1], parts[4], last=self.newest_stay)
-                parts = [part[once] for part in parts]
-            chosen = self.keep(parts[3], parts[4])
-            for held, part in zip(self._block(), parts, strict=True):
-                held[s] = part[chosen]
+        if self.rescore:
+            self.score.copy_(torch.where(self.steps % self.rescore == 0, self.rescored(), self.score))
+        new = texts.transpose(0, 1).to(self.vectors.dtype)  # S W*B D
+        some = (new, group.T, study.expand(len(new), -1), self.scores(new), there.T)
+        vectors, group, study, score, filled = (torch.cat(both, 1) for both in zip(self._block(), some, strict=True))  # S Q+W*B
+        stays = torch.cat([torch.ones_like(self.filled), there.T], 1)
+        if self.unique:
+            stays = stays & one_of_each(group, filled, last=self.newest_stay)
+        chosen = self.keep(score, filled, stays)  # S Q
+        filled = filled & stays
+        for held, pool in zip(self._block(), (vectors, group, study, score.masked_fill(~filled, NEVER), filled), strict=True):
+            held.copy_(pool[torch.arange(len(pool), device=pool.device)[:, None], chosen])
 
     def _block(self) -> tuple[Tensor, ...]:
         return self.vectors, self.group, self.study, self.score, self.filled
 
-    def scores(self, s: int, vectors: Tensor) -> Tensor:
-        """Mean similarity of texts N D to those in the block of structure s; 0 while that is empty. Published: also to the random ones."""
-        held = self._held()[s]
-        return (vectors @ self.vectors[s].T * held).sum(1) / held.sum().clamp_min(1)
+    def scores(self, vectors: Tensor) -> Tensor:
+        """Mean similarity of texts S N D to those in the block of their structure; 0 while that is empty. Published: also to the random ones."""
+        return self._alike(vectors) / self._held().sum(1, keepdim=True).clamp_min(1)
 
-    def rescored(self, s: int) -> Tensor:
-        """The scores of a block today: mean similarity of each of its texts to the others."""
-        held = self._held()[s]
-        alike = (self.vectors[s] @ self.vectors[s].T * held).sum(1) - self.vectors[s].square().sum(1)
-        return torch.where(self.filled[s], alike / (held.sum() - 1).clamp_min(1), NEVER)
+    def rescored(self) -> Tensor:
+        """The scores of the blocks today: mean similarity of each text to the others, S Q."""
+        others = self._alike(self.vectors) - self.vectors.square().sum(-1)
+        return torch.where(self.filled, others / (self._held().sum(1, keepdim=True) - 1).clamp_min(1), NEVER)
+
+    def _alike(self, vectors: Tensor) -> Tensor:
+        """Texts S N D -> S N: their similarities to a block, summed; the sum of products is the product with the sum."""
+        held = self._held().to(vectors.dtype).unsqueeze(1) @ self.vectors  # S 1 D
+        return (vectors @ held.mT).squeeze(-1)
 
     def _held(self) -> Tensor:
         """Which places of the queue count, S Q bool: not the random ones where these are masked."""
         return self.filled if self.masked else torch.ones_like(self.filled)
 
-    def diverse(self, score: Tensor, filled: Tensor) -> Tensor:
-        """Places of the lowest scores; those that were never filled are the first to go."""
-        return torch.where(filled, score, NEVER).argsort(stable=True)[: self.queue]
+    # Which Q of the candidates are kept, places S Q: of their scores, whether they are texts, and whether they may stay, S N each.
 
-    def newest(self, score: Tensor, filled: Tensor) -> Tensor:
-        """Places of the last ones, in their order; those that were never filled are the oldest."""
-        return filled.to(torch.int8).argsort(stable=True)[-self.queue :]
+    def diverse(self, score: Tensor, filled: Tensor, stays: Tensor) -> Tensor:
+        """Those of the lowest scores; those that were never filled are the first to go."""
+        worst = torch.where(filled, score, NEVER).masked_fill(~stays, 2 * NEVER)
+        return worst.argsort(dim=1, stable=True)[:, : self.queue]
+
+    def newest(self, score: Tensor, filled: Tensor, stays: Tensor) -> Tensor:
+        """The last ones, in their order; those that were never filled are the oldest."""
+        age = (filled.to(torch.int8) + 1) * stays
+        return age.argsort(dim=1, stable=True)[:, -self.queue :]
 
 
 def one_of_each(group: Tensor, filled: Tensor, *, last: bool) -> Tensor:
-    """Places N of which each group is kept once, its first or its last; all that are not filled stay: sorted int64."""
+    """Of candidates S N, those that are not filled, and of each group of a row one that is, its first or its last: S N bool."""
     if last:
-        return len(group) - 1 - one_of_each(group.flip(0), filled.flip(0), last=False).flip(0)
-    kinds, inverse = torch.unique(group, return_inverse=True)
-    place = torch.arange(len(group), device=group.device)
-    first = place.new_full((len(kinds),), len(group)).scatter_reduce(0, inverse, torch.where(filled, place, len(group)), "amin")
-    return (~filled | (first[inverse] == place)).nonzero().squeeze(1)
+        return one_of_each(group.flip(1), filled.flip(1), last=False).flip(1)
+    order = (~filled).to(torch.int8).argsort(dim=1, stable=True)
+    order = order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))  # by group; in a group by filled, then by place
+    kinds = group.gather(1, order)
+    first = torch.ones_like(filled)
+    first[:, 1:] = kinds[:, 1:] != kinds[:, :-1]
+    return ~filled | torch.zeros_like(filled).scatter(1, order, first)

@@ -46,21 +46,34 @@ def share(values: list[float]) -> list[float]:
 
 @torch.no_grad()
 def reference(
-    objective: SentenceRegion, pair: Pair, positives: str, report_positives: str, threshold: float, decay: float
+    objective: SentenceRegion, pair: Pair, batch: Batch, positives: str, report_positives: str, threshold: float, decay: float, negatives: str
 ) -> dict[str, tuple[float, int]]:
     image, text = pair.image, pair.text.units["sentence"]
-    sums, count = dict.fromkeys(TERMS, 0.0), 0
-    for i in range(len(image.mask)):
+    sums = dict.fromkeys(TERMS, 0.0)
+    real = [i for i in range(len(image.mask)) if image.mask[i].any() and text.mask[i].any()]
+    found = {}
+    for i in real:
         cells, said = image.mask[i].nonzero()[:, 0].tolist(), text.mask[i].nonzero()[:, 0].tolist()
-        if not cells or not said:
-            continue
-        count += 1
         regions, sentences = [image.tokens[i, k] for k in cells], [text.vectors[i, m] for m in said]
-        region_context, sentence_context = contexts(objective, regions, sentences), contexts(objective, sentences, regions)
+        found[i] = cells, said, regions, sentences, contexts(objective, regions, sentences), contexts(objective, sentences, regions)
+    study, report = batch.study.tolist(), batch.units["report"].group[:, 0].tolist()
+
+    def away(i: int, row: Any, part: int, kind: int | None = None) -> list[float]:
+        """Logits of a row of study i against what others have in its part of `found`; for a sentence, but those of equal text."""
+        return [
+            loops.cos(list(map(float, row)), list(map(float, column))) / objective.temperature
+            for j in real
+            if negatives == "batch" and study[i] != study[j] and report[i] != report[j]
+            for place, column in enumerate(found[j][part])
+            if kind is None or int(text.group[j, found[j][1][place]]) != kind
+        ]
+
+    for i in real:
+        cells, said, regions, sentences, region_context, sentence_context = found[i]
         view, size = image.view[i].tolist(), math.prod(image.grid)
         raw = pair.image_raw.tokens[i].tolist()
         w = [1.0] * len(cells) if image.weights is None else image.weights[i, cells].tolist()
-        for name, rows, columns in (("region_to_context", regions, region_context), ("context_to_region", region_context, regions)):
+        for name, rows, columns, part in (("region_to_context", regions, region_context, 4), ("context_to_region", region_context, regions, 2)):
             for place, k in enumerate(cells):
                 seen = [p for p, l in enumerate(cells) if view[l] == view[k]]  # columns: the view of the row
                 near = [cells[p] for p in seen]
@@ -70,15 +83,20 @@ def reference(
                     "similarity": soft(objective, raw, k, near),
                 }[positives]
                 logits = [loops.cos(list(map(float, rows[place])), list(map(float, columns[p]))) / objective.temperature for p in seen]
-                sums[name] += w[place] / sum(w) * loops.cross_entropy(target, logits)
+                more = away(i, rows[place], part)
+                sums[name] += w[place] / sum(w) * loops.cross_entropy([*target, *[0.0] * len(more)], logits + more)
         raw = pair.text_raw.units["sentence"].vectors[i].tolist()
         w = [1.0] * len(said) if text.weights is None else text.weights[i, said].tolist()
-        for name, rows, columns in (("sentence_to_context", sentences, sentence_context), ("context_to_sentence", sentence_context, sentences)):
+        for name, rows, columns, part in (
+            ("sentence_to_context", sentences, sentence_context, 5),
+            ("context_to_sentence", sentence_context, sentences, 3),
+        ):
             for place, m in enumerate(said):
                 target = [float(n == m) for n in said] if report_positives == "one_hot" else soft(objective, raw, m, said)
                 logits = [loops.cos(list(map(float, rows[place])), list(map(float, c))) / objective.temperature for c in columns]
-                sums[name] += w[place] / sum(w) * loops.cross_entropy(target, logits)
-    return {name: (value, count) for name, value in sums.items()}
+                more = away(i, rows[place], part, int(text.group[i, m]))
+                sums[name] += w[place] / sum(w) * loops.cross_entropy([*target, *[0.0] * len(more)], logits + more)
+    return {name: (value, len(real)) for name, value in sums.items()}
 
 
 def check(pair: Pair, batch: Batch, **options: Any) -> None:
@@ -87,10 +105,12 @@ def check(pair: Pair, batch: Batch, **options: Any) -> None:
     expected = reference(
         objective,
         pair,
+        batch,
         options.get("positives", "distance"),
         options.get("report_positives", "one_hot"),
         options.get("threshold", 0.5),
         options.get("decay", 1.0),
+        options.get("negatives", "study"),
     )
     weight = dict.fromkeys(TERMS[:2], options.get("image_weight", 1.0)) | dict.fromkeys(TERMS[2:], options.get("report_weight", 1.0))
     assert terms.keys() == expected.keys()
@@ -120,6 +140,43 @@ def test_it_equals_the_loop(positives: str, grid: tuple[int, ...], views: int) -
 )
 def test_every_option_equals_the_loop(options: dict[str, Any]) -> None:
     check(*make(), **options)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("chunk", [3, 512])
+def test_negatives_across_the_batch_equal_the_loop(views: int, chunk: int) -> None:
+    check(*make(grid=(2, 3), views=views), negatives="batch", chunk=chunk)
+    check(*make(grid=(2, 3), views=views), negatives="batch", positives="similarity", report_positives="similarity", temperature=0.1)
+
+
+def test_equal_studies_reports_and_sentences_are_no_negatives_and_who_misses_a_side_lends_none() -> None:
+    pair, batch = make(grid=(2, 2), sentences=(2, 3, 2, 1, 2, 0), words=(3, 4, 3, 2, 3, 0))
+    report = replace(batch.units["report"], group=torch.tensor([[7], [8], [7], [9], [10], [11]]))  # 0 and 2 read the same
+    pair.text.units["sentence"].group[1, 2] = pair.text.units["sentence"].group[3, 0]
+    mask = pair.image.mask.clone()
+    mask[4] = False
+    pair = replace(pair, image=replace(pair.image, mask=mask))
+    batch = replace(batch, study=torch.tensor([0, 1, 2, 0, 4, 5]), units={**batch.units, "report": report})  # 0 and 3 are one study
+    check(pair, batch, negatives="batch", chunk=4)
+
+
+def test_negatives_across_the_batch_give_the_same_gradients_in_chunks_and_more_loss_than_those_of_the_study() -> None:
+    gradients, losses = [], []
+    for options in ({"negatives": "batch", "chunk": 2}, {"negatives": "batch"}, {}):
+        pair, batch = make(grid=(2, 3), requires_grad=True)
+        value = sum(v for v, _ in build("sentence_region", **options)(pair, batch).values())
+        value.backward()
+        gradients.append((pair.image.tokens.grad, pair.text.units["sentence"].vectors.grad))
+        losses.append(float(value.detach()))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-12)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    assert losses[1] > losses[2] + 1
+
+
+def test_a_batch_of_one_has_no_negatives_of_other_studies() -> None:
+    given = make(sentences=(3,), words=(4,))
+    for (a, _), (b, _) in zip(*(build("sentence_region", negatives=n)(*given).values() for n in ("study", "batch")), strict=True):
+        assert a.item() == pytest.approx(b.item(), rel=1e-12)
 
 
 def test_without_pooling_weights_all_regions_and_sentences_count_alike() -> None:
@@ -172,6 +229,11 @@ def test_soft_positives_do_not_train_the_encoder_that_gives_them() -> None:
     sum(v for v, _ in terms.values()).backward()
     assert pair.image_raw.tokens.grad is None
     assert pair.text_raw.units["sentence"].vectors.grad is None
+
+
+def test_unknown_negatives_are_named_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"'negatives'.*'studies'.*did you mean 'study'(.|\n)*study \| batch"):
+        SentenceRegion(width=4, negatives="studies")
 
 
 @pytest.mark.parametrize("option", ["positives", "report_positives"])

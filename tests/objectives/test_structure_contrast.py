@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from elvis.errors import ConfigError
-from elvis.objectives.structure_contrast import StructureContrast
+from elvis.objectives.structure_contrast import StructureContrast, one_of_each
 from elvis.types import Batch, Pair, Regions, UnitFeatures
 from tests import loops
 from tests.pairs import build, make
@@ -328,6 +328,31 @@ def test_unique_holds_no_text_twice_and_otherwise_one_text_fills_it() -> None:
             at.group[:], at.told[:] = 7, 1.0
             of(module, at)
         assert module.filled.sum(1).tolist() == [most] * S
+
+
+@pytest.mark.parametrize("keep", ["diverse", "fifo"])
+def test_a_queue_of_equal_texts_that_goes_on_as_unique_keeps_one_of_them_and_has_room_again(keep: str) -> None:
+    alike, single = (objective(queue=4, unique=unique, keep=keep).train() for unique in (False, True))
+    at = step(0, studies=2)
+    at.group[:], at.told[:] = 7, 1.0
+    for _ in range(4):
+        of(alike, at)
+    assert alike.filled.all()
+    single.load_state_dict(alike.state_dict())
+    of(single, at)
+    assert single.filled.sum(1).tolist() == [1] * S
+    assert (single.score[~single.filled] == NEVER).all()
+
+
+def test_one_of_each_is_what_a_loop_finds() -> None:
+    draw = torch.Generator().manual_seed(3)
+    group, filled = torch.randint(4, (6, 9), generator=draw), torch.rand(6, 9, generator=draw) < 0.6
+    for last in (False, True):
+        found = one_of_each(group, filled, last=last).tolist()
+        for kinds, real, kept in zip(group.tolist(), filled.tolist(), found, strict=True):
+            for place, kind in enumerate(kinds):
+                rivals = [p for p, other in enumerate(kinds) if other == kind and real[p] and (p > place if last else p < place)]
+                assert kept[place] == (not real[place] or not rivals)
 
 
 def test_before_it_is_full_a_masked_queue_holds_no_random_negative() -> None:
