@@ -25,37 +25,21 @@ from tests.kernel_worker import CASES, error, given, measured
 WORKER = Path(__file__).with_name("kernel_worker.py")
 
 
-@pytest.fixture(scope="module")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the Triton kernels gave, interpreted in a process of their own."""
+def test_triton_agrees_with_float64_and_gives_the_same_bits_each_time(tmp_path: Path) -> None:
+    """Values and gradients, interpreted in a process of their own (all cases in one test: it would be started by each worker of pytest)."""
     if find_spec("triton") is None:
         pytest.skip("no triton here")
-    out = tmp_path_factory.mktemp("kernels") / "out.pt"
-    done = subprocess.run(
-        [sys.executable, str(WORKER), str(out)],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    out = tmp_path / "out.pt"
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(WORKER), str(out)], env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
-    return torch.load(out, weights_only=True)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_triton_agrees_with_float64_in_values_and_gradients(name: str, interpreted: dict[str, Any]) -> None:
-    limit = 1e-5 if CASES[name][5] == torch.float32 else 1e-2
-    assert (interpreted[name]["errors"] <= limit).all(), interpreted[name]["errors"]
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_triton_gives_the_same_bits_each_time_and_gradients_in_the_dtype_of_what_they_are_of(name: str, interpreted: dict[str, Any]) -> None:
-    assert interpreted[name]["same"].all()
-    assert interpreted[name]["dtypes"] == ["torch.float32", *[str(CASES[name][5])] * 2]
-
-
-def test_these_cases_take_both_forms(interpreted: dict[str, Any]) -> None:
-    assert {name for name in CASES if not interpreted[name]["gram"]} == {name for name in CASES if "more regions" in name}
+    found = torch.load(out, weights_only=True)
+    assert found.keys() == CASES.keys()
+    for name, one in found.items():
+        dtype = CASES[name][5]
+        assert (one["errors"] <= (1e-5 if dtype == torch.float32 else 1e-2)).all(), (name, one["errors"])
+        assert one["same"].all(), name
+        assert one["dtypes"] == ["torch.float32", str(dtype), str(dtype)], name
 
 
 @pytest.mark.parametrize("engine", ["dense", "chunked"])
@@ -210,6 +194,13 @@ def test_a_query_without_length_and_an_image_without_regions_have_similarity_and
 )
 def test_one_table_chooses_the_engine(device: str, dtype: torch.dtype, words: int, elements: int, engine: str) -> None:
     assert choose_engine(device, dtype, words=words, elements=elements) == engine
+
+
+def test_the_gram_matrix_is_taken_where_it_costs_less() -> None:
+    """FLOP of three products a word, and of the matrix and its gradient an image, in the two forms."""
+    for regions, width, words in ((49, 512, 8192), (196, 512, 64), (196, 512, 8192), (1369, 512, 8192), (196, 128, 8192), (49, 512, 10)):
+        by_gram, by_context = 3 * words * regions**2 + 2 * regions**2 * width, 3 * words * regions * width
+        assert word_region.gram_pays(regions, width, words) == (by_gram < by_context)
 
 
 def test_without_triton_a_gpu_takes_the_chunked_engine() -> None:

@@ -75,7 +75,11 @@ def read(tower: nn.Module) -> list[Tensor]:
 
 @pytest.mark.parametrize(
     ("image", "text", "checkpointing", "backend"),
-    [("cnn", "tiny", True, "aot_eager"), ("vit", "hf", False, "eager"), ("hybrid", "tiny", False, "eager"), ("ct_vit", "hf", True, "eager")],
+    [
+        ("cnn", "tiny", True, "aot_eager"),
+        ("vit", "hf", False, "eager"),
+        *(pytest.param(*more, marks=pytest.mark.slow) for more in (("hybrid", "tiny", False, "aot_eager"), ("ct_vit", "hf", True, "aot_eager"))),
+    ],
 )
 def test_compiled_towers_do_what_eager_ones_do(image: str, text: str, checkpointing: bool, backend: str) -> None:
     eager, compiled = model(image, text), model(image, text, checkpointing=checkpointing)
