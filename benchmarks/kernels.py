@@ -26,7 +26,7 @@ from elvis.kernels.word_region import stored
 
 POINTER = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 PROBLEMS = [(regions, words, dtype) for dtype in (torch.bfloat16, torch.float32) for regions, words in ((49, 25), (196, 64), (196, 97), (1369, 256))]
-ALIGNED = {"D", "columns", "a_row", "a_image"}  # multiples of 16 in the usual problem, as are all pointers
+ALIGNED = {"D", "T", "K", "columns", "a_row", "a_image"}  # multiples of 16 where D is one, by elvis.kernels.word_region.ALIGNED; as are all pointers
 
 
 def compiled(kernel: Any, types: dict[str, str], options: dict[str, Any], arch: int) -> tuple[int, int, int, str]:
@@ -57,7 +57,7 @@ def rows(regions: int, words: int, dtype: torch.dtype, arch: int) -> list[list[s
     given, low = POINTER[dtype], POINTER[stored(dtype)]
     types = {"V": given, "W": given, "SAID": "*i8", "SEEN": "*i8", "E": low, "GE": low, "DS": low, "A": low, "X": low}
     types |= {"N": "*fp32", "Q": "*fp32", "GN": "*fp32", "GQ": "*fp32", "score_scale": "fp32", "attention_scale": "fp32"}
-    types |= dict.fromkeys(("R", "D", "T", "M", "texts", "columns", "a_image", "a_row"), "i32")
+    types |= dict.fromkeys(("R", "D", "T", "M", "K", "texts", "columns", "a_image", "a_row"), "i32")
     forward, backward = (kernels.Blocks(regions, words, dtype, pull=pull) for pull in (False, True))
     launches = {
         "_look": (kernels._look, forward.options),

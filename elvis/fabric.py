@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from elvis.config import Train
 
 
+NOT_HERE = ("deepspeed", "dp", "single_", "xla", "ddp_spawn", "ddp_fork", "ddp_notebook")  # strategies that cannot be saved, or started, by this loop
+
+
 def make_fabric(train: Train) -> Fabric:
     """Fabric for `train.devices` of `train.accelerator` on this machine, or for what torchrun started here and elsewhere. Quiet.
 
@@ -59,7 +62,7 @@ def make_fabric(train: Train) -> Fabric:
     most = torch.cuda.device_count() if accelerator in ("cuda", "gpu") else 4 * (os.cpu_count() or 1)  # each is a process of its own
     if accelerator != "mps" and devices > most:
         raise ConfigError(f"train.devices={devices}, this machine takes {most}", f"set train.devices to {most} or less, or auto")
-    known = ["auto", *(name for name in STRATEGY_REGISTRY if not name.startswith(("deepspeed", "dp", "single_", "xla")))]
+    known = ["auto", *(name for name in STRATEGY_REGISTRY if not name.startswith(NOT_HERE))]
     if train.strategy not in known:
         raise ConfigError(f"train.strategy: '{train.strategy}' is none that this loop can save{nearest(train.strategy, known)}", "set auto, or fsdp")
     named = train.strategy not in ("auto", "ddp", "ddp_find_unused_parameters_true")
@@ -73,6 +76,8 @@ def make_fabric(train: Train) -> Fabric:
         fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=strategy)
         if isinstance(fabric.strategy, FSDPStrategy):
             fabric.strategy.precision.convert_input = lambda batch: batch  # type: ignore[method-assign]  # not field by field: they are frozen
+        if accelerator == "cuda" and getattr(fabric.strategy, "_process_group_backend", "") is None:  # numbers of the hosts go by gloo
+            fabric.strategy._process_group_backend = "cpu:gloo,cuda:nccl"
         if train.compile and shards(fabric):
             raise ConfigError(f"train.compile=true: what train.strategy={train.strategy} splits is not compiled", "set train.compile=false")
         fabric.launch()

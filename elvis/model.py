@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elvis.errors import ConfigError
-from elvis.ops import masked_max, masked_mean, real_places, upcast
+from elvis.ops import held_exp, masked_max, masked_mean, real_places, upcast
 from elvis.pooling import AttentionPool, Codebook, CrossQuery, RegionQuery, pool_units
 from elvis.types import Batch, ImageFeatures, Pair, Regions, TextFeatures, TextUnits, UnitFeatures
 
@@ -179,10 +179,8 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """exp(log_scale) of at most MAX_SCALE; the parameter itself is held there (CLIP): behind a clamp of its exponential it would be stuck."""
-        if self.training:
-            self.log_scale.data.clamp_(max=math.log(MAX_SCALE))
-        return upcast(self.log_scale).exp()
+        """exp(log_scale) of at most MAX_SCALE."""
+        return held_exp(self.log_scale, MAX_SCALE, self.training)
 
     def _reads(self, name: str) -> bool:
         """Whether a projection is wanted: always in use, and in training if an objective reads it. A batch norm must see what it is trained

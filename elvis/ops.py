@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -21,6 +21,15 @@ def normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
     """Unit vectors along the last axis, in fp32 at least. A zero vector stays zero and has a finite gradient."""
     x = upcast(x)
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True).clamp_min(eps * eps))
+
+
+def held_exp(log: nn.Parameter, most: float, training: bool) -> Tensor:
+    """exp(log), at most `most`, with the gradient of exp(log): behind a clamp the parameter would be stuck. In training it is held there itself
+    (CLIP); of a split model that holds a copy, so that the value is held as well."""
+    if training:
+        log.data.clamp_(max=math.log(most))
+    value = upcast(log)
+    return (value + (value.clamp_max(math.log(most)) - value).detach()).exp()
 
 
 def dots(a: Tensor, b: Tensor) -> Tensor:

@@ -74,6 +74,9 @@ def train_mode(module: nn.Module) -> None:
             child.eval()
 
 
+MODES = 32  # graphs of one piece of code: training, counting and evaluating, by precision; beyond, torch runs it eagerly and says so once
+
+
 def compile_towers(module: nn.Module, **options: Any) -> None:
     """torch.compile of what encoders inside `module` name as their `nets`, in place. options: of torch.compile.
 
@@ -82,12 +85,13 @@ def compile_towers(module: nn.Module, **options: Any) -> None:
     nets = [net for part in module.modules() for net in getattr(part, "nets", ())]
     if not nets:
         raise ConfigError("train.compile=true: no encoder here names what of it can be compiled", "set train.compile=false")
+    torch._dynamo.config.recompile_limit = max(MODES, torch._dynamo.config.recompile_limit)
     for net in nets:
         net.compile(**options)
 
 
 def compiled_graphs() -> int:
-    """Graphs that torch.compile has made in this process. A number that goes on growing tells of shapes that go on changing."""
+    """Graphs that torch.compile has made in this process. One that goes on growing (to MODES of each piece) tells of shapes that go on changing."""
     from torch._dynamo.utils import counters
 
     return int(counters["stats"]["unique_graphs"])
@@ -182,6 +186,14 @@ class Late:
         before, self.sent = self.sent, (host, there, about)
         self._arrived(before)
 
+    def __enter__(self) -> Late:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """What ends the loop otherwise comes after what the last step had to say: a step that was not finite is then the cause."""
+        if kind is not None and issubclass(kind, Exception) and not issubclass(kind, NumericsError):
+            self.flush()
+
     def flush(self) -> None:
         """Read what is on its way."""
         before, self.sent = self.sent, None
@@ -242,8 +254,8 @@ def fit(
     `optimizer_for`. Raises NumericsError on a non-finite loss or gradient: it is noticed a step later, and the weights are those before it.
 
     A row of the log holds the loss, its terms, lr, grad_norm, studies_per_s and stall: the share of the time since the last row that this
-    rank waited for batches. On CUDA that is an upper bound, since the device may have been at work on what was launched before. With
-    `train.compile` also graphs: how many torch.compile has made so far.
+    rank waited for batches; both begin again after a validation. On CUDA stall is an upper bound, since the device may have been at work
+    on what was launched before. With `train.compile` also graphs: how many torch.compile has made so far.
 
     Where the strategy splits the model (`Sharded`), `module` has the trained weights on rank zero alone: whenever `validate` and `save` are
     called, and at the end. A gradient that is not finite is then not told by its parameter.
@@ -259,7 +271,8 @@ def fit(
         wrapped, optimizer = fabric.setup(module, adamw)
     else:
         adamw, wrapped, optimizer = sharded.adamw, sharded.wrapped, sharded.optimizer
-    bad = adamw.found_inf = torch.zeros((), device=fabric.device)  # 1 from the first bad step on; fused AdamW then changes nothing
+    home = adamw.param_groups[0]["params"][0].device  # of the weights: with an offloading strategy not the device of the step
+    bad = adamw.found_inf = torch.zeros((), device=home)  # 1 from the first bad step on; fused AdamW then changes nothing
     start = 0
     if state is not None:
         (optimizer.load_state_dict if sharded is None else sharded.resume)(state["optimizer"])
@@ -287,7 +300,7 @@ def fit(
 
     late = Late(read)
     train_mode(wrapped)
-    with _Signals() as signals, bar:
+    with _Signals() as signals, bar, late:
         for step in range(start, train.steps):
             torch.manual_seed(step_seed(train.seed, step, fabric.global_rank))
             began = time.perf_counter()
@@ -303,7 +316,7 @@ def fit(
             terms = _backward(fabric, wrapped, micro, weights, autocast)
             norm, norms = _clip(trained, train.clip) if sharded is None else (sharded.clip(train.clip), {})
             numbers = torch.stack([*terms.values(), norm, *norms.values()])
-            bad.logical_or_(~numbers.isfinite().all())
+            bad.logical_or_((~numbers.isfinite().all()).to(home))
             optimizer.step()
             last, row = step + 1 == train.steps, None
             if (step + 1) % train.log_every == 0 or step == 0 or last:
@@ -400,5 +413,5 @@ def _refuse_nonfinite(terms: Mapping[str, float], norm: float, norms: Mapping[st
         bad = [f"the gradient of {n}" for n, v in norms.items() if not math.isfinite(v)][:3]
     raise NumericsError(
         f"not finite at step {step}: {', '.join(bad) or 'the gradient norm'}; the step was not taken",
-        "lower train.lr, or resume from the last checkpoint with another train.seed",
+        "lower train.lr (with --resume, too), or set train.precision=32-true",
     )

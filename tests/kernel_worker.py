@@ -21,6 +21,8 @@ CASES = {  # B images, I texts, T words, R regions, D; dtype; whether by the Gra
     "one block, by the context": (2, 3, 5, 7, 24, torch.float32, False, 2**20),
     "regions in several blocks": (1, 2, 9, 150, 24, torch.float32, True, 2**20),
     "regions and dimensions in several blocks, by the context": (1, 2, 9, 150, 140, torch.float32, False, 2**20),
+    "more texts than one block takes": (1, 9, 20, 7, 24, torch.float32, True, 2**20),
+    "texts of one word": (2, 5, 1, 7, 24, torch.float32, True, 2**20),
     "several tiles": (4, 5, 6, 10, 32, torch.float32, True, 200),
     "a long text": (1, 2, 130, 20, 24, torch.float32, True, 2**20),
     "256 words": (1, 1, 256, 12, 16, torch.float32, True, 2**20),

@@ -1,5 +1,7 @@
 """Augmentation: a function of image and seed, here by albumentations, on the device by tensors, and the same transforms in both."""
 
+import contextlib
+
 import cv2
 import numpy as np
 import pytest
@@ -7,7 +9,9 @@ import torch
 from scipy.stats import ks_2samp, kstest
 
 from elvis.data.augment import NUMBERS, Augment
-from elvis.data.inputs import augmented, blurred, moved, normal
+from elvis.data.images import Preprocess
+from elvis.data.inputs import ToInput, augmented, blurred, moved, normal
+from elvis.types import Batch
 from tests.layouts import pixels
 
 KNOBS = {
@@ -22,6 +26,26 @@ KNOBS = {
     "noise": 0.05,
 }
 IMAGE = pixels(2)
+
+
+@pytest.mark.parametrize(("mean", "channels"), [((0.5,), 1), ((0.5,), 3), ((0.1, 0.2, 0.3), 3)])
+def test_what_the_device_does_to_a_batch_waits_for_no_copy_from_the_host(
+    mean: tuple[float, ...], channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the device that has no values; a tensor made of numbers for a device would be copied there, and waited for."""
+    augment = Augment(**KNOBS)
+    to_input = ToInput(Preprocess((32, 32), "pad", mean, (0.25,) * len(mean)), channels, augment)
+    numbers = torch.tensor([[augment.numbers(seed, (32, 32))] for seed in range(2)])
+    empty = torch.zeros(2, 0)
+    extra = {"augment": numbers, "noise": torch.zeros(2, 1, dtype=torch.int64)}
+    batch = Batch(
+        torch.zeros(2, 1, 1, 32, 32, dtype=torch.uint8), torch.ones(2, 1).bool(), empty.long(), empty.bool(), {}, torch.arange(2), ("a", "b"), extra
+    )
+    expected = to_input(batch).images.shape
+    for name in ("tensor", "as_tensor"):
+        monkeypatch.setattr(torch, name, lambda *_, **__: pytest.fail("a tensor is made of numbers"))
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which does not know this device
+    assert to_input(batch.to("meta")).images.shape == expected == (2, 1, channels, 32, 32)
 
 
 @pytest.mark.parametrize("knob", KNOBS)

@@ -156,6 +156,28 @@ def test_autocast_around_it_changes_nothing() -> None:
     assert torch.equal(inside, word_region_similarity(w, v, *masks))
 
 
+def test_a_backward_inside_autocast_is_exact_too() -> None:
+    w, v, *masks = given(2, 3, 5, 7, 16, torch.float32)
+    outside = list(measured(w, v, *masks, engine="chunked"))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = list(measured(w, v, *masks, engine="chunked"))
+    assert all(torch.equal(a, b) for a, b in zip(inside, outside, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_even_attention_to_centred_regions_stays_bounded(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text of one word attends evenly, and the mean of centred regions is zero up to rounding: 0 / 0, which must not be a large number."""
+    monkeypatch.setattr(word_region, "gram_pays", lambda *_: True)
+    v = torch.randn(3, 40, 64)
+    v, w, masks = (v - v.mean(1, keepdim=True)).to(dtype), torch.randn(5, 1, 64).to(dtype), (torch.ones(5, 1).bool(), torch.ones(3, 40).bool())
+    w.requires_grad_(), v.requires_grad_()
+    form = word_region.OverWords(1.0, 4.0, 5.0)
+    z = word_region._AllPairs.apply(w, v, *masks, word_region.TorchTile(form), False, 1000)
+    z.sum().backward()
+    assert z.abs().max() <= 5.0 * 1.05
+    assert max(w.grad.abs().max(), v.grad.abs().max()) < 1e4
+
+
 def test_a_backward_can_be_run_twice() -> None:
     for engine in ("dense", "chunked"):
         w, v, *masks = given(2, 3, 5, 7, 16, torch.float64)
@@ -183,7 +205,8 @@ def test_a_query_without_length_and_an_image_without_regions_have_similarity_and
     ("device", "dtype", "words", "elements", "engine"),
     [
         ("cuda", torch.bfloat16, 64, 2**30, "triton"),
-        ("cuda", torch.float32, 256, 2**20, "triton"),
+        ("cuda", torch.float16, 256, 2**20, "triton"),
+        ("cuda", torch.float32, 64, 2**30, "chunked"),
         ("cuda", torch.bfloat16, 257, 2**30, "chunked"),
         ("cuda", torch.float64, 64, 2**30, "chunked"),
         ("cuda", torch.bfloat16, 64, 2**17, "dense"),

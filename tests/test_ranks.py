@@ -174,7 +174,7 @@ def test_a_number_of_devices_that_torchrun_did_not_start_is_an_error(torchrun: p
         ({"strategy": "deepspeed_stage_2"}, "'deepspeed_stage_2' is none that this loop can save"),
         ({"strategy": "fsdp"}, "train.strategy=fsdp: You selected the FSDP strategy but FSDP is only available on GPU"),
         ({"strategy": "fsdp", "devices": "1"}, "only available on GPU"),
-        ({"strategy": "ddp_spawn"}, r"needs to be called with a function"),
+        ({"strategy": "ddp_spawn"}, r"'ddp_spawn' is none that this loop can save"),
     ],
 )
 def test_a_strategy_that_cannot_run_here_is_an_error(options: dict[str, str], clue: str, monkeypatch: pytest.MonkeyPatch) -> None:

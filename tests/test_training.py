@@ -340,3 +340,24 @@ def test_a_resumed_log_forgets_what_came_after_the_checkpoint(tmp_path: Path) ->
     log.resume(2)
     assert [r["step"] for r in log.rows] == [1, 2]
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_step_that_was_not_finite_is_told_before_what_ended_the_loop(tmp_path: Path) -> None:
+    def broken(start: int) -> Any:
+        yield from (toy_batch(i) for i in range(2))
+        raise ConfigError("a folder went away", "mount it")
+
+    class Bad(Toy):
+        steps = 0
+
+        def forward(self, batch: Any) -> Any:
+            self.steps += 1
+            terms = super().forward(batch)
+            return {name: (total * (math.nan if self.steps == 2 else 1.0), count) for name, (total, count) in terms.items()}
+
+    for module, error in ((Toy(), ConfigError), (Bad(), NumericsError)):
+        log = RunLog(tmp_path)
+        train = Train(steps=5, log_every=1, accelerator="cpu")
+        with pytest.raises(error):
+            fit(make_fabric(train), module, broken, train=train, weights={"toy": 1.0}, log=log, save=lambda *_: tmp_path, progress=False)
+        assert [row["step"] for row in log.rows] == ([1, 2] if error is ConfigError else [1])

@@ -345,7 +345,6 @@ def normalised(images: np.ndarray | Tensor, ndim: int, mean: Sequence[float], st
     """Grey values 0..255, ... *S of `ndim` axes -> float32 ... C *S on the same device, (x / 255 - mean) / std; one grey value feeds all channels."""
     import torch
 
-    grey = (images if isinstance(images, torch.Tensor) else torch.tensor(images)).float().div(255.0).unsqueeze(-1 - ndim)
-    grey = grey.expand(*images.shape[:-ndim], channels or len(mean), *images.shape[-ndim:])
-    centre, scale = (torch.tensor(values, device=grey.device).view(-1, *[1] * ndim) for values in (mean, std))
-    return (grey - centre) / scale  # ... C *S
+    grey = (images if isinstance(images, torch.Tensor) else torch.tensor(images)).float().div(255.0)  # ... *S
+    planes = [(grey - centre) / scale for centre, scale in zip(mean, std, strict=True)]  # numbers of the host: a tensor of them would be waited for
+    return torch.stack(planes * (channels or 1) if len(planes) == 1 else planes, -1 - ndim)  # ... C *S

@@ -7,7 +7,9 @@
     z   = log sum over words of exp( c cos )        c: word_scale
 
 No context (a D-wide vector a pair and word) is kept: a cosine does not see the normaliser of E, and its two products need S and G alone. Where
-regions are as many as dimensions, or words are few, q = |V^T E|^2 is cheaper (`gram_pays`). Of `attended_cosine` E = exp(S - max over regions).
+regions are as many as dimensions, or words are few, q = |V^T E|^2 is cheaper (`gram_pays`). It is also the more exact of the two: E^T G E cancels
+where attention is even and the mean of the regions is near zero. What rounds to |cos| > 1 there counts as 0 / 0: cosine and gradient are 0.
+Of `attended_cosine` E = exp(S - max over regions).
 
 Backward, with g = dL/dcos, gn = g / (|w| sqrt q), gq = - g cos / (2 q):
 
@@ -15,19 +17,20 @@ Backward, with g = dL/dcos, gn = g / (|w| sqrt q), gq = - g cos / (2 q):
     dW = dS V - w sum_b (g cos) / |w|^2              dV = dS^T W + 2 ( sum (gq E) E^T ) V
 
     u = 2 B I T R D,  m = 2 B I T R min(R, D)        FLOP: forward u + m; both 3 u + 2 m when all is kept, 4 u + 3 m when tiles are computed again
+                                                     (triton: S once more, one u; by the context: one m more)
 
 Pairs are taken in tiles of images x texts, so that memory is that of a tile. A tile has two steps, `look` (S to n and q) and `pull` (gn and gq to
 dS), in torch here and in Triton beside (elvis.kernels.word_region_triton); what lies between tiles is the same for all engines:
 
     dense     tiles are kept for the backward                 small problems
     chunked   tiles are computed again in the backward        any device, size and dtype
-    triton    the same, S, P and their gradients never leave a kernel           CUDA, T <= 256
+    triton    the same, S, P and their gradients never leave a kernel           CUDA, T <= 256; fp32 on request alone
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -36,11 +39,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from elvis.errors import ConfigError
 from elvis.ops import masked_fill_low, masked_logsumexp, upcast
 
 ENGINES = ("auto", "dense", "chunked", "triton")
+MOST_WORDS = 256  # of a text in the Triton engine: they lie in one block
 HALF = (torch.bfloat16, torch.float16)
 SMALLEST = 1e-12  # of |w|^2 q: below it the cosine is 0 / 0
 
@@ -61,12 +66,14 @@ class Rule:
 
 
 RULES = (  # the first that fits
-    Rule("triton", devices=("cuda",), dtypes=(*HALF, torch.float32), words=256, least=2**18),
+    Rule("triton", devices=("cuda",), dtypes=HALF, words=MOST_WORDS, least=2**18),
     Rule("dense", most=2**24),  # 4 floats an element: 256 MiB in fp32
     Rule("chunked"),
 )
 TILE = {"cpu": 2**19, "cuda": 2**25}  # elements of a tile: what stays in a cache; some hundred MiB
-TILE_TRITON = 2**26  # three of 2 bytes each
+TILE_TRITON = 2**26  # E, G E and dS of 2 bytes each (fp32: 4)
+MOST_ROWS = 2**16 - 1  # images of a tile: what a GPU's grid takes
+ALIGNED = 16  # words of a text and columns of G are filled up to a multiple, so that a GPU can read several at once
 
 
 def choose_engine(device: str, dtype: torch.dtype, *, words: int, elements: int, triton: bool = True) -> str:
@@ -131,8 +138,12 @@ def _all_pairs(words: Tensor, regions: Tensor, word_mask: Tensor, region_mask: T
         raise ConfigError(f"no engine '{engine}' for all pairs of words and regions", "write engine: auto | dense | chunked | triton")
     if device == "cpu" and engine != "triton":
         words, regions = upcast(words), upcast(regions)
+    elif words.shape[1] > 1:
+        more = -words.shape[1] % ALIGNED
+        words, word_mask = F.pad(words, (0, 0, 0, more)), F.pad(word_mask, (0, more))
+    given = (x.contiguous() for x in (words, regions, word_mask, region_mask))
     with torch.autocast(device, enabled=False):
-        return _AllPairs.apply(words, regions, word_mask, region_mask, tile, engine == "dense", size)
+        return _AllPairs.apply(*given, tile, engine == "dense", size)
 
 
 def _triton_tile(form: OverWords | OverRegions, words: Tensor) -> Any:
@@ -142,9 +153,9 @@ def _triton_tile(form: OverWords | OverRegions, words: Tensor) -> Any:
 
     if not isinstance(form, OverWords):
         raise ConfigError("engine 'triton' does not take attention over regions alone", "write engine: auto")
-    if words.shape[1] > kernels.MOST_WORDS or words.dtype == torch.float64:
+    if words.shape[1] > MOST_WORDS or words.dtype == torch.float64:
         what = f"{words.shape[1]} words a text in {str(words.dtype).removeprefix('torch.')}"
-        raise ConfigError(f"engine 'triton' takes up to {kernels.MOST_WORDS} in bf16, fp16 or fp32, not {what}", "write engine: auto")
+        raise ConfigError(f"engine 'triton' takes up to {MOST_WORDS} in bf16, fp16 or fp32, not {what}", "write engine: auto")
     if not (words.is_cuda or kernels.INTERPRETED):
         raise ConfigError(f"engine 'triton' needs a GPU, the words are on {words.device}", "write engine: auto")
     return kernels.TritonTile(form)
@@ -206,7 +217,7 @@ class OverRegions:
 
 @dataclass(frozen=True)
 class TorchTile:
-    """One tile in torch: regions b R D, words c T D, gram b R R or None, all of one dtype; S and what comes of it in fp32 at least."""
+    """One tile in torch: regions b R D, words c T D, gram b R >=R or None, all of one dtype; S and what comes of it in fp32 at least."""
 
     form: OverWords | OverRegions
 
@@ -215,12 +226,12 @@ class TorchTile:
         s = product(v.flatten(0, 1), w.flatten(0, 1).mT).unflatten(0, v.shape[:2]).unflatten(-1, w.shape[:2])  # b R c T
         p, e = self.form.attend(s, word_mask, region_mask)
         flat, low = e.flatten(2), stored(v.dtype)  # b R cT
-        x = product(v.to(low).mT if gram is None else gram, flat.to(low))  # b D cT or b R cT
+        x = product(v.to(low).mT if gram is None else gram[..., : v.shape[1]], flat.to(low))  # b D cT or b R cT
         q = (x * (x if gram is None else flat)).sum(1).unflatten(-1, w.shape[:2])
         return (e * s).sum(1), q, (s, p, e, x)
 
     def pull(
-        self, v: Tensor, w: Tensor, gram: Tensor | None, word_mask: Tensor, region_mask: Tensor, kept: tuple, gn: Tensor, gq: Tensor
+        self, v: Tensor, w: Tensor, gram: Tensor | None, word_mask: Tensor, region_mask: Tensor, kept: Sequence[Tensor], gn: Tensor, gq: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """gn, gq b c T -> dS, gq E, and E (of the Gram form) or V^T E: b R cT, the last one b D cT."""
         (s, p, e, x), low = kept, stored(v.dtype)
@@ -248,49 +259,59 @@ class _AllPairs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, words: Tensor, regions: Tensor, word_mask: Tensor, region_mask: Tensor, tile: Any, keep: bool, size: int) -> Tensor:
-        kept = [] if keep and any(ctx.needs_input_grad) else None
-        gram = product(regions, regions.mT).to(stored(regions.dtype)) if gram_pays(*regions.shape[1:], word_mask.numel()) else None  # B R R
+        gram = None
+        if gram_pays(*regions.shape[1:], word_mask.numel()):
+            gram = product(regions, regions.mT).to(stored(regions.dtype))  # B R R
+            gram = F.pad(gram, (0, -gram.shape[-1] % ALIGNED)) if regions.is_cuda or not isinstance(tile, TorchTile) else gram
         square = upcast(words).square().sum(-1)  # I T
-        z = square.new_empty(len(regions), len(words))
+        z, kept, keep = square.new_empty(len(regions), len(words)), [], keep and any(ctx.needs_input_grad)
+        inputs = regions, words, gram, word_mask, region_mask
         for rows, columns in tiles(regions.shape[:2], words.shape[:2], size):
-            given = pick(rows, columns, regions, words, gram, word_mask, region_mask)
-            n, q, more = tile.look(*given, keep=False)
+            n, q, more = tile.look(*pick(rows, columns, *inputs), keep=keep)
             z[rows, columns] = tile.form.speak(cosine_of(n, q, square[columns])[0], word_mask[columns])
-            if kept is not None:
-                kept.append((n, q, more))
-        ctx.save_for_backward(words, regions, word_mask, region_mask, square, *([] if gram is None else [gram]))
-        ctx.tile, ctx.kept, ctx.size = tile, kept, size
+            kept += [n, q, *more] if keep else []
+            del n, q, more  # or they live on while the next tile is computed
+        ctx.save_for_backward(*inputs, square, *kept)
+        ctx.tile, ctx.size = tile, size
         return z
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
-        words, regions, word_mask, region_mask, square, *more = ctx.saved_tensors
-        gram, tile, low = more[0] if more else None, ctx.tile, stored(words.dtype)
-        texts, images = words.to(low), regions.to(low)
+        regions, words, gram, word_mask, region_mask, square, *kept = ctx.saved_tensors
+        low, parts = stored(words.dtype), list(tiles(regions.shape[:2], words.shape[:2], ctx.size))
         dw, dv = torch.zeros_like(words, dtype=dz.dtype), torch.zeros_like(regions, dtype=dz.dtype)
-        dg = None if gram is None else torch.zeros_like(gram, dtype=dz.dtype)
-        for at, (rows, columns) in enumerate(tiles(regions.shape[:2], words.shape[:2], ctx.size)):
+        dg = None if gram is None else dv.new_zeros(*regions.shape[:2], regions.shape[1])
+        gw = torch.zeros_like(square)  # I T, sum of g cos / |w|^2
+        texts, images, each = words.to(low), regions.to(low), len(kept) // max(1, len(parts))
+
+        def pull(rows: slice, columns: slice, found: list[Tensor]) -> None:
             given = pick(rows, columns, regions, words, gram, word_mask, region_mask)
-            n, q, found = ctx.kept[at] if ctx.kept is not None else tile.look(*given, keep=True)
+            n, q, more = (*found[:2], found[2:]) if found else ctx.tile.look(*given, keep=True)
             cos, over, real = cosine_of(n, q, square[columns])
-            g = tile.form.heard(dz[rows, columns], cos, word_mask[columns])  # b c T
-            gq, gw = (torch.where(real, g * cos / x, 0.0) for x in (-2 * q, square[columns]))
-            ds, ge, x = tile.pull(*given, found, g * over, gq)  # b R cT, b R cT, b R cT or b D cT
-            v, w = images[rows], texts[columns].flatten(0, 1)  # b R D, cT D
-            dw[columns] += product(ds.flatten(0, 1).mT, v.flatten(0, 1)).view(words[columns].shape) - gw.sum(0).unsqueeze(-1) * words[columns]
-            dv[rows] += product(ds.flatten(0, 1), w).view_as(v)
+            g = ctx.tile.form.heard(dz[rows, columns], cos, word_mask[columns])  # b c T
+            gw[columns] += torch.where(real, g * cos / square[columns], 0.0).sum(0)
+            ds, ge, x = ctx.tile.pull(*given, more, g * over, torch.where(real, g * cos / (-2 * q), 0.0))  # b R cT, b R cT, b R cT or b D cT
+            v, w = images[rows].flatten(0, 1), texts[columns].flatten(0, 1)  # bR D, cT D
+            dw[columns] += product(ds.flatten(0, 1).mT, v).view(words[columns].shape)
+            dv[rows] += product(ds.flatten(0, 1), w).view(regions[rows].shape)
             if dg is None:
-                dv[rows] += 2 * product(ge, x.mT)
+                dv[rows].add_(product(ge, x.mT), alpha=2)
             else:
                 dg[rows] += product(ge, x.mT)
-        if dg is not None:
-            dv += 2 * product(dg.to(low), images)
+
+        with torch.autocast(dz.device.type, enabled=False):
+            for at, (rows, columns) in enumerate(parts):
+                pull(rows, columns, kept[at * each : (at + 1) * each])
+            dw -= gw.unsqueeze(-1) * words
+            if dg is not None:
+                dv.add_(product(dg.to(low), images), alpha=2)
         return dw.to(words.dtype), dv.to(regions.dtype), None, None, None, None, None
 
 
 def gram_pays(regions: int, width: int, words: int) -> bool:
-    """Whether 3 products R x R a word (two of three in the backward) and 2 R x R x D an image, G and its gradient, are less than 3 R x D a word."""
+    """Whether G is taken: 3 products R x R a word and 2 of R x R x D an image (G, its gradient) are less than 3 of R x D a word. The other form
+    takes 4 of these; it is more exact, and has the benefit of the doubt."""
     return regions * (3 * words + 2 * width) < 3 * words * width
 
 
@@ -300,19 +321,20 @@ def stored(dtype: torch.dtype) -> torch.dtype:
 
 
 def cosine_of(n: Tensor, q: Tensor, square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """n, q b c T, |w|^2 c T -> n / sqrt(q |w|^2), 1 / that root, and where it is no 0 / 0."""
+    """n, q b c T, |w|^2 c T -> n / sqrt(q |w|^2), 1 / that root, and where it is a cosine: elsewhere (0 / 0, or cancelled to above 1) all are 0."""
     length = q * square
-    over = torch.rsqrt(length.clamp_min(SMALLEST))
-    return n * over, over, length > SMALLEST
+    real = length > (n.square() / 1.1).clamp_min(SMALLEST)
+    over = torch.where(real, torch.rsqrt(length.clamp_min(SMALLEST)), 0.0)
+    return n * over, over, real
 
 
 def tiles(images: tuple[int, ...], texts: tuple[int, ...], size: int) -> Iterator[tuple[slice, slice]]:
     """(B, R), (I, T) -> slices of images and of texts with at most `size` elements b R c T, about as many rows b R as columns c T."""
-    (b, r), (i, t) = images, texts
-    side = math.sqrt(size)
-    rows = max(1, min(b, round(side / r)))
+    (b, i), (r, t) = (images[0], texts[0]), (max(1, images[1]), max(1, texts[1]))
+    rows = max(1, min(b, round(math.sqrt(size) / r)))
     columns = max(1, min(i, int(size / (rows * r * t))))
-    rows = max(1, min(b, int(size / (columns * r * t))))
+    rows = max(1, min(b, MOST_ROWS, int(size / (columns * r * t))))
+    rows, columns = (max(1, -(-whole // -(-whole // part))) if whole else 1 for whole, part in ((b, rows), (i, columns)))  # as many, of equal size
     for row in range(0, b, rows):
         for column in range(0, i, columns):
             yield slice(row, row + rows), slice(column, column + columns)

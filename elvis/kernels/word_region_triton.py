@@ -19,9 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from elvis.kernels.word_region import OverWords, product, stored
+from elvis.kernels.word_region import OverWords, stored
 
-MOST_WORDS = 256  # of a text: they lie in one block
 DOT = 16  # the smallest side of a product of two blocks
 
 
@@ -33,14 +32,14 @@ def _dot(a, b, sum, EXACT: tl.constexpr, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def _scores(v, w, r, column, R, D, columns, BR: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, EXACT: tl.constexpr, INTERPRETED: tl.constexpr):
-    """S, BR x BC: regions r of one image (at v) with words `column` (at w, in a row); 0 outside."""
+def _scores(v, w, r, column, inside, R, D, BR: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, EXACT: tl.constexpr, INTERPRETED: tl.constexpr):
+    """S, BR x BC: regions r of one image (at v) with words `column` (at w, in a row), those that are `inside`; 0 elsewhere."""
     k = tl.arange(0, BK)
     s = tl.zeros((BR, BC), tl.float32)
     for start in range(0, D, BK):
         d = start + k
         a = tl.load(v + r[:, None] * D + d[None, :], mask=(r < R)[:, None] & (d < D)[None, :], other=0.0)
-        b = tl.load(w + column[None, :] * D + d[:, None], mask=(column < columns)[None, :] & (d < D)[:, None], other=0.0)
+        b = tl.load(w + column[None, :] * D + d[:, None], mask=inside[None, :] & (d < D)[:, None], other=0.0)
         s = _dot(a, b, s, EXACT, INTERPRETED)
     return s
 
@@ -56,14 +55,17 @@ def _attention(s, said, seen, score_scale, attention_scale, TEXTS: tl.constexpr,
 
 @triton.jit
 def _place(texts, T, group, TEXTS: tl.constexpr, BT: tl.constexpr):
-    """Columns of a block of texts: where each lies among all c T words, and whether it is one. A text takes BT columns, T of them its own."""
+    """Columns of a block of texts: where each lies among all c T words, and whether it is one. A text takes BT columns, T of them its own.
+
+    Nothing is selected here: a place that is no plain sum could not be read several at once.
+    """
     at = tl.arange(0, TEXTS * BT)
     text, word = group * TEXTS + at // BT, at % BT
     inside = (text < texts) & (word < T)
-    return tl.where(inside, text * T + word, texts * T), inside
+    return text * T + word, inside
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["texts"])
 def _look(
     V, W, SAID, SEEN, E, N, R, D, T, texts, score_scale, attention_scale,
     BR: tl.constexpr, BT: tl.constexpr, TEXTS: tl.constexpr, BK: tl.constexpr, EXACT: tl.constexpr, INTERPRETED: tl.constexpr,
@@ -73,7 +75,7 @@ def _look(
     column, inside = _place(texts, T, group, TEXTS, BT)
     said = tl.load(SAID + column, mask=inside, other=0) != 0
     seen = tl.load(SEEN + image * R + r, mask=r < R, other=0) != 0
-    s = _scores(V + image * R * D, W, r, column, R, D, columns, BR, TEXTS * BT, BK, EXACT, INTERPRETED)
+    s = _scores(V + image * R * D, W, r, column, inside, R, D, BR, TEXTS * BT, BK, EXACT, INTERPRETED)
     _, e = _attention(s, said, seen, score_scale, attention_scale, TEXTS, BT, BR)
     tl.store(E + image * R * columns + r[:, None] * columns + column[None, :], e.to(E.dtype.element_ty), mask=(r < R)[:, None] & inside[None, :])
     tl.store(N + (block * tl.num_programs(2) + image) * columns + column, tl.sum(e * s, 0), mask=inside)
@@ -81,17 +83,17 @@ def _look(
 
 @triton.jit
 def _square(
-    A, E, X, Q, M, R, columns, a_image, a_row, a_column,
+    A, E, X, Q, M, R, K, columns, a_image, a_row, a_column,
     GRAM: tl.constexpr, KEEP: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, EXACT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """X = A E, A: G (M = R) or V^T (M = D), by its strides; sum over the rows of a block of X E, or of X X."""
+    """X = A E, A: G (M = R; K >= R columns, zeros behind R) or V^T (M = D, K = R), by its strides; sum over the rows of a block of X E, or of X X."""
     block, part, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     m, c, k = block * BM + tl.arange(0, BM), part * BC + tl.arange(0, BC), tl.arange(0, BK)
     E += image * R * columns
     x = tl.zeros((BM, BC), tl.float32)
     for start in range(0, R, BK):
         r = start + k
-        a = tl.load(A + image * a_image + m[:, None] * a_row + r[None, :] * a_column, mask=(m < M)[:, None] & (r < R)[None, :], other=0.0)
+        a = tl.load(A + image * a_image + m[:, None] * a_row + r[None, :] * a_column, mask=(m < M)[:, None] & (r < K)[None, :], other=0.0)
         e = tl.load(E + r[:, None] * columns + c[None, :], mask=(r < R)[:, None] & (c < columns)[None, :], other=0.0)
         x = _dot(a, e, x, EXACT, INTERPRETED)
     inside = (m < M)[:, None] & (c < columns)[None, :]
@@ -101,7 +103,7 @@ def _square(
     tl.store(Q + (block * tl.num_programs(2) + image) * columns + c, tl.sum(x * other, 0), mask=c < columns)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["texts"])
 def _pull(
     V, W, SAID, SEEN, GN, GQ, GE, DS, R, D, T, texts, score_scale, attention_scale,
     BR: tl.constexpr, BT: tl.constexpr, TEXTS: tl.constexpr, BK: tl.constexpr, EXACT: tl.constexpr, INTERPRETED: tl.constexpr,
@@ -112,7 +114,7 @@ def _pull(
     column, inside = _place(texts, T, group, TEXTS, BT)
     said = tl.load(SAID + column, mask=inside, other=0) != 0
     seen = tl.load(SEEN + image * R + r, mask=r < R, other=0) != 0
-    s = _scores(V + image * R * D, W, r, column, R, D, columns, BR, TEXTS * BT, BK, EXACT, INTERPRETED)
+    s = _scores(V + image * R * D, W, r, column, inside, R, D, BR, TEXTS * BT, BK, EXACT, INTERPRETED)
     p, e = _attention(s, said, seen, score_scale, attention_scale, TEXTS, BT, BR)
     gn = tl.load(GN + image * columns + column, mask=inside, other=0.0)[None, :]
     gq = tl.load(GQ + image * columns + column, mask=inside, other=0.0)[None, :]
@@ -131,7 +133,7 @@ INTERPRETED = not isinstance(_look, triton.runtime.JITFunction)
 
 
 class TritonTile:
-    """`look` and `pull` of elvis.kernels.word_region.TorchTile; words c T D with T <= MOST_WORDS, any of bf16, fp16 and fp32."""
+    """`look` and `pull` of elvis.kernels.word_region.TorchTile; words c T D with T <= 256, any of bf16, fp16 and fp32."""
 
     def __init__(self, form: OverWords) -> None:
         self.form = form
@@ -144,15 +146,15 @@ class TritonTile:
         e = v.new_empty(images, regions, columns, dtype=low)
         n = v.new_empty(triton.cdiv(regions, blocks.rows), images, columns, dtype=torch.float32)
         scales = self.form.score_scale, self.form.attention_scale
-        masks = word_mask.contiguous().to(torch.int8), region_mask.contiguous().to(torch.int8)
+        masks = word_mask.view(torch.int8), region_mask.view(torch.int8)
         a = v.to(low).mT if gram is None else gram
-        m = a.shape[1]
+        m, k = a.shape[1:]
         x = e.new_empty(images, m, columns) if keep else e
         q = n.new_empty(triton.cdiv(m, blocks.square["BM"]), images, columns)
         grid = len(q), triton.cdiv(columns, blocks.square["BC"]), images
         with torch.cuda.device_of(v):
-            _look[blocks.grid(images, texts)](v.contiguous(), w.contiguous(), *masks, e, n, regions, width, count, texts, *scales, **blocks.options)
-            _square[grid](a, e, x, q, m, regions, columns, *a.stride(), GRAM=gram is not None, KEEP=keep, **blocks.square)
+            _look[blocks.grid(images, texts)](v, w, *masks, e, n, regions, width, count, texts, *scales, **blocks.options)
+            _square[grid](a, e, x, q, m, regions, k, columns, *a.stride(), GRAM=gram is not None, KEEP=keep, **blocks.square)
         return n.sum(0).view(images, texts, count), q.sum(0).view(images, texts, count), (e, x) if keep else ()
 
     def pull(
@@ -161,12 +163,12 @@ class TritonTile:
         """gn, gq b c T -> dS, gq E, and E (of the Gram form) or V^T E: b R cT, the last one b D cT. `kept` is used up."""
         e, x = kept
         (images, regions, width), (texts, count) = v.shape, word_mask.shape
-        ge = x if gram is not None else product(v.to(e.dtype), x).to(e.dtype)
+        ge = x if gram is not None else v.to(e.dtype) @ x
         ds = torch.empty_like(e)
         blocks = Blocks(regions, count, v.dtype, pull=True)
         scales = self.form.score_scale, self.form.attention_scale
-        masks = word_mask.contiguous().to(torch.int8), region_mask.contiguous().to(torch.int8)
-        given = v.contiguous(), w.contiguous(), *masks, gn.contiguous(), gq.contiguous(), ge, ds
+        masks = word_mask.view(torch.int8), region_mask.view(torch.int8)
+        given = v, w, *masks, gn.contiguous(), gq.contiguous(), ge, ds
         with torch.cuda.device_of(v):
             _pull[blocks.grid(images, texts)](*given, regions, width, count, texts, *scales, **blocks.options)
         return ds, ge, e if gram is not None else x
@@ -182,7 +184,7 @@ class Blocks:
         self.texts = max(1, 128 // self.words)
         wide = self.words > 128
         if pull:
-            self.rows = 32 if single or self.words > 64 else 64
+            self.rows = 32 if single or wide else 64
         else:
             self.rows = 64 if single or wide or regions <= 64 else 128
         depth = {"BK": 16 if single else 32, "EXACT": single, "INTERPRETED": INTERPRETED, "num_stages": 2 if single else 3}

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from elvis.distributed import gather, gather_padded, own_rows
 from elvis.kernels.word_region import attended_cosine
 from elvis.objectives._shared import rows_to_compare, says
-from elvis.ops import attend, info_nce, masked_zero, normalize
+from elvis.ops import attend, held_exp, info_nce, masked_zero, normalize
 from elvis.registry import OBJECTIVES
 from elvis.types import Batch, ImageFeatures, Pair, TextFeatures
 
@@ -54,9 +54,8 @@ class PhraseImage(nn.Module):
         real, owner = mask.flatten()[rows], rows // mask.shape[1]  # N; owner: the study a sentence is of
         sentences = normalize(gather_padded(masked_zero(sentence.vectors, sentence.mask)).flatten(0, 1)[rows])  # N D
         tokens = normalize(masked_zero(image.tokens, image.mask))  # B R D
-        if self.training:
-            self.log_scale.data.clamp_(max=math.log(self.max_scale))
-        local = phrase_image_logits(sentences, tokens, image.mask, self.log_scale.exp())  # B N
+        scale = held_exp(self.log_scale, self.max_scale, self.training)
+        local = phrase_image_logits(sentences, tokens, image.mask, scale)  # B N
         logits = gather(local)  # W*B N
 
         said, seen, study = says(group, mask, rows), gather(image.mask.any(1))[:, None] & real, gather(batch.study)  # W*B N, W*B N, W*B
@@ -75,7 +74,7 @@ class PhraseImage(nn.Module):
     def attention(self, image: ImageFeatures, text: TextFeatures) -> Tensor:
         """Where phrase b looks in image b: image B N D, text of one sentence each -> B N, sum 1 over real tokens."""
         tokens, sentence = normalize(masked_zero(image.tokens, image.mask)), normalize(text.units["sentence"].vectors[:, :1])
-        return attend(sentence, tokens, tokens, image.mask, self.log_scale.exp())[1][:, 0]
+        return attend(sentence, tokens, tokens, image.mask, held_exp(self.log_scale, self.max_scale, False))[1][:, 0]
 
 
 def phrase_image_logits(sentences: Tensor, tokens: Tensor, mask: Tensor, scale: Tensor) -> Tensor:

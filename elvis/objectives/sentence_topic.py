@@ -26,15 +26,13 @@ local images in recomputed chunks, and the logits are gathered. The sg of `reviv
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from elvis.distributed import gather, gather_padded, own_rows
 from elvis.objectives._shared import choose, in_chunks, rows_to_compare, says
-from elvis.ops import cosine, info_nce, masked_pairs, masked_softmax, masked_zero, normalize, soft_cross_entropy, upcast
+from elvis.ops import cosine, held_exp, info_nce, masked_pairs, masked_softmax, masked_zero, normalize, soft_cross_entropy, upcast
 from elvis.pooling import nearest_rows
 from elvis.registry import OBJECTIVES
 from elvis.types import Batch, Pair
@@ -91,9 +89,8 @@ class SentenceTopic(nn.Module):
         contents = normalize(gather_padded(masked_zero(pair.text.units["sentence"].vectors, told)).flatten(0, 1)[rows])  # S D
         tokens = masked_zero(upcast(pair.image.tokens), pair.image.mask)  # B N D
         tokens = pad(tokens, (0, 0, 0, maps.shape[1] - tokens.shape[1]))
-        if self.training:
-            self.log_scale.data.clamp_(max=math.log(self.max_scale))
-        local = topic_logits(contents, maps, tokens, self.log_scale.exp(), chunk=self.chunk)  # B S
+        scale = held_exp(self.log_scale, self.max_scale, self.training)
+        local = topic_logits(contents, maps, tokens, scale, chunk=self.chunk)  # B S
         logits = gather(local)  # W*B S
 
         seen, study = gather(pair.image.mask.any(1)).unsqueeze(-1) & real.flatten()[rows], gather(batch.study)  # W*B S, W*B

@@ -16,6 +16,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from elvis.distributed import gather, gather_padded, own_rows
+from elvis.errors import ConfigError
 from elvis.kernels.word_region import ENGINES, word_region_similarity
 from elvis.objectives._shared import choose, study_pairs
 from elvis.ops import info_nce, masked_mean, masked_softmax, masked_zero, normalize, upcast
@@ -40,6 +41,8 @@ class WordRegion(nn.Module):
         engine: str = "auto",  # dense | chunked | triton: changes time and memory, not the result
     ) -> None:
         super().__init__()
+        if not 0 < attention_scale <= 30:  # the square of its exponential must stay in fp32
+            raise ConfigError(f"word_region with attention_scale {attention_scale}", "it lies above 0 and is at most 30; GLoRIA's is 4")
         self.prepare = choose("attention", attention, {"dot": itself, "cosine": unit})
         self.scales = {"score_scale": score_scale, "attention_scale": attention_scale, "word_scale": word_scale}
         self.logit_scale = logit_scale
