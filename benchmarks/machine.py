@@ -47,8 +47,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def memory() -> float:
-    """Peak of this process so far in GB (10^9 bytes): of the GPU where there is one (torch's count), else resident memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
+def resident() -> float:
+    """Peak resident memory of this program so far in GB (10^9 bytes). Linux' VmHWM: getrusage's also counts the process that started it."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    peak = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")] or [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]
+    return 1024 * peak[0] / 1e9

@@ -153,3 +153,11 @@ def test_the_feeding_section_runs_alone_and_writes_where_it_is_told(tmp_path) ->
     assert page.count("\n## ") == 1
     for part in ("augmented on the device", "workers: 1", "stall", "cpu, 0"):
         assert part in page
+
+
+@pytest.mark.slow
+def test_peak_memory_is_what_the_steps_add_however_large_the_process_that_asks_is() -> None:
+    """A new process would take over getrusage's peak from the one that started it: here several hundred MB, and the steps would add nothing."""
+    from benchmarks.step import OURS, measured_apart
+
+    assert measured_apart("elvis_phantom", OURS, True) > 0.005
