@@ -171,6 +171,28 @@ def test_it_can_be_built_on_the_meta_device(name: str) -> None:
 # ---------------------------------------------------------------------------------------------------------- tiny
 
 
+@EVERY
+def test_reading_asks_the_device_for_no_value(name: str) -> None:
+    """On the device that has none."""
+    ids, mask = texts()
+    encoder = build(name).to("meta").train()
+    encoder(ids.to("meta"), mask.to("meta")).sum().backward()
+
+
+KINDS = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hf_with_the_whole_mask_reads_what_transformers_reads_with_its_own(kind: str) -> None:
+    ids, mask = texts()
+    encoder = TEXT_ENCODERS.create("hf", vocab_size=VOCABULARY, config=bert_config(model_type=kind, max_position_embeddings=26)).eval()
+    assert encoder._seen(mask).shape == (4, 1, 10, 10)
+    real = mask.any(1)
+    ids = ids.masked_fill(~mask, encoder.encoder.config.pad_token_id)
+    expected = encoder.encoder(input_ids=ids[real], attention_mask=mask[real].long()).last_hidden_state
+    torch.testing.assert_close(encoder(ids, mask)[real], expected * mask[real].unsqueeze(-1), rtol=0, atol=1e-6)
+
+
 def test_tiny_drops_out_in_training_only() -> None:
     encoder = TEXT_ENCODERS.create("tiny", vocab_size=VOCABULARY, width=16, depth=1, heads=2, dropout=0.5)
     assert not torch.equal(encoder(*texts()), encoder(*texts()))

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     import tokenizers
 
 
+PLAIN = ("bert", "roberta", "xlm-roberta", "camembert", "electra")  # every token attends every other one: nothing to add to a mask of padding
+
+
 @TEXT_ENCODERS.register("hf")
 class Hf(nn.Module):
     def __init__(
@@ -80,12 +83,20 @@ class Hf(nn.Module):
         """ids B L int64, mask B L bool (True = real, from the left) -> tokens B L D, zeros at padding."""
         check_length(ids, self.max_length)
         ids = ids.masked_fill(~mask, self.encoder.config.pad_token_id or 0)  # RoBERTa counts its positions from the ids
-        out = self.encoder(input_ids=ids, attention_mask=mask.long(), output_hidden_states=self.layers_mean > 1)
+        out = self.encoder(input_ids=ids, attention_mask=self._seen(mask), output_hidden_states=self.layers_mean > 1)
         if self.layers_mean == 1:
             tokens = out.last_hidden_state  # B L D
         else:
             tokens = torch.stack(out.hidden_states[-self.layers_mean :]).mean(0)
         return tokens.masked_fill(~mask.unsqueeze(-1), 0.0)
+
+    def _seen(self, mask: Tensor) -> Tensor:
+        """mask B L as the encoder takes it: whole, B 1 L L, where transformers would ask the device whether anything is padded, and wait."""
+        own = self.encoder.config
+        if own.model_type not in PLAIN or own._attn_implementation != "sdpa":
+            return mask.long()
+        keys = mask | ~mask.any(1, keepdim=True)  # a text without a token attends its padding, or softmax would divide 0 by 0
+        return keys[:, None, None].expand(-1, 1, mask.shape[1], -1)
 
     @staticmethod
     def load_tokenizer(checkpoint: str) -> tokenizers.Tokenizer:
