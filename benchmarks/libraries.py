@@ -3,8 +3,8 @@
     python -m benchmarks.libraries [--quick]
 
 Forward and backward in training mode, loss = the mean of the squared output, random weights; fp32 on a CPU with one thread (processor time), bf16
-autocast on CUDA. The rows of a table take turns; a row is the best of its turns. "difference" is the largest between our tokens and timm's map with the same
-weights, beside the largest value: nothing may be lost or added on the way. --quick is tiny and writes nothing unless --out is given.
+autocast on CUDA. The rows of a table take turns; a row is the best of its turns. "difference" is the largest between our tokens and timm's map with
+the same weights, beside the largest value: nothing may be lost or added on the way. --quick is tiny and writes nothing unless --out is given.
 """
 
 from __future__ import annotations
