@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.objectives import Ours, Size, draw
+from benchmarks.inputs import Ours, Size, draw
 from elvis.kernels.word_region import word_region_similarity
 from elvis.ops import info_nce, masked_softmax
 

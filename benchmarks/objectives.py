@@ -1,6 +1,6 @@
 """The local losses beside the layouts others publish: time, memory and error, on growing batches, regions, words and widths, in one run.
 
-    python -m benchmarks.objectives                         CPU: about 20 minutes, fp32; with CUDA: bf16, larger sizes and the Triton engine
+    python -m benchmarks.objectives                         CPU: some six minutes, fp32; with CUDA: bf16, larger sizes and the Triton engine
     python -m benchmarks.objectives --quick --out FILE      tiny sizes, seconds: does everything run? Without --out nothing is written
 
 The published layouts are written from their formulas in benchmarks.peers; the global loss meets open_clip's own. HOW, below, says how it is measured;
@@ -31,12 +31,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import machine, peers
+from benchmarks.inputs import STRUCTURES, Ours, Size, draw
 from elvis.kernels.word_region import ENGINES
 from elvis.registry import OBJECTIVES
-from elvis.types import Batch, ImageFeatures, Pair, Regions, TextFeatures, TextUnits, UnitFeatures
+from elvis.types import Batch, Pair
 
 LIMIT = 60.0  # seconds of one pass: a row that must be expected to take longer stops growing
-STRUCTURES = 10
 PRELOAD = ["benchmarks.machine", "benchmarks.peers", "elvis.kernels.word_region", "open_clip.loss"]
 HOW = """B studies; T words and U sentences of the longest report, counts uniform between half of that and all; R regions; D dimensions. Random
 inputs: tokens ~ N(0, 1 / sqrt D), so that a product of two has deviation 1. Time is the best of a few after a warm-up{clock}. Memory is
@@ -46,89 +46,7 @@ cast up: |a - b| / |b| of the loss, max |a - b| / max |b| of each gradient. "flo
 at the matmul rate of this run: 3 u + 2 m FLOP, u = 2 B B T R D, m = 2 B B T R min(R, D)."""
 Loss = Callable[[Pair, Batch], Tensor]
 
-# ----------------------------------------------------------------------------------------------------------- inputs
-
-
-@dataclass(frozen=True)
-class Size:
-    studies: int
-    words: int = 64  # of the longest report; the shortest has half
-    regions: int = 196  # a square
-    width: int = 512
-    sentences: int = 8  # as the words
-
-    @property
-    def side(self) -> int:
-        return math.isqrt(self.regions)
-
-
-def draw(size: Size, dtype: torch.dtype, device: torch.device, seed: int) -> tuple[Pair, Batch, dict[str, Tensor]]:
-    """A random pair with its batch, as a model would give it, and the tensors that want a gradient, by name. No text is there twice."""
-    generator = torch.Generator(device).manual_seed(seed)
-    b, width = size.studies, size.width
-    full = torch.promote_types(dtype, torch.float32)
-    leaves: dict[str, Tensor] = {}
-
-    def noise(name: str, *shape: int) -> Tensor:
-        leaves[name] = torch.randn(*shape, generator=generator, device=device, dtype=dtype).mul_(width**-0.25).requires_grad_()
-        return leaves[name]
-
-    def weigh(mask: Tensor) -> Tensor:
-        w = torch.rand(mask.shape, generator=generator, device=device, dtype=full) * mask
-        return w / w.sum(-1, keepdim=True)
-
-    def ragged(most: int) -> Tensor:
-        counts = torch.randint((most + 1) // 2, most + 1, (b, 1), generator=generator, device=device)
-        return torch.arange(most, device=device) < counts.index_fill(0, torch.zeros(1, dtype=torch.int64, device=device), most)
-
-    image_mask = torch.ones(b, size.regions, dtype=torch.bool, device=device)
-    weights, view = weigh(image_mask), torch.zeros(b, size.regions, dtype=torch.int64, device=device)
-    real = {name: ragged(most) for name, most in (("word", size.words), ("sentence", size.sentences))}
-    real["report"] = torch.ones(b, 1, dtype=torch.bool, device=device)
-    real["structure"] = torch.ones(b, STRUCTURES, dtype=torch.bool, device=device)
-    group = {name: torch.arange(mask.numel(), device=device).view(mask.shape) for name, mask in real.items()}
-    unit_weights = {name: weigh(mask) for name, mask in real.items()}
-
-    def image(name: str) -> ImageFeatures:
-        tokens, pooled = noise(f"{name}.tokens", b, size.regions, width), noise(f"{name}.pooled", b, width)
-        return ImageFeatures(pooled, tokens, image_mask, (size.side, size.side), weights, view)
-
-    def text(name: str) -> TextFeatures:
-        units = {u: UnitFeatures(noise(f"{name}.{u}", *mask.shape, width), mask, group[u], unit_weights[u]) for u, mask in real.items()}
-        return TextFeatures(noise(f"{name}.pooled", b, width), units["word"].vectors, real["word"], (size.words,), units=units)
-
-    pair = Pair(image("image"), text("text"), image("image_raw"), text("text_raw"), torch.tensor(1 / 0.07, device=device, dtype=full))
-    topics = weigh(real["sentence"].unsqueeze(-1) & image_mask.unsqueeze(1)).nan_to_num(0.0).unsqueeze(2).requires_grad_()  # B U 1 R
-    looks = weigh(real["structure"].unsqueeze(-1) & image_mask.unsqueeze(1)).unsqueeze(2)
-    regions = {
-        "topic": Regions(noise("topic", *real["sentence"].shape, width), real["sentence"], topics),
-        "structure": Regions(noise("structure", *real["structure"].shape, width), real["structure"], looks, "learned"),
-    }
-    none = torch.zeros(b, 1, 1, dtype=torch.bool, device=device)
-    batch = Batch(
-        images=torch.zeros(b, 1, 1, 1, 1, device=device),
-        view_mask=none[:, 0],
-        text_ids=torch.zeros(b, 1, dtype=torch.int64, device=device),
-        text_mask=none[:, 0],
-        units={name: TextUnits(none, mask, group[name]) for name, mask in real.items()},
-        study=torch.arange(b, device=device),
-    )
-    return replace(pair, regions=regions), batch, leaves
-
-
 # ------------------------------------------------------------------------------------------------------------- rows
-
-
-class Ours(nn.Module):
-    """A registered objective as one number: the sum of its terms' means."""
-
-    def __init__(self, name: str, width: int, options: Mapping[str, Any]) -> None:
-        super().__init__()
-        given = {"width": width, **options} if "width" in OBJECTIVES.options(name) else options
-        self.objective = OBJECTIVES.create(name, **given)
-
-    def forward(self, pair: Pair, batch: Batch) -> Tensor:
-        return sum(value / count.clamp_min(1) for value, count in self.objective(pair, batch).values())  # type: ignore[return-value]
 
 
 def ours(name: str, **options: Any) -> Callable[[Size], Loss]:
@@ -269,12 +187,6 @@ class Found:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Truth:
-    loss: Tensor
-    gradients: Mapping[str, Tensor]
-
-
 def build(job: Job) -> tuple[Loss, Callable[[], contextlib.AbstractContextManager]]:
     """The loss on its device, and the context it runs in: bf16 autocast on CUDA, as in training."""
     torch.manual_seed(job.seed)
@@ -285,8 +197,8 @@ def build(job: Job) -> tuple[Loss, Callable[[], contextlib.AbstractContextManage
     return loss, lambda: torch.autocast("cuda", torch.bfloat16) if half else contextlib.nullcontext()
 
 
-def truth(job: Job) -> Truth:
-    """Loss and gradients of the formula in float64, on the inputs of the job cast up."""
+def truth(job: Job) -> dict[str, Tensor]:
+    """The loss and, by the names of the leaves, the gradients of the formula in float64, on the inputs of the job cast up."""
     family = FAMILIES[job.family]
     torch.set_num_threads(job.threads)
     pair, batch, leaves = draw(job.size, job.dtype, torch.device(job.device), job.seed)
@@ -294,11 +206,11 @@ def truth(job: Job) -> Truth:
     pair = pair.map(lambda t: double.get(id(t), t.double() if t.is_floating_point() else t))
     loss = family.exact(job.size)(pair, batch)  # type: ignore[misc]
     loss.backward()
-    return Truth(loss.detach().cpu(), {name: double[id(leaves[name])].grad.cpu() for name in family.leaves})
+    return {"loss": loss.detach().cpu(), **{name: double[id(leaves[name])].grad.cpu() for name in family.leaves}}
 
 
 def measure(job: Job, exact: Path | None = None) -> Found:
-    """Of this process. `exact`: a file with the Truth to compare with."""
+    """Of this process. `exact`: the file of a `truth` to compare with."""
     torch.set_num_threads(job.threads)
     cuda = job.device == "cuda"
     if cuda:
@@ -358,11 +270,11 @@ def compare(job: Job, forward: Callable[[], Tensor], leaves: Mapping[str, Tensor
     """Relative errors of the loss and of both gradients, which the pass before has left."""
     if exact is None:
         return {}
-    right: Truth = torch.load(exact, weights_only=False)
+    right = torch.load(exact, weights_only=True)
     loss = forward().detach().double().cpu()
-    errors = {"loss": ((loss - right.loss).abs() / right.loss.abs()).item()}
+    errors = {"loss": ((loss - right["loss"]).abs() / right["loss"].abs()).item()}
     for side, name in zip(("image", "text"), FAMILIES[job.family].leaves, strict=True):
-        got, wanted = leaves[name].grad.double().cpu(), right.gradients[name]
+        got, wanted = leaves[name].grad.double().cpu(), right[name]
         errors[side] = ((got - wanted).abs().max() / wanted.abs().max()).item()
     return errors
 

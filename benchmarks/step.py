@@ -34,185 +34,20 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile, record_function
-from torch.utils.flop_counter import FlopCounterMode
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.machine import resident, save, table
-from benchmarks.peers import gloria_loop, radzero
+from benchmarks.meter import Boundary, Cut, Meter, wait
+from benchmarks.naive import with_losses
 from elvis import assembly
 from elvis import config as configs
 from elvis.data.augment import Augment
 from elvis.data.inputs import ToInput
 from elvis.fabric import make_fabric
-from elvis.objectives._shared import study_pairs
-from elvis.objectives.phrase_image import PhraseImage
-from elvis.objectives.word_region import WordRegion
-from elvis.ops import info_nce, masked_zero, normalize
-from elvis.training import compile_towers, compiled_graphs, freeze, optimizer_for, train_mode
-from elvis.types import Batch, Pair, Tensors, TextUnits
+from elvis.training import Terms, compile_towers, compiled_graphs, freeze, optimizer_for, train_mode
+from elvis.types import Batch, TextUnits
 
 SMOKE_GOAL, STEP_GOAL, LOCAL_GOAL, INTRA_GOAL = 1.5, 1.8, 0.10, 0.02  # ratios and shares we go for
-Terms = dict[str, tuple[Tensor, Tensor]]
-
-
-# ----------------------------------------------------------------------------------------------------- naive losses
-
-
-class PublishedPhraseImage(PhraseImage):
-    """The terms of `phrase_image` with the contexts of all phrases in all images kept, report by report (benchmarks.peers.radzero)."""
-
-    def forward(self, pair: Pair, batch: Batch) -> Terms:
-        image, sentence = pair.image, pair.text.units["sentence"]
-        seen, real = image.mask.any(1), sentence.mask
-        text, study = sentence.group[real], batch.study.unsqueeze(1).expand(real.shape)[real]  # N, of each phrase
-        said = ((text[:, None, None] == sentence.group) & real).any(-1)  # N B, which report holds its text
-        positive, negative = said & seen, ~said & seen & (study[:, None] != batch.study)
-        logits = self.logits(masked_zero(sentence.vectors, real), real, masked_zero(image.tokens, image.mask))
-        both = {"sentence_to_image": (logits, positive, negative), "image_to_sentence": (logits.T, positive.T, negative.T)}
-        return {name: (self.weight[name] * self.nce(*one), one[1].any(1).sum().to(logits.dtype)) for name, one in both.items()}
-
-    def logits(self, sentences: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
-        """B U D, B U, B R D -> N B, of the N real sentences."""
-        return radzero(sentences=sentences, mask=mask, tokens=tokens, scale=self.log_scale.exp()).T
-
-    def nce(self, logits: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        return info_nce(logits, positive, negative).sum()
-
-
-class LoopedPhraseImage(PublishedPhraseImage):
-    """The same, a phrase and a row at a time."""
-
-    def logits(self, sentences: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
-        scale, tokens = self.log_scale.exp(), normalize(tokens)
-        rows = []
-        for phrase in normalize(sentences[mask]):  # D
-            attention = (scale * tokens @ phrase).softmax(-1)  # B R
-            rows.append(scale * normalize((attention.unsqueeze(-1) * tokens).sum(1)) @ phrase)
-        return torch.stack(rows)
-
-    def nce(self, logits: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        total = logits.new_zeros(())
-        for row, own, other in zip(logits, positive, negative, strict=True):
-            each = [torch.cat([one.unsqueeze(0), row[other]]).logsumexp(0) - one for one in row[own]]
-            total = total + (torch.stack(each).mean() if each else 0.0)
-        return total
-
-
-class LoopedWordRegion(WordRegion):
-    """The terms of `word_region` with GLoRIA's attention, text by text (benchmarks.peers.gloria_loop)."""
-
-    def forward(self, pair: Pair, batch: Batch) -> Terms:
-        image, word = pair.image, pair.text.units["word"]
-        words = masked_zero(word.vectors, word.mask)
-        logits = self.logit_scale * gloria_loop(words=words, word_mask=word.mask, regions=image.tokens)  # B images, B texts
-        real = word.mask.any(1)
-        both = {"image_to_text": logits, "text_to_image": logits.T}
-        return {name: (info_nce(one, *study_pairs(batch, real)).sum(), real.sum().to(logits.dtype)) for name, one in both.items()}
-
-
-LOSSES: dict[str, dict[str, type[nn.Module]]] = {
-    "ours": {},
-    "published": {"phrase_image": PublishedPhraseImage, "word_region": LoopedWordRegion},
-    "looped": {"phrase_image": LoopedPhraseImage, "word_region": LoopedWordRegion},
-}
-
-
-def with_losses(config: configs.Config, objectives: nn.ModuleDict, which: str) -> nn.ModuleDict:
-    """The objectives of a config, some of them laid out as a row of LOSSES says."""
-    for label, recipe in assembly.objective_recipes(config).items():
-        options = {k: v for k, v in recipe.items() if k != "name"}
-        if recipe["name"] in LOSSES[which]:
-            objectives[label] = LOSSES[which][recipe["name"]](**options)
-    return objectives
-
-
-# ------------------------------------------------------------------------------------------------------------- meter
-
-
-class Meter:
-    """Adds up what the parts of a step take, each without the parts inside it. `unit`: seconds | flop."""
-
-    def __init__(self, device: torch.device, unit: str = "seconds") -> None:
-        self.device, self.counter = device, FlopCounterMode(display=False) if unit == "flop" else None
-        self.open: list[str] = []
-        self.spans: list[tuple[str, str, Any, Any]] = []  # part, the one around it, begin, end
-
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        around = self.open[-1] if self.open else ""
-        self.open.append(name)
-        with record_function(name):
-            begin = self.read()
-            yield
-            end = self.read()
-        self.open.pop()
-        self.spans.append((name, around, begin, end))
-
-    def read(self) -> Any:
-        if self.counter is not None:
-            return self.counter.get_total_flops()
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def totals(self) -> dict[str, float]:
-        """Of each part, in the order in which they first ended."""
-        wait(self.device)
-        found: dict[str, float] = defaultdict(float)
-        for name, around, begin, end in self.spans:
-            spent = begin.elapsed_time(end) / 1000 if isinstance(begin, torch.cuda.Event) else end - begin
-            found[name] += spent
-            if around:
-                found[around] -= spent
-        return dict(found)
-
-
-class Boundary:
-    """Where the graph is cut: what follows gets leaves, whose gradients `backward` carries on."""
-
-    def __init__(self) -> None:
-        self.cut: list[tuple[Tensor, Tensor]] = []
-
-    def __call__(self, value: Any) -> Any:
-        self.cut = []
-        return value.map(self._leaf) if isinstance(value, Tensors) else self._leaf(value)
-
-    def _leaf(self, source: Tensor) -> Tensor:
-        if not source.requires_grad:
-            return source
-        self.cut.append((source, source.detach().requires_grad_()))
-        return self.cut[-1][1]
-
-    def backward(self) -> None:
-        live = [(source, leaf.grad) for source, leaf in self.cut if leaf.grad is not None]
-        if live:
-            torch.autograd.backward(*map(list, zip(*live, strict=True)))
-        self.cut = []
-
-
-class Cut(nn.Module):
-    """A tower that is measured by itself, and cut off from what follows; otherwise it is the tower."""
-
-    def __init__(self, tower: nn.Module, name: str, meter: Meter) -> None:
-        super().__init__()
-        self.tower, self.name, self.meter, self.boundary = tower, name, meter, Boundary()
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("tower"), name)
-
-    def forward(self, *given: Tensor) -> Any:
-        with self.meter.part(self.name):
-            out = self.tower(*given)
-        return self.boundary(out)
-
-    def backward(self) -> None:
-        with self.meter.part(self.name):
-            self.boundary.backward()
 
 
 # -------------------------------------------------------------------------------------------------------------- step
@@ -281,11 +116,6 @@ def whole_towers(model: nn.Module, towers: Mapping[str, nn.Module]) -> Iterator[
     finally:
         for name, tower in own.items():
             setattr(model, name, tower)
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def seconds(step: Step, batches: Sequence[Batch]) -> float:

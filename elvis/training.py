@@ -207,6 +207,30 @@ class Late:
             self.read(host.tolist(), *about)
 
 
+class Pace:
+    """Studies a second, and the share of the time spent waiting for batches, since the last row or pause."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.begin, self.waited, self.steps = time.perf_counter(), 0.0, 0
+
+    def take(self, stream: Iterator[Batch], count: int) -> list[Batch]:
+        """The micro-batches of the next step."""
+        asked = time.perf_counter()
+        micro = [_take(stream) for _ in range(count)]
+        self.waited, self.steps = self.waited + time.perf_counter() - asked, self.steps + 1
+        return micro
+
+    def row(self, studies: int) -> dict[str, float]:
+        """studies: of a step, on all ranks."""
+        spent = time.perf_counter() - self.begin
+        row = {"studies_per_s": self.steps * studies / spent, "stall": self.waited / spent}
+        self.restart()
+        return row
+
+
 class Interrupted(SystemExit):
     """Raised after the checkpoint that SIGTERM (143) or SIGINT (130) asked for."""
 
@@ -281,7 +305,7 @@ def fit(
     stream: Iterator[Batch] = iter(batches(start * train.accumulate))
     show = progress and fabric.is_global_zero
     bar = tqdm(total=train.steps, initial=start, disable=not show, unit="step", file=sys.stderr, dynamic_ncols=True)
-    clock, done, waited = time.perf_counter(), start, 0.0
+    pace = Pace()
 
     def autocast() -> torch.autocast:
         return torch.autocast(fabric.device.type, torch.bfloat16, enabled=train.precision == "bf16-mixed")
@@ -303,10 +327,7 @@ def fit(
     with _Signals() as signals, bar, late:
         for step in range(start, train.steps):
             torch.manual_seed(step_seed(train.seed, step, fabric.global_rank))
-            began = time.perf_counter()
-            micro = [_take(stream) for _ in range(train.accumulate)]
-            waited += time.perf_counter() - began
-            micro = [batch.to(fabric.device, non_blocking=True) for batch in micro]
+            micro = [batch.to(fabric.device, non_blocking=True) for batch in pace.take(stream, train.accumulate)]
             if on_batch is not None:
                 for batch in micro:
                     on_batch(batch)
@@ -320,19 +341,16 @@ def fit(
             optimizer.step()
             last, row = step + 1 == train.steps, None
             if (step + 1) % train.log_every == 0 or step == 0 or last:
-                now = time.perf_counter()
-                studies = (step + 1 - done) * len(micro[0]) * train.accumulate * fabric.world_size
-                row = {"lr": learning_rate(step, train), "studies_per_s": studies / (now - clock), "stall": waited / (now - clock)}
+                row = {"lr": learning_rate(step, train), **pace.row(len(micro[0]) * train.accumulate * fabric.world_size)}
                 if train.compile:
                     row["graphs"] = compiled_graphs()
-                clock, done, waited = now, step + 1, 0.0
             late.put(numbers, step + 1, list(terms), list(norms), row)
             bar.update(1)
             if validate is not None and train.evaluate_every and ((step + 1) % train.evaluate_every == 0 or last):
                 late.flush()
                 last |= bool(validate(step + 1, snapshot(step + 1)))
                 train_mode(wrapped)
-                clock, done, waited = time.perf_counter(), step + 1, 0.0
+                pace.restart()
             received = max_over_ranks(signals.received or 0, fabric.device)
             if received or (step + 1) % train.checkpoint_every == 0 or last:
                 late.flush()

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import generation, loading
+from benchmarks import generation, loading, naive
 from benchmarks import step as benchmark
-from benchmarks.step import Arm, Meter, Step, Towers
+from benchmarks.meter import Meter
+from benchmarks.step import Arm, Step, Towers
 from tests.pairs import build, make
 
 TINY = Towers(
@@ -29,9 +30,9 @@ def tiny_step(arm: Arm = Arm()) -> tuple[Step, list]:
 @pytest.mark.parametrize(
     ("name", "naive"),
     [
-        ("phrase_image", benchmark.PublishedPhraseImage),
-        ("phrase_image", benchmark.LoopedPhraseImage),
-        ("word_region", benchmark.LoopedWordRegion),
+        ("phrase_image", naive.PublishedPhraseImage),
+        ("phrase_image", naive.LoopedPhraseImage),
+        ("word_region", naive.LoopedWordRegion),
     ],
 )
 def test_naive_losses_and_their_gradients_equal_ours(name: str, naive: type) -> None:

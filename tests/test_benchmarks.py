@@ -14,15 +14,16 @@ from torch.nn import functional as F
 
 from benchmarks import objectives as bench
 from benchmarks import peers
+from benchmarks.inputs import Ours, Size, draw
 from elvis.kernels.word_region import word_region_similarity
 from elvis.types import Batch, Pair
 
 ROOT = Path(__file__).parents[1]
-SIZE = bench.Size(5, words=7, regions=9, width=6, sentences=4)
+SIZE = Size(5, words=7, regions=9, width=6, sentences=4)
 
 
-def drawn(size: bench.Size = SIZE) -> tuple[Pair, Batch, dict[str, Tensor]]:
-    return bench.draw(size, torch.float64, torch.device("cpu"), 0)
+def drawn(size: Size = SIZE) -> tuple[Pair, Batch, dict[str, Tensor]]:
+    return draw(size, torch.float64, torch.device("cpu"), 0)
 
 
 def value(family: str, row: str, seed: int = 0) -> tuple[Tensor, list[Tensor]]:
@@ -51,8 +52,8 @@ def test_rows_of_one_formula_have_one_loss_and_equal_gradients(family: str) -> N
     rows = [row for row in bench.FAMILIES[family].rows if row != bench.TRITON]
     right = bench.truth(bench.Job(family, "", SIZE, torch.float64, seed=0))
     for loss, gradients in (value(family, row) for row in rows):
-        assert loss.item() == pytest.approx(right.loss.item(), rel=1e-7)  # open_clip's sigmoid takes log_sigmoid as it is; scales start as fp32
-        for got, expected in zip(gradients, right.gradients.values(), strict=True):
+        assert loss.item() == pytest.approx(right["loss"].item(), rel=1e-7)  # open_clip's sigmoid: log_sigmoid as it is, scales start as fp32
+        for got, expected in zip(gradients, [value for name, value in right.items() if name != "loss"], strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-8)
 
 
@@ -69,7 +70,7 @@ def test_the_logits_of_radzero_are_those_of_phrase_image() -> None:
 
 def test_the_layout_of_lovt_with_our_norm_and_projections_is_sentence_region() -> None:
     pair, batch, _ = drawn()
-    ours = bench.Ours("sentence_region", SIZE.width, {}).double()
+    ours = Ours("sentence_region", SIZE.width, {}).double()
     published = bench.LoVT(SIZE).double()
     for name in ("key", "value", "output", "norm"):
         setattr(published, name, getattr(ours.objective, name))
@@ -104,7 +105,7 @@ def test_tokens_inside_a_study_that_find_themselves_cost_less_than_those_that_do
 
 def test_a_longer_pass_is_not_begun_and_what_has_no_memory_stops_growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = bench.Bench("cpu", 1, 0, 0.0, tmp_path)
-    sizes = tuple(bench.Size(b) for b in (2, 4, 8))
+    sizes = tuple(Size(b) for b in (2, 4, 8))
     seen = {"open_clip ClipLoss": bench.Found(both=bench.LIMIT / 4.1), "ours": bench.Found(note="out of memory")}
     monkeypatch.setattr(bench.Bench, "__call__", lambda self, family, row, size, dtype: seen[row])
     table = run.sweep("global_contrastive", sizes, torch.float32)
@@ -120,9 +121,7 @@ def test_a_longer_pass_is_not_begun_and_what_has_no_memory_stops_growing(tmp_pat
 
 def test_growth_is_the_exponent_of_time_and_a_goal_names_the_measured_ratio() -> None:
     table = {
-        (row, bench.Size(b)): bench.Found(forward=1e-3 * b, both=factor * b**2, peak=1e6 * b)
-        for row, factor in (("a", 1.0), ("b", 0.25))
-        for b in (4, 8)
+        (row, Size(b)): bench.Found(forward=1e-3 * b, both=factor * b**2, peak=1e6 * b) for row, factor in (("a", 1.0), ("b", 0.25)) for b in (4, 8)
     }
     assert bench.growth(table) == "Time grows as: a B^2.00; b B^2.00."
     assert bench.goal(table, "b", "a", "3 times") == "- Goal: 3 times. Here B=8, R=196, b: 4.0 times as fast as a, 1.0 of its memory."
@@ -130,8 +129,8 @@ def test_growth_is_the_exponent_of_time_and_a_goal_names_the_measured_ratio() ->
 
 
 def test_the_floor_is_that_of_the_reference_table() -> None:
-    assert bench.floor(bench.Size(256)) == pytest.approx(3.17e12, rel=2e-3)  # performance.md, section 3
-    assert bench.floor(bench.Size(1024)) == pytest.approx(5.07e13, rel=2e-3)
+    assert bench.floor(Size(256)) == pytest.approx(3.17e12, rel=2e-3)  # performance.md, section 3
+    assert bench.floor(Size(1024)) == pytest.approx(5.07e13, rel=2e-3)
 
 
 def test_errors_are_those_of_the_type(tmp_path: Path) -> None:
@@ -145,7 +144,7 @@ def test_errors_are_those_of_the_type(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_counts_what_a_pass_holds(tmp_path: Path) -> None:
-    size = bench.Size(8, words=32, regions=196, width=128)  # the einsum keeps at least 4 tensors of 8 x 8 x 32 x 196 numbers
+    size = Size(8, words=32, regions=196, width=128)  # the einsum keeps at least 4 tensors of 8 x 8 x 32 x 196 numbers
     run = bench.Bench("cpu", 1, 0, 0.0, tmp_path)
     found = run("word_region", "dense einsum", size, torch.float32)
     assert found.peak > 4 * 4 * 8 * 8 * 32 * 196

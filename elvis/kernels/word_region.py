@@ -135,7 +135,7 @@ def _all_pairs(words: Tensor, regions: Tensor, word_mask: Tensor, region_mask: T
     elif engine in ("dense", "chunked"):
         tile, size = TorchTile(form), TILE.get(device, TILE["cuda"])
     else:
-        raise ConfigError(f"no engine '{engine}' for all pairs of words and regions", "write engine: auto | dense | chunked | triton")
+        raise ConfigError(f"no engine '{engine}' for all pairs of words and regions", f"write engine: {' | '.join(ENGINES)}")
     if device == "cpu" and engine != "triton":
         words, regions = upcast(words), upcast(regions)
     elif words.shape[1] > 1:

@@ -65,20 +65,30 @@ def _place(texts, T, group, TEXTS: tl.constexpr, BT: tl.constexpr):
     return text * T + word, inside
 
 
+@triton.jit
+def _tile(
+    V, W, SAID, SEEN, R, D, T, texts, score_scale, attention_scale,
+    BR: tl.constexpr, BT: tl.constexpr, TEXTS: tl.constexpr, BK: tl.constexpr, EXACT: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """What a program looks at, regions BR x words TEXTS BT of an image: the regions, the columns, which of these are words; S, P, E."""
+    image, r = tl.program_id(2).to(tl.int64), tl.program_id(0) * BR + tl.arange(0, BR)
+    column, inside = _place(texts, T, tl.program_id(1), TEXTS, BT)
+    said = tl.load(SAID + column, mask=inside, other=0) != 0
+    seen = tl.load(SEEN + image * R + r, mask=r < R, other=0) != 0
+    s = _scores(V + image * R * D, W, r, column, inside, R, D, BR, TEXTS * BT, BK, EXACT, INTERPRETED)
+    p, e = _attention(s, said, seen, score_scale, attention_scale, TEXTS, BT, BR)
+    return r, column, inside, s, p, e
+
+
 @triton.jit(do_not_specialize=["texts"])
 def _look(
     V, W, SAID, SEEN, E, N, R, D, T, texts, score_scale, attention_scale,
     BR: tl.constexpr, BT: tl.constexpr, TEXTS: tl.constexpr, BK: tl.constexpr, EXACT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    block, group, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    r, columns = block * BR + tl.arange(0, BR), texts * T
-    column, inside = _place(texts, T, group, TEXTS, BT)
-    said = tl.load(SAID + column, mask=inside, other=0) != 0
-    seen = tl.load(SEEN + image * R + r, mask=r < R, other=0) != 0
-    s = _scores(V + image * R * D, W, r, column, inside, R, D, BR, TEXTS * BT, BK, EXACT, INTERPRETED)
-    _, e = _attention(s, said, seen, score_scale, attention_scale, TEXTS, BT, BR)
+    image, columns = tl.program_id(2).to(tl.int64), texts * T
+    r, column, inside, s, _, e = _tile(V, W, SAID, SEEN, R, D, T, texts, score_scale, attention_scale, BR, BT, TEXTS, BK, EXACT, INTERPRETED)
     tl.store(E + image * R * columns + r[:, None] * columns + column[None, :], e.to(E.dtype.element_ty), mask=(r < R)[:, None] & inside[None, :])
-    tl.store(N + (block * tl.num_programs(2) + image) * columns + column, tl.sum(e * s, 0), mask=inside)
+    tl.store(N + (tl.program_id(0) * tl.num_programs(2) + image) * columns + column, tl.sum(e * s, 0), mask=inside)
 
 
 @triton.jit
@@ -109,13 +119,8 @@ def _pull(
     BR: tl.constexpr, BT: tl.constexpr, TEXTS: tl.constexpr, BK: tl.constexpr, EXACT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """dS; and gq E in the place of G E, which no other program reads."""
-    block, group, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    r, columns = block * BR + tl.arange(0, BR), texts * T
-    column, inside = _place(texts, T, group, TEXTS, BT)
-    said = tl.load(SAID + column, mask=inside, other=0) != 0
-    seen = tl.load(SEEN + image * R + r, mask=r < R, other=0) != 0
-    s = _scores(V + image * R * D, W, r, column, inside, R, D, BR, TEXTS * BT, BK, EXACT, INTERPRETED)
-    p, e = _attention(s, said, seen, score_scale, attention_scale, TEXTS, BT, BR)
+    image, columns = tl.program_id(2).to(tl.int64), texts * T
+    r, column, inside, s, p, e = _tile(V, W, SAID, SEEN, R, D, T, texts, score_scale, attention_scale, BR, BT, TEXTS, BK, EXACT, INTERPRETED)
     gn = tl.load(GN + image * columns + column, mask=inside, other=0.0)[None, :]
     gq = tl.load(GQ + image * columns + column, mask=inside, other=0.0)[None, :]
     GE, DS = GE + image * R * columns, DS + image * R * columns

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from elvis.distributed import gather, own_rows
 from elvis.errors import ConfigError, nearest
+from elvis.ops import real_places
 from elvis.types import Batch
 
 T = TypeVar("T")
@@ -39,7 +40,7 @@ def study_pairs(batch: Batch, real: Tensor) -> tuple[Tensor, Tensor]:
 
 def rows_to_compare(mask: Tensor) -> Tensor:
     """Places of the real among all units, mask B U -> N int64; but on a GPU of all units, since asking how many are real would wait for it."""
-    return mask.flatten().nonzero().squeeze(1) if mask.device.type == "cpu" else torch.arange(mask.numel(), device=mask.device)
+    return real_places(mask) if mask.device.type == "cpu" else torch.arange(mask.numel(), device=mask.device)
 
 
 def says(group: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
