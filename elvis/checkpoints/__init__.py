@@ -1,0 +1,57 @@
+"""The checkpoint directory: everything another program needs, rebuilt from itself, verified before it is believed.
+
+    config.yaml  model.json  model.safetensors  preprocess.json  tokenizer/  MODEL_CARD.md  metrics.json  provenance.json
+    structures.yaml (the lexicon of a model whose texts are units of structures)
+    objectives.json, .safetensors (the objectives whose attention can be looked at; nothing else reads them)
+    patients.npy (hashes of the training patients, so that a benchmark can refuse a leak)
+    state/trainer.pt (for --resume only)  manifest.json (sha256 of every other file)
+
+directory: written whole or not at all, verified, the newest good one.   contents: models into it and out of it.
+origin: provenance and model card.   export: what is handed on.          python -m elvis.checkpoints inspect | verify | export DIR
+"""
+
+from elvis.checkpoints.contents import (
+    STRUCTURES,
+    Whole,
+    annotate,
+    load_backbone,
+    load_into,
+    load_pretrained,
+    load_state,
+    load_weights,
+    load_whole,
+    save,
+    write_json,
+    write_tensors,
+)
+from elvis.checkpoints.directory import FORMAT, MANIFEST, NEEDED, candidates, claim, newest, prune, resolve, sweep, verify, write
+from elvis.checkpoints.origin import card, commit, provenance
+
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "NEEDED",
+    "STRUCTURES",
+    "Whole",
+    "annotate",
+    "candidates",
+    "card",
+    "claim",
+    "commit",
+    "load_backbone",
+    "load_into",
+    "load_pretrained",
+    "load_state",
+    "load_weights",
+    "load_whole",
+    "newest",
+    "provenance",
+    "prune",
+    "resolve",
+    "save",
+    "sweep",
+    "verify",
+    "write",
+    "write_json",
+    "write_tensors",
+]

@@ -1,0 +1,250 @@
+"""The checkpoint directory on disk: written whole or not at all, claimed by one trainer, verified before it is believed.
+
+    fill a stage beside the target -> sha256 of every file into manifest.json -> fsync files, then folders -> rename -> fsync the parent
+
+A crash at any point leaves the old checkpoint or the new one: an old one of the same name is set aside (`.old-NAME`) between two
+renames, and is taken for it by every reader until a writer has put it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from elvis.errors import CheckpointError, ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+NEEDED = ("model.json", "model.safetensors", "preprocess.json")
+STAGE, ASIDE, LOCK = ".stage-", ".old-", ".lock"
+
+
+# ---------------------------------------------------------------------------------------------------------- write
+
+
+def write(target: Path, fill: Callable[[Path], None]) -> Path:
+    """`fill(stage)` writes the files; then manifest, fsync, rename. An existing target is set aside, replaced whole, then removed.
+
+    Raises CheckpointError for what the disk refuses (full, read-only, broken); what stood there before still stands.
+    """
+    from safetensors import SafetensorError
+
+    target, stage = Path(target), None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _put_back(target)
+        stage = Path(tempfile.mkdtemp(prefix=f"{STAGE}{target.name}-", dir=target.parent))
+        fill(stage)
+        _seal(stage)
+        aside = _aside(target)
+        if target.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(target, aside)
+        os.rename(stage, target)
+        _fsync(target.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+    except BaseException as error:
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)
+            _put_back(target)
+        if isinstance(error, (OSError, RuntimeError, SafetensorError)):  # torch.save and safetensors have their own words for a full disk
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:150]
+            stands = "; what stood there before is untouched" if target.exists() else ""
+            raise CheckpointError(f"cannot write {target}: {reason} ({_free(target)} free){stands}", "free space or mend permissions") from error
+        raise
+    return target
+
+
+def _seal(stage: Path) -> None:
+    """The manifest of what lies in a stage, and everything on the disk."""
+    files = sorted(p for p in stage.rglob("*") if p.is_file())
+    hashes = {p.relative_to(stage).as_posix(): _sha256(p) for p in files}
+    (stage / MANIFEST).write_text(json.dumps({"format": FORMAT, "sha256": hashes}, indent=1))
+    for path in (*files, stage / MANIFEST, *(p for p in stage.rglob("*") if p.is_dir()), stage):
+        _fsync(path)
+    stage.chmod(0o755)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f"{ASIDE}{target.name}")
+
+
+def _put_back(target: Path) -> None:
+    """What a crash or a failure between the two renames of `write` set aside becomes the checkpoint again."""
+    if _aside(target).exists() and not target.exists():
+        os.rename(_aside(target), target)
+
+
+def _free(target: Path) -> str:
+    folder = next((p for p in target.absolute().parents if p.exists()), Path("/"))
+    return f"{shutil.disk_usage(folder).free / 2**20:,.0f} MB"
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` step directories, and what a crash left half written."""
+    for aside in folder.glob(f"{ASIDE}*"):
+        _put_back(folder / aside.name.removeprefix(ASIDE))
+    sweep(folder)
+    steps = sorted(p for p in folder.glob("step_*") if p.is_dir())
+    for path in steps[: max(0, len(steps) - keep)]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a crash left half written, or set aside and replaced. For the one who has claimed the run."""
+    replaced = (aside for aside in folder.glob(f"{ASIDE}*") if (folder / aside.name.removeprefix(ASIDE)).exists())
+    for path in (*folder.glob(f"{STAGE}*"), *replaced):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def claim(run: Path, active: bool = True) -> Iterator[None]:
+    """While open, `run` is this process's: another trainer there is a ConfigError. What crashes left among its checkpoints is swept.
+
+    The lock is the kernel's (POSIX, so also over NFS) and ends with the process, however it ends; `.lock` only says who holds it.
+    Not `active` (ranks that do not write): nothing.
+    """
+    if not active or fcntl is None:
+        yield
+        return
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = (run / LOCK).open("a+")
+    except OSError as error:
+        raise ConfigError(f"cannot write to {run}: {error.strerror}", "choose another --out") from error
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise ConfigError(f"{run}: this file system has no locks ({error.strerror})", "choose another --out") from error
+            file.seek(0)
+            raise ConfigError(
+                f"another trainer is at work in {run} (process {file.read(20).strip() or '?'})", "wait for it, end it, or choose another --out"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        sweep(run / "checkpoints")
+        yield
+
+
+# ----------------------------------------------------------------------------------------------------------- read
+
+
+def verify(path: Path, needed: Sequence[str] = NEEDED) -> dict[str, str]:
+    """Every file of a checkpoint against its manifest; returns the hashes. Raises CheckpointError with the first bad file, or `needed` one.
+
+    A file that the manifest does not know is refused, too: it could be read for one that was verified.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise CheckpointError(f"no checkpoint directory at {path}", "give a directory that holds model.safetensors, or a run directory")
+    hashes = _manifest(path)
+    for name in needed:
+        if name not in hashes:
+            raise CheckpointError(f"{path} lacks {name}", "copy the whole directory again")
+    root = path.resolve()
+    for name, digest in hashes.items():
+        file = path / name
+        if not file.resolve().is_relative_to(root) or not file.is_file():
+            raise CheckpointError(f"{path}: {name} is missing", "copy the whole directory again")
+        if _sha256(file) != digest:
+            raise CheckpointError(f"{path}: {name} differs from its sha256", "the file is damaged: copy the directory again, or use an older step")
+    strange = sorted({p.relative_to(path).as_posix() for p in path.rglob("[!.]*") if not p.is_dir()} - hashes.keys() - {MANIFEST})
+    if strange:
+        raise CheckpointError(f"{path} holds {strange[0]}, which its {MANIFEST} does not list", "take the file away, or copy the directory again")
+    return hashes
+
+
+def _manifest(path: Path) -> dict[str, str]:
+    file = path / MANIFEST
+    if not file.is_file():
+        raise CheckpointError(
+            f"{path} has no {MANIFEST}: not a checkpoint, or an incomplete copy", "give a run or checkpoint directory, copied whole"
+        )
+    try:
+        manifest = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is unreadable ({type(error).__name__})", "copy the whole directory again") from error
+    written: Any = manifest.get("format") if isinstance(manifest, dict) else None
+    if written != FORMAT:
+        raise CheckpointError(f"{path} has format {str(written)[:20]}, this version reads {FORMAT}", "use the version that wrote it")
+    hashes = manifest.get("sha256")
+    if not isinstance(hashes, dict) or not all(isinstance(digest, str) for digest in hashes.values()):
+        raise CheckpointError(f"{file} lists no sha256 of each file", "copy the whole directory again")
+    return hashes
+
+
+def resolve(path: Path | str) -> Path:
+    """A verified checkpoint: the directory itself, or, of a run directory, `best`, else the newest good step.
+
+    A checkpoint that was named is refused when bad; inside a run directory a bad one is passed over with a line on stderr.
+    """
+    path = _standing(Path(path).expanduser())
+    if (path / MANIFEST).exists() or (path / "model.safetensors").exists() or not (path / "checkpoints").is_dir():
+        verify(path)
+        return path
+    return _first_good(candidates(path), path)
+
+
+def candidates(run: Path) -> list[Path]:
+    """The checkpoints of a run directory, the one to take first: best, then the newest steps."""
+    best = _standing(run / "checkpoints" / "best")
+    return [*([best] if best.is_dir() else []), *_steps(run)]
+
+
+def newest(run: Path) -> Path | None:
+    """The newest good step of a run directory, for --resume; None if it has none yet."""
+    steps = _steps(run)
+    return _first_good(steps, run) if steps else None
+
+
+def _standing(path: Path) -> Path:
+    """The checkpoint itself or, where a crash came between two renames, what was set aside for the new one."""
+    return _aside(path) if path.name and not path.exists() and _aside(path).is_dir() else path
+
+
+def _steps(run: Path) -> list[Path]:
+    """The newest first; one that a crash has left set aside is among them."""
+    folder = run / "checkpoints"
+    names = {p.name.removeprefix(ASIDE) for pattern in ("step_*", f"{ASIDE}step_*") for p in folder.glob(pattern)}
+    return [found for name in sorted(names, reverse=True) if (found := _standing(folder / name)).is_dir()]
+
+
+def _first_good(found: list[Path], run: Path) -> Path:
+    for candidate in found:
+        try:
+            verify(candidate)
+        except CheckpointError as error:
+            print(f"passing over {candidate.name}: {error.what}", file=sys.stderr)
+            continue
+        return candidate
+    raise CheckpointError(f"no good checkpoint under {run}", "start the run anew, or restore a copy")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
