@@ -128,6 +128,7 @@ def assemble(config: configs.Config, tokenizer: Any = None) -> Run:
     tokenizer = tokenizer or create_tokenizer(config, texts)
     torch.manual_seed(config.train.seed)
     model = create_model(config, tokenizer)
+    check_axes(config, model, train)
     objectives, weights = create_objectives(config)
     model.wire(needs_of(objectives), data.units, trained_by(objectives))
     check_positions(config, model, objectives)
@@ -166,7 +167,7 @@ def loader_for(run: Run, fabric: Any, start: int) -> Any:
         lengths=run.dataset.reports.lengths,
         window=data.length_window,
     )
-    return loader(run.dataset, sampler, workers=data.workers, pin=fabric.device.type == "cuda")
+    return loader(run.dataset, sampler, workers=data.workers, pin=fabric.device.type == "cuda", timeout=data.timeout)
 
 
 def settled(run: Run, fabric: Any, batches: int = 10) -> Any:
@@ -250,6 +251,19 @@ def create_model(config: configs.Config, tokenizer: Any) -> Any:
         sep_id=tokenizer.sep_id,
         heads=config.heads,
     )
+
+
+def check_axes(config: configs.Config, model: Any, train: Sequence[Any]) -> None:
+    """ConfigError for a backbone of images where the training studies hold volumes, or the other way round."""
+    from elvis.data.volumes import is_volume
+
+    three = model.image.spec.ndim == 3
+    if train and is_volume(train[0].images[0]) != three:
+        sees, holds = ("volumes", "images") if three else ("images", "volumes")
+        raise ConfigError(
+            f"image.name={config.image['name']} sees {sees}, and data.name={config.data['name']} holds {holds}",
+            f"choose a backbone of {holds}: {'resnet50' if three else 'ct_vit, resnet3d or slices'}; or other data",
+        )
 
 
 def check_positions(config: configs.Config, model: Any, objectives: Any) -> None:

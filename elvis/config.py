@@ -4,15 +4,19 @@
 
 `train`, `model` and `evaluate` are closed dataclasses. `data`, `image`, `text`, `heads` and `objectives` hold, beside a few
 common keys, the options of a registered thing: the signature of its constructor is their schema (`elvis.registry`).
-No `_target_`, no eval, no environment other than ELVIS_* variables, no YAML aliases.
+No `_target_`, no eval, no environment other than ELVIS_* variables, no YAML aliases, no key twice, no 012 (YAML 1.1 reads 10), no file of
+more than LARGEST bytes, no number that is not finite; `extends:` names a file of the same folder. `${section.key}` stands for a value that
+is written out, so what a config grows to when it is read is bounded.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -49,6 +53,7 @@ class Data:
     length_multiple: int = 1  # text is padded to a multiple of so many tokens, so that a compiled encoder sees few lengths
     cache: bool = False  # keep decoded images in memory
     workers: int = 0
+    timeout: float = 300.0  # seconds without a batch after which a run ends: its workers hang
     max_bad_fraction: float = 0.01  # a run stops when more studies than this cannot be read
     strict: bool = False  # counts that differ from the owner's are an error
     on_leak: str = "error"  # patients in several splits: error | drop (out of train) | allow
@@ -90,9 +95,11 @@ class Train:
     precision: str = "32-true"  # 32-true | bf16-mixed
     compile: bool = False  # torch.compile of both encoders (see data.length_multiple)
     checkpoint_every: int = 500
-    keep: int = 2
+    keep: int = 2  # of the newest checkpoints, beside best; 2 or more
     log_every: int = 10
     evaluate_every: int = 0  # steps between validations (checkpoints/best); 0 = never
+    max_bad_in_a_row: int = 3  # steps whose loss or gradient is not finite: they are left out, and so many in a row end the run ...
+    max_bad_steps: int = 10  # ... or so many in all
 
 
 @dataclass
@@ -154,10 +161,15 @@ CHOICES = {
     "text.context": ("report", "sentence", "structure"),
 }
 UNITS = ("report", "sentence", "word", "structure")
+LARGEST = 50_000  # bytes of a YAML file, and characters of all that is put in place of ${section.key}: a config has 2,000
+_ODD_NUMBER = re.compile(r"[-+]?0[0-7_]+|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?")  # base 8 and 60 of YAML 1.1
+_ENVIRONMENT = re.compile(r"\$\{oc\.env:ELVIS_\w+\}")
+_REFERENCE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")
 POSITIVE = (
     "train.steps", "train.batch_size", "train.accumulate", "train.lr", "train.checkpoint_every", "train.keep", "train.log_every",
-    "data.max_tokens", "data.max_units", "data.max_views", "data.vocab_size", "data.length_window", "data.length_multiple", "model.dim",
-    "model.hidden", "model.scale", "evaluate.batch_size",
+    "train.max_bad_in_a_row", "train.max_bad_steps",
+    "data.max_tokens", "data.max_units", "data.max_views", "data.vocab_size", "data.length_window", "data.length_multiple", "data.timeout",
+    "model.dim", "model.hidden", "model.scale", "evaluate.batch_size",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "train.clip", "train.weight_decay", "train.warmup", "train.evaluate_every", "data.workers", "data.max_bad_fraction", "evaluate.limit",
@@ -179,8 +191,8 @@ def find(name: str, task: str = "pretrain") -> Path:
     """A shipped config by its name, or any YAML file by its path."""
     if name in (known := shipped(task)):
         return folder() / task / f"{name}.yaml"
-    if (path := Path(name)).is_file():
-        return path
+    if os.path.isfile(name):  # False, where Path.is_file raises, for a name that is too long
+        return Path(name)
     raise ConfigError(f"no config '{name}'{nearest(name, known)}", f"give a path to a YAML file or one of: {', '.join(known)}")
 
 
@@ -189,24 +201,52 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path in seen:
         raise ConfigError(f"{path.name} extends itself through {' -> '.join(p.name for p in seen)}", "break the circle")
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            text = file.read(LARGEST + 1).decode("utf-8-sig")
+        check_yaml(text, path.name)
         raw = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-        aliased = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
+    except ConfigError:
+        raise
+    except RecursionError as error:
+        raise ConfigError(f"{path.name}: its lists and mappings are nested too deep", "mend the file") from error
     except OSError as error:
         raise ConfigError(f"cannot read config {path}: {error.strerror}", "check the path") from error
     except Exception as error:  # the YAML parser has many errors of its own; all mean the same to a user
         raise ConfigError(f"{path.name} is not valid YAML: {' '.join(str(error).split())[:200]}", "mend the file") from error
-    if aliased:
-        raise ConfigError(f"{path.name} uses a YAML alias (*name)", "write the value out, or ${section.key}")
     if not isinstance(raw, dict):
         raise ConfigError(f"{path.name} holds no mapping", "a config is a YAML mapping of sections")
     base = raw.pop("extends", None)
     if base is None:
         return raw
     parent = path.parent / str(base)
-    if not parent.is_file():
-        raise ConfigError(f"{path.name} extends '{base}', which is not beside it", f"expected {parent.name} in {path.parent}")
+    if os.path.basename(str(base)) != base or not os.path.isfile(parent):  # of the same folder: a config that came from elsewhere reads nothing else
+        raise ConfigError(f"{path.name} extends '{str(base)[:60]}', which is not beside it", f"name a file in {path.parent}")
     return merge(read(parent, (*seen, path)), raw)
+
+
+def check_yaml(text: str, where: str) -> None:
+    """ConfigError for what YAML readers take without a word, and we do not: an alias (a few of them can stand for billions of values), a key twice
+    (the last one would count), a number in base 8 or 60; and for a text that is too long. yaml.YAMLError for what is no YAML."""
+    if len(text) > LARGEST:
+        raise ConfigError(f"{where} is longer than {LARGEST:,} bytes", "is it the right file?")
+    seen: set[int] = set()
+    waiting = [yaml.compose(text, yaml.SafeLoader)]
+    while waiting:
+        node = waiting.pop()
+        place = f"{where}, line {node.start_mark.line + 1}" if node else where
+        if id(node) in seen:
+            raise ConfigError(f"{place}: a YAML alias (*name) stands for it elsewhere", "write the value out, or ${section.key}")
+        seen.add(id(node))
+        if isinstance(node, yaml.ScalarNode) and node.style is None and _ODD_NUMBER.fullmatch(node.value):
+            raise ConfigError(f"{place}: YAML takes {node.value[:40]} for a number of base 8 or 60", "write it without 0 and :, or in quotes")
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if len(set(keys)) < len(keys):
+                twice = next(key for place, key in enumerate(keys) if key in keys[:place])
+                raise ConfigError(f"{place}: key '{twice[:60]}' is there twice", "leave one of them")
+            waiting += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,22 +271,31 @@ def load(name: str, overrides: Sequence[str] = (), *, task: str = "pretrain", sc
         if not equals or not key or key.startswith("-"):
             raise ConfigError(f"'{item}' is not an override", "write key=value, for example train.steps=100")
         try:
+            check_yaml(item.partition("=")[2], f"override '{key[:60]}'")
             raw = merge(raw, OmegaConf.to_container(OmegaConf.from_dotlist([item]), resolve=False))
+        except ConfigError:
+            raise
         except Exception as error:
-            raise ConfigError(f"cannot read override '{item}': {' '.join(str(error).split())[:150]}", "write key=value") from error
+            raise ConfigError(f"cannot read override '{item[:100]}': {' '.join(str(error).split())[:150]}", "write key=value") from error
     return build(raw, schema, where=name)
 
 
 def build(raw: Mapping[str, Any], schema: type = Config, *, where: str = "config") -> Any:
     """A checked config from a plain dict."""
     raw = _resolve(raw)
-    wrong: list[str] = []
+    wrong = [*_strange_numbers(raw, "")]
+    if wrong:  # they are not compared below
+        raise ConfigError(f"{where}: {'; '.join(wrong)}", "write finite numbers of at most 64 bits")
     values: dict[str, Any] = {}
     known = {f.name: f.type for f in fields(schema)}
     defaults = schema()
+    strange = [str(key)[:60] for key in raw if key not in known]
+    if len(strange) > 2:  # of another command, most likely
+        words = ", ".join(strange[:6]) + ", ..." * (len(strange) > 6)
+        raise ConfigError(f"{where}: {len(strange)} unknown keys: {words}", f"is it a config of this command? It knows {', '.join(sorted(known))}")
+    wrong += [f"unknown key '{key}'{nearest(key, known)}" for key in strange]
     for key, value in raw.items():
         if key not in known:
-            wrong.append(f"unknown key '{key}'{nearest(key, known)}")
             continue
         default = getattr(defaults, key)
         if dataclasses.is_dataclass(default):
@@ -291,13 +340,15 @@ def check(config: Config) -> list[str]:
 
     wrong = imported(config.imports)
     data = _section(Data(), {k: v for k, v in config.data.items() if k in COMMON}, "data", wrong)
-    options = {k: v for k, v in config.data.items() if k not in COMMON}
+    options = {str(k): v for k, v in config.data.items() if k not in COMMON}
     if data.name in DATASETS:
         known = {*COMMON, *DATASETS.options(data.name)}
-        wrong += [f"unknown key 'data.{o}' for dataset '{data.name}'{nearest(o, known)}" for o in options if o not in known]
+        wrong += [f"unknown key 'data.{o[:60]}' for dataset '{data.name}'{nearest(o, known)}" for o in options if o not in known]
         wrong += [w for w in DATASETS.check(data.name, options) if "has no option" not in w]
     else:
         wrong += DATASETS.check(data.name, {})
+    if data.max_bad_fraction > 1:
+        wrong.append(f"data.max_bad_fraction is a share of the studies, at most 1, not {data.max_bad_fraction}")
     wrong += _volume_problems(data)
     if "size" in (DATASETS.options(data.name) if data.name in DATASETS else {}):
         wrong += [w for w in DATASETS.check(data.name, {**options, "size": data.size}) if "'size'" in w]
@@ -311,7 +362,7 @@ def check(config: Config) -> list[str]:
             wrong.append(error.what)
     else:
         wrong.append(f"image.name must be a backbone's name, not {config.image.get('name')!r}")
-    name, text = config.text.get("name", ""), {k: v for k, v in config.text.items() if k not in ("name", "context")}
+    name, text = config.text.get("name", ""), {str(k): v for k, v in config.text.items() if k not in ("name", "context")}
     if isinstance(name, str) and name in TEXT_ENCODERS:
         known = {"context", *TEXT_ENCODERS.options(name)} - {"vocab_size"}
         wrong += [f"unknown key 'text.{o}' for text encoder '{name}'{nearest(o, known)}" for o in text if o not in known]
@@ -336,6 +387,8 @@ def check(config: Config) -> list[str]:
             continue
         if not isinstance(given.get("weight", 1.0), (int, float)) or isinstance(given.get("weight"), bool):
             wrong.append(f"objectives.{label}.weight must be a number, not {given['weight']!r}")
+        elif given.get("weight", 1.0) < 0:
+            wrong.append(f"objectives.{label}.weight must not be negative, not {given['weight']}")
         wrong += OBJECTIVES.check(given.get("kind", label), objective_options(given), provided=frozenset({"width"}))
     for key, allowed in CHOICES.items():
         section, _, name = key.partition(".")
@@ -368,9 +421,13 @@ def train_problems(train: Train) -> list[str]:
     wrong = [f"{k}: no choice '{values[k]}'{nearest(str(values[k]), allowed)}" for k, allowed in chosen.items() if values[k] not in allowed]
     for key in (*POSITIVE, *NOT_NEGATIVE):
         wrong += _signs(key, values[key]) if key in values else []
+    if train.warmup > 1:
+        wrong.append(f"train.warmup is a share of the steps, at most 1, not {train.warmup}")
+    if train.keep == 1:
+        wrong.append("train.keep must be 2 or more: a damaged checkpoint needs one before it")
     if len(train.betas) != 2 or not all(0 <= b < 1 for b in train.betas):
         wrong.append(f"train.betas must be two numbers in [0, 1), not {train.betas}")
-    if train.devices != "auto" and not (train.devices.isdecimal() and int(train.devices)):
+    if train.devices != "auto" and not (train.devices.isascii() and train.devices.isdecimal() and int(train.devices)):
         wrong.append(f"train.devices must be auto or how many, not '{train.devices}'")
     return wrong
 
@@ -448,34 +505,83 @@ def objective_options(given: Mapping[str, Any]) -> dict[str, Any]:
 def _section(default: Any, given: Any, where: str, wrong: list[str]) -> Any:
     """One closed section over its default, key by key, so that every mistake is found; the default stays where something is wrong."""
     values: dict[str, Any] = {}
+    plain: dict[str, Any] = {}
     known = {f.name for f in fields(default)}
     if not isinstance(given, Mapping):
         wrong.append(f"'{where}' must be a mapping, not {given!r}")
         return default
     for key, value in given.items():
         if key not in known:
-            wrong.append(f"unknown key '{where}.{key}'{nearest(key, known)}")
+            wrong.append(f"unknown key '{where}.{str(key)[:60]}'{nearest(str(key), known)}")
             continue
         if dataclasses.is_dataclass(inner := getattr(default, key)):
             values[key] = _section(inner, value, f"{where}.{key}", wrong)
-            continue
-        try:
-            one = OmegaConf.merge(OmegaConf.structured(type(default)), {key: value})
-            values[key] = OmegaConf.to_container(one)[key]  # type: ignore[call-overload]
-        except OmegaConfBaseException as error:
-            wrong.append(f"{where}.{key}: {str(error).splitlines()[0]}")
+        else:
+            plain[key] = value
+    schema = OmegaConf.structured(type(default))
+    try:
+        values |= _typed(schema, plain)
+    except OmegaConfBaseException:  # which of them?
+        for key, value in plain.items():
+            try:
+                values |= _typed(schema, {key: value})
+            except OmegaConfBaseException:
+                must = f"must be {_kind(getattr(default, key))}, not {repr(value)[:60]}"
+                wrong.append(f"{where}.{key} {must if value is not None else 'is empty'}")
+    for key in plain.keys() & values.keys():
+        wrong += _strange_numbers(values[key], f"{where}.{key}")  # the word nan becomes one only here
     return dataclasses.replace(default, **values)
 
 
+def _typed(schema: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as the types of a structured config take them. Raises OmegaConfBaseException."""
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(schema, dict(given)))
+    return {key: merged[key] for key in given}
+
+
+def _kind(value: Any) -> str:
+    """What values of a key are, by its default, in words."""
+    if isinstance(value, list):
+        return "a list of words" if any(isinstance(v, str) for v in value) else "a list of numbers"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a word", dict: "a mapping"}.get(type(value), "something else")
+
+
 def _resolve(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Interpolations resolved; only ${other.key} and ${oc.env:ELVIS_...} are allowed."""
+    """Interpolations resolved; only ${oc.env:ELVIS_...} and ${section.key} are allowed, the latter for a value without another of its kind."""
+    put = 0  # characters in place of references
     for text in _strings(raw):
-        if "${" in re.sub(r"\$\{oc\.env:ELVIS_\w+\}|\$\{[\w.]+\}", "", text):
-            raise ConfigError(f"'{text}' uses a resolver", "only ${section.key} and ${oc.env:ELVIS_NAME} are read")
+        if "${" in _REFERENCE.sub("", _ENVIRONMENT.sub("", text)):
+            raise ConfigError(f"'{text[:100]}' uses a resolver", "only ${section.key} and ${oc.env:ELVIS_NAME} are read")
+        for name in _REFERENCE.findall(text):
+            found = str(_at(raw, name))
+            put += len(found)
+            if _REFERENCE.search(found) or put > LARGEST:
+                raise ConfigError(f"'${{{name[:60]}}}' stands for another reference, or for too much", "write the value out")
     try:
         return OmegaConf.to_container(OmegaConf.create(dict(raw)), resolve=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0], "mend the interpolation, or set the variable") from error
+
+
+def _at(raw: Any, name: str) -> Any:
+    """The value of section.key; "" where there is none (OmegaConf says so)."""
+    for part in name.split("."):
+        raw = raw.get(part, "") if isinstance(raw, Mapping) else raw[int(part)] if isinstance(raw, list) and part in map(str, range(len(raw))) else ""
+    return raw
+
+
+def _strange_numbers(value: Any, where: str) -> Iterator[str]:
+    """What is wrong with the numbers of a config, its name before it: NaN, infinity (1e400 is one), more than 64 bits."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{where} must be a finite number, not {value}"
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        yield f"{where} must be a number of 64 bits, not of {value.bit_length()}"
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _strange_numbers(inner, f"{where}.{str(key)[:60]}".lstrip("."))
+    elif isinstance(value, (list, tuple)):
+        for place, inner in enumerate(value):
+            yield from _strange_numbers(inner, f"{where}[{place}]")
 
 
 def _strings(value: Any) -> Iterable[str]:

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from elvis.errors import DataError
+
 
 def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -76,6 +78,21 @@ def own_rows(rows: int, device: torch.device | None = None) -> Tensor:
 def max_over_ranks(value: int, device: torch.device) -> int:
     """The largest of the ranks' values, on every rank: how ranks agree that one of them was told to stop."""
     return _largest([value], device)[0] if is_distributed() else value
+
+
+def even(sizes: list[int], count: int, device: torch.device) -> None:
+    """Rows of each of this rank's `count` micro-batches, before anything is gathered. Raises DataError on every rank where they differ, or are fewer.
+
+    Ranks gather equal shapes: others would abort the process, or hang it until the group's timeout.
+    """
+    given = [*sizes, *[0] * (count - len(sizes))]
+    most = _largest([*given, *(-size for size in given)], device) if is_distributed() else [*given, *(-size for size in given)]
+    low = [-size for size in most[count:]]
+    if low != most[:count] or 0 in low:
+        what = (
+            f"batches of {min(low)} to {max(most)} studies on the ranks of one step" if is_distributed() else "the batches ended before the last step"
+        )
+        raise DataError(what, "every rank needs a batch of the same size at every step: take elvis.data.order.StepSampler")
 
 
 def _largest(values: list[int], device: torch.device) -> list[int]:

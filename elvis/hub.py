@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from elvis.errors import ConfigError
 
 
@@ -19,3 +22,15 @@ def check_hub(wanted: str, instead: str) -> None:
             f"cannot download {wanted}: {constants.ENDPOINT} does not answer ({type(error).__name__})",
             f"{instead}; or set HF_HUB_OFFLINE=1 if the hub's cache on this machine has it",
         ) from error
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """While open, the hub's own cache on this machine decides: what a checkpoint names is not fetched."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

@@ -24,12 +24,12 @@ def normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def held_exp(log: nn.Parameter, most: float, training: bool) -> Tensor:
-    """exp(log), at most `most`, with the gradient of exp(log): behind a clamp the parameter would be stuck. In training it is held there itself
-    (CLIP); of a split model that holds a copy, so that the value is held as well."""
+    """exp(log), from 1 to `most`, with the gradient of exp(log): behind a clamp the parameter would be stuck. In training it is held there itself
+    (CLIP, Open CLIP); of a split model that holds a copy, so that the value is held as well."""
     if training:
-        log.data.clamp_(max=math.log(most))
+        log.data.clamp_(0.0, math.log(most))
     value = upcast(log)
-    return (value + (value.clamp_max(math.log(most)) - value).detach()).exp()
+    return (value + (value.clamp(0.0, math.log(most)) - value).detach()).exp()
 
 
 def dots(a: Tensor, b: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ results.json, table.md, index.html, figures/, checkpoints/, bad_studies.jsonl.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
@@ -21,11 +20,13 @@ from typing import Any
 
 from elvis import config as configs
 from elvis.assembly import Run, assemble, loader_for, settled
-from elvis.errors import ConfigError, run_cli
+from elvis.errors import ConfigError, Words, run_cli
 from elvis.types import Metric, Result
 
 CONTINUED = ("image", "text", "model", "heads", "objectives", "freeze", "data", "train")  # must not change on --resume ...
-MOVABLE = {"data": {"root", "reports", "fallback", "images", "ms_cxr", "workers", "cache", "max_bad_fraction"}}  # ... but for what no step depends on
+MOVABLE = {
+    "data": {"root", "reports", "fallback", "images", "ms_cxr", "workers", "timeout", "cache", "max_bad_fraction"}
+}  # ... but for what no step depends on
 FIXED = {"train": {"seed", "batch_size", "accumulate"}}  # ... and of train only what the data order depends on
 
 
@@ -33,18 +34,26 @@ FIXED = {"train": {"seed", "batch_size", "accumulate"}}  # ... and of train only
 
 
 def pretrain(run: Run, out: Path, resume: Path | None = None, *, progress: bool = True) -> list[Any]:
-    """Train, checkpoint, evaluate, write the run directory; returns the results."""
+    """Train, checkpoint, evaluate, write the run directory; returns the results. ConfigError where another trainer is at work in it."""
+    from elvis.checkpoints import claim
+    from elvis.data.studies import enough
+    from elvis.fabric import make_fabric
+
+    fabric = make_fabric(run.config.train)
+    enough(run.split("train"), run.config.train.batch_size * fabric.world_size)
+    with claim(out, fabric.is_global_zero):
+        return _pretrain(run, out, resume, fabric, progress)
+
+
+def _pretrain(run: Run, out: Path, resume: Path | None, fabric: Any, progress: bool) -> list[Any]:
     import torch
 
     from elvis import checkpoints, evaluation
     from elvis.data.studies import BadStudies, write_excluded
     from elvis.distributed import everyones
-    from elvis.fabric import make_fabric
     from elvis.training import RunLog, fit
 
-    config, pretrained = run.config, run.pretrained
-    fabric = make_fabric(config.train)
-    lead = fabric.is_global_zero
+    config, pretrained, lead = run.config, run.pretrained, fabric.is_global_zero
     module = run.module
     if lead:
         _open(out, config, fresh=resume is None)
@@ -71,8 +80,8 @@ def pretrain(run: Run, out: Path, resume: Path | None = None, *, progress: bool 
         return target
 
     best = [float("-inf")]
-    if resume is not None and (out / "checkpoints" / "best" / "metrics.json").is_file():
-        best[0] = json.loads((out / "checkpoints" / "best" / "metrics.json").read_text()).get("validation", best[0])
+    if resume is not None and (out / "checkpoints" / "best").is_dir():
+        best[0] = checkpoints.metrics(out / "checkpoints" / "best").get("validation", best[0])
 
     def validate(step: int, snapshot: dict[str, Any]) -> None:
         score = fabric.broadcast(evaluation.score(pretrained.eval(), run.split("val"), batch_size=size) if lead else 0.0)
@@ -121,13 +130,11 @@ def _open(out: Path, config: configs.Config, *, fresh: bool) -> None:
 
 def _restore(run: Run, checkpoint: Path) -> dict[str, Any]:
     """Weights of the model and the objectives from a checkpoint; returns the trainer state for `fit`."""
-    from safetensors.torch import load_file
-
     from elvis import checkpoints
 
     state = checkpoints.load_state(checkpoint)
-    run.pretrained.model.load_state_dict(load_file(checkpoint / "model.safetensors"))
-    run.objectives.load_state_dict(state["objectives"])
+    checkpoints.load_weights(run.pretrained.model, checkpoint / "model.safetensors")
+    checkpoints.load_into(run.objectives, state.get("objectives", {}), checkpoint, "objectives")
     return state
 
 
@@ -153,11 +160,10 @@ def _report(run: Run, out: Path, before: Mapping[str, Metric], log: Any, facts: 
     splits = {name: run.split(name) for name in dict.fromkeys(s.split for s in run.studies)}
     if splits.get("test"):
         splits.pop("val", None)  # validation chose the checkpoint; it is not what a run is judged by
-    best = out / "checkpoints" / "best"
-    path = best if best.is_dir() else max((out / "checkpoints").glob("step_*"))
-    if path == best:
+    path = checkpoints.resolve(out)
+    if path.name == "best":
         device = pretrained.device
-        pretrained = run.pretrained = checkpoints.load_pretrained(best)
+        pretrained = run.pretrained = checkpoints.load_pretrained(path)
         pretrained.model.to(device)
     how = {"pooled": run.trains_pooled, "batch_size": config.evaluate.batch_size}
     found = evaluation.evaluate(pretrained, splits, dataset=config.data["name"], start=before, provenance=facts, **how)
@@ -258,9 +264,7 @@ def continued(out: Path, config: configs.Config | None, overrides: Sequence[str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m elvis.pretrain", description="Pretrain image and text encoders so that where things are survives."
-    )
+    parser = Words(prog="python -m elvis.pretrain", description="Pretrain image and text encoders so that where things are survives.")
     parser.add_argument("--config", metavar="NAME|PATH", help=f"one of {', '.join(configs.shipped())}, or a YAML file (default elvis_phantom)")
     parser.add_argument("--out", metavar="DIR", help="run directory (default runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="go on from the last good checkpoint of --out")
@@ -279,6 +283,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.print_config:
         print(config.to_yaml(), end="")
         return 0
+    if not args.dry_run:
+        from elvis.results import place
+
+        place(out)
     resume, tokenizer = None, None
     if args.resume:
         from elvis import checkpoints

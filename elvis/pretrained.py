@@ -45,6 +45,19 @@ class Pretrained:
     def device(self) -> torch.device:
         return self.model.log_scale.device
 
+    def checked(self) -> Self:
+        """Itself, if its parts are made for each other; of a file of somebody else, they need not be. Raises DataError."""
+        spec, pre, text = self.model.image.spec, self.preprocess, self.model.text.recipe
+        if len(pre.size) != spec.ndim or len(pre.mean) not in (1, spec.in_channels):
+            what = f"preprocessing of {len(pre.size)} axes and {len(pre.mean)} channels"
+            raise DataError(f"{what} for a backbone of {spec.ndim} and {spec.in_channels}", "was preprocess.json edited?")
+        rows, last = text.get("config", text).get("vocab_size"), max(self.tokenizer.backend.get_vocab().values(), default=0)
+        if isinstance(rows, int) and last >= rows:
+            raise DataError(f"the tokenizer has the id {last}, the text encoder {rows} of them", "give the tokenizer it was trained with")
+        if type(self.max_tokens) is not int or self.max_tokens < 3 or type(self.fill) is not bool:
+            raise DataError(f"max_tokens {str(self.max_tokens)[:20]}, fill {str(self.fill)[:20]}", "a number from 3 on; true or false")
+        return self
+
     def eval(self) -> Self:
         self.model.eval()
         return self
@@ -100,7 +113,7 @@ class Pretrained:
 
         images, spacing: as for `images`. Raises DataError for an empty list or phrase.
         """
-        if isinstance(phrases, str) or not len(images) or not len(phrases) or any(not p.strip() for p in phrases):
+        if isinstance(phrases, str) or not len(images) or not len(phrases) or not all(isinstance(p, str) and p.strip() for p in phrases):
             raise DataError(
                 "similarity takes a list of images and a list of phrases, none of them empty", 'write model.similarity([image], ["effusion"])'
             )

@@ -2,17 +2,22 @@
 
     write(out, results, ...) -> out/results.json  out/table.md  out/figures/*.png  out/index.html
 
-The page needs no network and no script: images are embedded, every text is escaped. With `public_text=False` it names findings
-but quotes no phrase, because a report must not leave its owner's machine inside a page that is passed on.
+The page needs no network and no script, and its policy (CSP) allows none: images are embedded, every text is escaped. With `public_text=False`
+it names findings but quotes no phrase, because a report must not leave its owner's machine inside a page that is passed on.
+
+Texts in tables are no markup and no formulas: `for_markdown`, and `for_csv`, which puts ' before a text that a spreadsheet would compute.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import math
 import os
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from elvis.errors import ConfigError, DataError
 from elvis.types import Metric, Result
 
 if TYPE_CHECKING:
@@ -131,7 +137,9 @@ def write(
         paths = [figures / f"{name}{f'_{i + 1:02d}' * (len(part.items) > 1)}.png" for i in range(len(part.items))]
         drawn = [(text, _drawn(item, path, private)) for (text, item), path in zip(part.items, paths, strict=True)]
         parts.append(part._asdict() | {"items": drawn})
-    page = _template().render(
+    template = _template()
+    page = template.render(
+        policy=policy("".join(template.blocks["style"](template.new_context()))),
         title=title or out.resolve().name,
         blocks=[_for_page(b) for b in (*_headline(results), *_preservation(results))],
         details=[_for_page(b) for b in _details(results)],
@@ -148,6 +156,28 @@ def write(
     )
     write_file(out / "index.html", page.encode("utf-8", "backslashreplace"), private=private)
     return out / "index.html"
+
+
+def policy(style: str) -> str:
+    """The CSP of a page that runs and loads nothing but images inside it and this one <style>."""
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+
+
+def place(out: Path) -> Path:
+    """A folder that is there and can be written to, or can be made. ConfigError for a file, or a place in a file or in a folder of somebody else.
+
+    For commands that work for long before they write. Nothing is made.
+    """
+    try:
+        standing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise ConfigError(f"cannot write to {str(out)[:150]}: {error.strerror}", "choose another --out") from error
+    if not standing.is_dir():
+        raise ConfigError(f"cannot write to {out}: {standing} is a file", "choose another --out: a folder")
+    if not os.access(standing, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot write to {out}: no permission in {standing}", "choose another --out, or a folder of your own")
+    return out
 
 
 def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
@@ -169,10 +199,13 @@ def to_json(results: Sequence[Result]) -> str:
 
 
 def read(path: Path | str) -> list[Result]:
-    """The results of a results.json; a number that was not finite comes back as NaN."""
-    rows = json.loads(Path(path).read_text())
+    """The results of a results.json; a number that was not finite comes back as NaN. DataError for a file of another kind, or one cut off."""
     metrics = lambda found: {n: Metric(**{**m, "value": math.nan if m["value"] is None else m["value"]}) for n, m in found.items()}  # noqa: E731
-    return [Result(**{**row, "metrics": metrics(row["metrics"]), "per_case": tuple(row["per_case"])}) for row in rows]
+    try:
+        rows = json.loads(Path(path).read_text())
+        return [Result(**{**row, "metrics": metrics(row["metrics"]), "per_case": tuple(row["per_case"])}) for row in rows]
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{path} is no results.json, or not a whole one ({type(error).__name__})", "run what wrote it again", "D004") from None
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
@@ -198,8 +231,28 @@ def markdown(results: Sequence[Result]) -> str:
     for block in (*_headline(results), *_preservation(results), *_details(results)):
         lines = [[block.title, *block.columns], ["---"] + ["---:"] * len(block.columns)]
         lines += [[name, *(_with_interval(cell) for cell in cells)] for name, cells in block.rows]
-        parts.append("\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines))
-    return "\n\n".join([*parts, *_absences(results)]) + "\n"
+        parts.append("\n".join("| " + " | ".join(map(for_markdown, line)) + " |" for line in lines))
+    return "\n\n".join([*parts, *map(for_markdown, _absences(results))]) + "\n"
+
+
+def for_markdown(text: str) -> str:
+    """A text as the cell of a table in Markdown, on one line: no markup of HTML, no link, no image, no end of the cell."""
+    text = "".join(_INSTEAD.get(unicodedata.category(c), c) for c in text)
+    text = re.sub(r"[\\|`]|\](?=[\[(])", r"\\\g<0>", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def for_csv(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose texts a spreadsheet does not compute: ' before those that begin with = + - @ or a control character, and are no number.
+
+    Bytes of a file's name that are not UTF-8 (half surrogate pairs) become escapes.
+    """
+    shown = {name: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value for name, value in row.items()}
+    return {name: f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value for name, value in shown.items()}
+
+
+_INSTEAD = {"Cc": " ", "Zl": " ", "Zp": " ", "Cf": "", "Cs": "\ufffd"}  # by category: what is no line of text, has no width, or no bytes
+_FORMULA = re.compile(r"[=@\x00-\x1f]|[+-](?!(?:\d*\.?\d+(?:e[+-]?\d+)?|inf|nan|)\Z)")
 
 
 def _headline(results: Sequence[Result]) -> list[Block]:

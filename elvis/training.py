@@ -5,8 +5,9 @@
 so uneven counts (sentences, words) stay exact on any number of devices and micro-batches. A term's gradient reaches the other
 ranks through the gather's backward; DDP averages gradients over ranks, hence the factor world size in `_backward`.
 
-The loop asks the device for no value: what a step gave is read when the next one has been launched (`Late`), and a step that is not
-finite, with all after it, is left out by the optimizer itself, whose flag stays on the device.
+The loop asks the device for no value: what a step gave is read when the next one has been launched (`Late`). A step whose loss or
+gradient is not finite on any rank is left out on all of them: the optimizer itself does so, by a flag that stays on the device, and
+buffers (queues, running means) go back to what they were. Left out steps are counted, and too many end the run (`Skipped`).
 
 What a step does depends on (weights, seed, step) alone: the random state is set from (seed, step, rank), the data order is a
 function of (seed, epoch, id), the learning rate of the step. Nothing else has to be restored, so resuming is exact.
@@ -17,13 +18,14 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
+import itertools
 import json
 import math
 import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from elvis.distributed import max_over_ranks, sum_over_ranks, world_size
+from elvis.distributed import even, everyones, max_over_ranks, sum_over_ranks, world_size
 from elvis.errors import ConfigError, NumericsError, nearest
 from elvis.fabric import Sharded, shards
 
@@ -138,24 +140,34 @@ class RunLog:
 
     def resume(self, step: int) -> None:
         """Keep the rows up to `step`: what came after the checkpoint is about to happen again."""
-        path = self.folder / "log.jsonl"
+        self.rows += self._keep("log.jsonl", step)
+        self._keep("bad_steps.jsonl", step)
+
+    def _keep(self, name: str, step: int) -> list[dict[str, Any]]:
+        path, kept = self.folder / name, []
         if not path.is_file():
-            return
+            return []
         for line in path.read_text().splitlines():
-            try:
+            with contextlib.suppress(json.JSONDecodeError):  # the line a crash cut short
                 row = json.loads(line)
-            except json.JSONDecodeError:  # the line a crash cut short
-                continue
-            if row.get("step", 0) <= step:
-                self.rows.append(row)
+                kept += [row] if row.get("step", 0) <= step else []
         if self.active:
-            path.write_text("".join(json.dumps(r) + "\n" for r in self.rows))
+            part = path.with_name(f".{name}.part")  # renamed whole: a crash here would lose every row
+            part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+            part.replace(path)
+        return kept
 
     def write(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         if self.active:
             with (self.folder / "log.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
+
+    def bad_step(self, row: dict[str, Any]) -> None:
+        """One more line of bad_steps.jsonl."""
+        if self.active:
+            with (self.folder / "bad_steps.jsonl").open("a") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def table(self) -> None:
         if self.active and self.rows:
@@ -207,19 +219,75 @@ class Late:
             self.read(host.tolist(), *about)
 
 
+class Skipped:
+    """The steps that were left out because a loss or gradient was not finite: `count` in all, `run` in a row up to now.
+
+    Each is a line of bad_steps.jsonl, with the studies it was made of on every rank. Too many raise NumericsError.
+    """
+
+    def __init__(self, train: Train, log: RunLog, count: int = 0, run: int = 0) -> None:
+        self.train, self.log, self.count, self.run = train, log, count, run
+
+    def see(self, step: int, bad: list[str], ids: Sequence[str]) -> None:
+        """A step in its order, with what of it was not finite (nothing: it was taken). All ranks call it."""
+        if not bad:
+            self.run = 0
+            return
+        self.count, self.run = self.count + 1, self.run + 1
+        ids = everyones(list(ids))
+        self.log.bad_step({"step": step, "not_finite": bad, "studies": ids})
+        if self.run >= self.train.max_bad_in_a_row or self.count >= self.train.max_bad_steps:
+            how = f"{self.run} steps in a row" if self.run >= self.train.max_bad_in_a_row else f"{self.count} steps in all"
+            shown = ", ".join(id[:30] for id in ids[:2]) + (f" and {len(ids) - 2} more" if len(ids) > 2 else "")
+            raise NumericsError(
+                f"not finite at step {step}: {', '.join(bad)[:120]}; {how} were left out; studies {shown}",
+                "lower train.lr (with --resume, too), set train.precision=32-true, or look at the studies in bad_steps.jsonl",
+            )
+
+    def state(self) -> dict[str, int]:
+        return {"count": self.count, "run": self.run}
+
+
+class Buffers:
+    """What a forward pass changes by itself (queues, running means), as it was at `keep`; `put_back` where the device says so."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def keep(self) -> None:
+        kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for buffer in self.module.buffers():
+            kinds.setdefault((buffer.device, buffer.dtype), []).append(buffer)
+        self.kept = [(group, _flat(group)) for group in kinds.values()]
+
+    @torch.no_grad()
+    def put_back(self, bad: Tensor) -> None:
+        """bad: a scalar, nonzero = yes. A choice, not a product: what is not finite must not stay."""
+        for group, before in self.kept:
+            chosen = torch.where(bad.to(before.device) != 0, before, _flat(group))
+            parts = chosen.split([buffer.numel() for buffer in group])
+            torch._foreach_copy_(group, [part.view_as(buffer) for part, buffer in zip(parts, group, strict=True)])
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
 class Pace:
     """Studies a second, and the share of the time spent waiting for batches, since the last row or pause."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.restart()
 
     def restart(self) -> None:
         self.begin, self.waited, self.steps = time.perf_counter(), 0.0, 0
 
     def take(self, stream: Iterator[Batch], count: int) -> list[Batch]:
-        """The micro-batches of the next step."""
+        """The micro-batches of the next step. Raises DataError, on every rank, where a rank has too few, or of another size."""
         asked = time.perf_counter()
-        micro = [_take(stream) for _ in range(count)]
+        micro = list(itertools.islice(stream, count))
+        even([len(batch) for batch in micro], count, self.device)
         self.waited, self.steps = self.waited + time.perf_counter() - asked, self.steps + 1
         return micro
 
@@ -275,7 +343,8 @@ def fit(
 
     `batches(n)` iterates the micro-batches from the n-th on; `weights` maps labels to loss weights; `save(step, state)`
     writes a checkpoint; `state` resumes one; `validate(step, state)` may answer True: enough, save and end; `scales`: see
-    `optimizer_for`. Raises NumericsError on a non-finite loss or gradient: it is noticed a step later, and the weights are those before it.
+    `optimizer_for`. A step whose loss or gradient is not finite changes nothing; after `train.max_bad_in_a_row` of them, or
+    `train.max_bad_steps` in all, it raises NumericsError, a step later and without a checkpoint.
 
     A row of the log holds the loss, its terms, lr, grad_norm, studies_per_s and stall: the share of the time since the last row that this
     rank waited for batches; both begin again after a validation. On CUDA stall is an upper bound, since the device may have been at work
@@ -296,29 +365,34 @@ def fit(
     else:
         adamw, wrapped, optimizer = sharded.adamw, sharded.wrapped, sharded.optimizer
     home = adamw.param_groups[0]["params"][0].device  # of the weights: with an offloading strategy not the device of the step
-    bad = adamw.found_inf = torch.zeros((), device=home)  # 1 from the first bad step on; fused AdamW then changes nothing
-    start = 0
+    bad = adamw.found_inf = torch.zeros((), device=home)  # 1: the step is bad, and fused AdamW changes nothing
+    buffers, skipped, start = Buffers(wrapped), Skipped(train, log), 0
     if state is not None:
         (optimizer.load_state_dict if sharded is None else sharded.resume)(state["optimizer"])
-        start = int(state["step"])
+        start, skipped = int(state["step"]), Skipped(train, log, **state.get("skipped", {}))
     log.resume(start)
     stream: Iterator[Batch] = iter(batches(start * train.accumulate))
     show = progress and fabric.is_global_zero
     bar = tqdm(total=train.steps, initial=start, disable=not show, unit="step", file=sys.stderr, dynamic_ncols=True)
-    pace = Pace()
+    pace = Pace(fabric.device)
 
     def autocast() -> torch.autocast:
         return torch.autocast(fabric.device.type, torch.bfloat16, enabled=train.precision == "bf16-mixed")
 
     def snapshot(step: int) -> dict[str, Any]:
-        return {"step": step, "optimizer": optimizer.state_dict() if sharded is None else sharded.collect()}
+        moments = optimizer.state_dict() if sharded is None else sharded.collect()
+        return {"step": step, "optimizer": moments, "skipped": skipped.state()}
 
-    def read(numbers: list[float], step: int, labels: list[str], parameters: list[str], row: Mapping[str, float] | None) -> None:
+    def read(numbers: list[float], step: int, ids: list[str], labels: list[str], parameters: list[str], row: dict[str, float] | None) -> None:
         values, (norm, *norms) = dict(zip(labels, numbers, strict=False)), numbers[len(labels) :]
-        _refuse_nonfinite(values, norm, dict(zip(parameters, norms, strict=True)), step)
+        bad = not_finite(values, norm, dict(zip(parameters, norms, strict=True)))
+        skipped.see(step, bad, ids)
         if row is not None:
             total = sum(_weight(weights, t) * v for t, v in values.items())
-            log.write({"step": step, "loss": total, **values, "grad_norm": norm, **row})
+            found = {"loss": total, **values, "grad_norm": norm}
+            log.write(
+                {"step": step, **{k: v for k, v in found.items() if math.isfinite(v)}, **row, **({"skipped": skipped.count} if skipped.count else {})}
+            )
             shown = [f"loss {total:.3f}", *(f"{_short(t)} {v:.3f}" for t, v in values.items()), f"{row['studies_per_s']:.0f} studies/s"]
             bar.set_postfix_str(" ".join([*shown, f"stall {row['stall']:.0%}"] if row["stall"] > 0.02 else shown))
 
@@ -334,17 +408,19 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, train) * group.get("scale", 1.0)
             optimizer.zero_grad(set_to_none=True)
+            buffers.keep()
             terms = _backward(fabric, wrapped, micro, weights, autocast)
             norm, norms = _clip(trained, train.clip) if sharded is None else (sharded.clip(train.clip), {})
             numbers = torch.stack([*terms.values(), norm, *norms.values()])
-            bad.logical_or_((~numbers.isfinite().all()).to(home))
+            bad.copy_(~numbers.isfinite().all())
             optimizer.step()
+            buffers.put_back(bad)
             last, row = step + 1 == train.steps, None
             if (step + 1) % train.log_every == 0 or step == 0 or last:
                 row = {"lr": learning_rate(step, train), **pace.row(len(micro[0]) * train.accumulate * fabric.world_size)}
                 if train.compile:
                     row["graphs"] = compiled_graphs()
-            late.put(numbers, step + 1, list(terms), list(norms), row)
+            late.put(numbers, step + 1, [id for batch in micro for id in batch.ids], list(terms), list(norms), row)
             bar.update(1)
             if validate is not None and train.evaluate_every and ((step + 1) % train.evaluate_every == 0 or last):
                 late.flush()
@@ -363,13 +439,6 @@ def fit(
                 break
     log.table()
     return module
-
-
-def _take(stream: Iterator[Batch]) -> Batch:
-    try:
-        return next(stream)
-    except StopIteration:
-        raise RuntimeError("the sampler ended before the last step") from None
 
 
 def _backward(
@@ -422,14 +491,9 @@ def _short(term: str) -> str:
     return "".join(w[0] for w in label.split("_")) + "/" + part if part else label
 
 
-def _refuse_nonfinite(terms: Mapping[str, float], norm: float, norms: Mapping[str, float], step: int) -> None:
-    """norms: of each parameter's gradient."""
+def not_finite(terms: Mapping[str, float], norm: float, norms: Mapping[str, float]) -> list[str]:
+    """What of a step is not finite: terms, else gradients (norms: of each parameter's), else their norm. Nothing: the step is good."""
     if all(map(math.isfinite, [norm, *terms.values()])):
-        return
-    bad = [t for t, v in terms.items() if not math.isfinite(v)]
-    if not bad:
-        bad = [f"the gradient of {n}" for n, v in norms.items() if not math.isfinite(v)][:3]
-    raise NumericsError(
-        f"not finite at step {step}: {', '.join(bad) or 'the gradient norm'}; the step was not taken",
-        "lower train.lr (with --resume, too), or set train.precision=32-true",
-    )
+        return []
+    bad = [t for t, v in terms.items() if not math.isfinite(v)] or [f"the gradient of {n}" for n, v in norms.items() if not math.isfinite(v)][:3]
+    return bad or ["the gradient norm"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ def make(
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
     requires_grad: bool = False,
+    masks: Mapping[str, Tensor] | None = None,
 ) -> tuple[Pair, Batch]:
     """len(sentences) studies of that many sentences and words; `grid` is that of one view, `width` the projected, `raw` the encoders'.
 
@@ -34,7 +35,9 @@ def make(
     is the second sentence of study 2 (a sentence twice in a report). Padding holds random numbers; pooling weights are given. The region
     query `topic` gives each sentence a map; `codes` holds five of them, the last is dead. The queries of `structure` are learned; a report
     tells of some of the structures, and of the first two those of studies 0 and 2 say the same.
+    masks: what is real instead, bool: `image` B N, `report` B 1, `sentence` B S, `word` B T, `structure` B STRUCTURES; any of them may be left out.
     """
+    masks = masks or {}
     draw = torch.Generator().manual_seed(seed)
     studies, cells = len(sentences), math.prod(grid)
 
@@ -48,7 +51,8 @@ def make(
     view_mask = torch.ones(studies, views, dtype=torch.bool)
     if views > 1 and studies > 1:
         view_mask[1, 1:] = False
-    image_mask = view_mask.repeat_interleave(cells, 1)
+    image_mask = masks.get("image", view_mask.repeat_interleave(cells, 1))
+    view_mask = image_mask.unflatten(1, (views, cells)).any(-1)
     view = torch.arange(views).repeat_interleave(cells).expand(studies, -1)
     image_weights = weigh(image_mask)
     image, image_raw = (
@@ -57,6 +61,7 @@ def make(
     )
 
     real = {"report": torch.tensor([[n > 0] for n in words]), "sentence": ragged(sentences), "word": ragged(words)}
+    real |= {name: masks[name] for name in real if name in masks}
     group = {n: torch.randint(1, 2**40, m.shape, generator=draw) for n, m in real.items()}
     if studies > 2:
         group["sentence"][2, :2] = group["sentence"][0, 0]
@@ -89,6 +94,7 @@ def make(
     )
     told = real["report"] & (torch.rand(studies, STRUCTURES, generator=draw) < 0.6)
     told[:, :1] = real["report"]
+    told = masks.get("structure", told)
     group["structure"] = torch.randint(1, 2**40, told.shape, generator=draw)
     if studies > 2:
         group["structure"][2, :2] = group["structure"][0, :2]

@@ -1,6 +1,12 @@
 """Studies to batches: what a step holds, whatever the workers; views, bad images, the way to the model's input."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -267,6 +273,54 @@ def test_any_other_failure_names_the_study(tokenizer):
 # ---------------------------------------------------------------------------------------------------------- loader
 
 
+def test_a_program_that_ends_with_batches_in_its_hands_does_end(tmp_path):
+    """Workers do not heed SIGTERM, and Python waits for them."""
+    (tmp_path / "program.py").write_text(
+        "from elvis.data.batches import loader\nfrom elvis.data.order import StepSampler\n"
+        "from tests.test_batches import TEXTS, Tokenizer, dataset, study\n"
+        "studies = [study(n) for n in range(12)]\nsampler = StepSampler([s.id for s in studies], 2, steps=50)\n"
+        "held = iter(loader(dataset(Tokenizer.train(TEXTS, 200), studies), sampler, workers=2))\nprint(len(next(held)))\n"
+        "import builtins; builtins.held = held\n"
+    )
+    command = [sys.executable, str(tmp_path / "program.py")]
+    folder = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
+
+
+class Deadly:
+    """An image whose reading ends the process, or never ends."""
+
+    def __init__(self, how: str) -> None:
+        self.id = self.how = how
+
+    def read(self) -> np.ndarray:
+        if self.how == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("dies", "a data worker died reading s5"), ("hangs", "no batch for 1 s; the data workers are reading .*s5")]
+)
+def test_a_worker_that_dies_or_hangs_names_the_study_and_does_not_interrupt_the_trainer_elsewhere(tokenizer, how, said):
+    studies = [study(n) if n != 5 else replace(study(5), images=(Deadly(how),)) for n in range(12)]
+    data = dataset(tokenizer, studies)
+    before = signal.getsignal(signal.SIGCHLD)
+
+    def train() -> None:
+        for _ in loader(data, StepSampler([s.id for s in studies], 3, steps=8), workers=2, timeout=1.0):
+            assert signal.getsignal(signal.SIGCHLD) is before
+            time.sleep(0.05)
+
+    with pytest.raises(DataError, match=said) as error:
+        train()
+    assert error.value.exit_code == 2
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # more than this machine may have cores
 @pytest.mark.parametrize("on", ["cpu", "device"])
 def test_workers_change_nothing(tokenizer, on):
     studies = [study(n, images=2, bad=n == 4, labels={"nodule": int(n < 3)}) for n in range(10)]
@@ -279,10 +333,10 @@ def test_workers_change_nothing(tokenizer, on):
 
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    alone, together, resumed = batches(0), batches(2), batches(2, start=3)
+    alone, resumed, *others = batches(0), batches(2, start=3), batches(1), batches(2), batches(4)
     assert torch.equal(torch.get_rng_state(), state)  # the global generator is not touched
-    assert len(alone) == len(together) == 6
-    for a, b in zip(alone + alone[3:], together + resumed, strict=True):
+    assert len(alone) == 6
+    for a, b in zip(alone[3:] + 3 * alone, sum(others, resumed), strict=True):
         assert (a.ids, a.extra["bad"]) == (b.ids, b.extra["bad"])
         for name in ("images", "view_mask", "text_ids", "text_mask", "study"):
             assert torch.equal(getattr(a, name), getattr(b, name)), name

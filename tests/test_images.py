@@ -119,7 +119,7 @@ def test_what_cannot_be_used_says_why(tmp_path):
         "nope.png": ("missing", "D010"),
         "html.png": ("not an image", "D011"),
         "empty.jpg": ("not an image", "D011"),
-        "folder.png": ("unreadable", "D011"),
+        "folder.png": ("not a file", "D011"),
         "flat.png": ("constant", "D016"),
         "scan.dcm": ("not an image", "D011"),
     }

@@ -221,11 +221,11 @@ def test_gradients_stay_finite_where_nothing_is_real_and_where_values_are_extrem
 
 @pytest.mark.parametrize("log", [-1.0, 2.0, 9.0])
 @pytest.mark.parametrize("training", [False, True])
-def test_held_exp_is_the_exponential_up_to_its_limit_with_the_gradient_of_what_it_gives(log: float, training: bool) -> None:
+def test_held_exp_is_the_exponential_between_its_limits_with_the_gradient_of_what_it_gives(log: float, training: bool) -> None:
     parameter = torch.nn.Parameter(torch.tensor(log, dtype=torch.float64))
     value = ops.held_exp(parameter, 100.0, training)
-    expected = min(math.exp(log), 100.0)
+    expected = min(max(math.exp(log), 1.0), 100.0)
     assert value.item() == pytest.approx(expected)
     value.backward()
     assert parameter.grad.item() == pytest.approx(expected)  # never stuck
-    assert parameter.item() == pytest.approx(min(log, math.log(100.0)) if training else log)
+    assert parameter.item() == pytest.approx(min(max(log, 0.0), math.log(100.0)) if training else log)

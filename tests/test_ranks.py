@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -141,7 +142,35 @@ def test_every_rank_of_a_failing_run_ends(strategy: str, tmp_path: Path) -> None
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([*command, "--out", str(tmp_path / "run")], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 3
-    assert done.stderr.count("not finite at step 2") == 2  # each rank says so
+    assert done.stderr.count("not finite at step 4") == 2  # each rank says so, after the third in a row
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """case -> what became of it, on rank 0 and on rank 1 (tests.numerics_worker)."""
+    folder = tmp_path_factory.mktemp("numerics")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-m", "tests.numerics_worker", str(folder), free_port()]
+    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_updates_no_rank(ranks: list[dict[str, Any]]) -> None:
+    zero, one = ranks
+    assert zero["bad"]["weights"] == one["bad"]["weights"] == zero["without"]["weights"] == one["without"]["weights"]
+    assert zero["bad"]["weights"] != zero["good"]["weights"]
+    for rank in ranks:
+        assert rank["bad"]["skipped"] == {"count": 1, "run": 0}
+        (row,) = rank["bad"]["bad"]
+        assert (row["step"], row["not_finite"]) == (3, ["toy/square"])
+        assert row["studies"] == [f"rank {r} step 3 study {i}" for r in (0, 1) for i in range(6)]  # of both
+
+
+@pytest.mark.parametrize(("case", "said"), [("uneven", "DataError: batches of 4 to 6 studies"), ("ended", "DataError: batches of 0 to 6 studies")])
+def test_uneven_batches_are_told_on_every_rank_before_anything_is_gathered(case: str, said: str, ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank[case]["error"].startswith(said)
 
 
 @pytest.fixture

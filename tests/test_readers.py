@@ -2,7 +2,9 @@
 
 import builtins
 import contextlib
+import gzip
 import io
+import os
 import re
 import struct
 import zipfile
@@ -214,6 +216,11 @@ def _(root):
     return saved(root / "a.gif", NOISE, "gif", save_all=True, append_images=[Image.fromarray(255 - NOISE)])
 
 
+@kind("TIFF of 16 bits whose white is 0")
+def _(root):
+    return saved(root / "a.tif", 4095 - DEEP, "tiff", tiffinfo={262: 0}), SPREAD
+
+
 @kind("TIFF of floating point values")
 def _(root):
     return saved(root / "a.tif", NOISE / np.float32(255), "tiff")
@@ -233,6 +240,20 @@ def _(root):
 def _(root):
     (root / "a.png").mkdir()
     return root / "a.png"
+
+
+@kind("pipe named as an image")
+def _(root):
+    os.mkfifo(root / "a.png")
+    return root / "a.png"
+
+
+@kind("JPEG of more than 100 scans")
+def _(root):
+    data = saved(root / "a.jpg", SMOOTH, "jpeg", progressive=True).read_bytes()
+    last = data.rindex(b"\xff\xda")
+    (root / "a.jpg").write_bytes(data[:last] + data[last:-2] * 100 + data[-2:])
+    return root / "a.jpg"
 
 
 @kind("no file")
@@ -856,6 +877,18 @@ def _(root):
 @kind("NIfTI of absurd size")
 def _(root):
     return changed(root, 42, "<3h", 32_000, 32_000, 32_000)
+
+
+@kind("gzipped NIfTI with much behind its voxels")
+def _(root):
+    source = nifti(root)
+    source.path.write_bytes(source.path.read_bytes() + gzip.compress(bytes(2**20)))
+    return source
+
+
+@kind("NIfTI whose voxels begin at 1 GB")
+def _(root):
+    return changed(root, 108, "<f", 2.0**30)
 
 
 @kind("NIfTI of colours")

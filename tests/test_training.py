@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,7 +45,7 @@ def toy_batch(step: int, bad: bool = False) -> Batch:
     mask = torch.rand(6, 1, generator=draw) > 0.3
     mask[0] = True
     empty = torch.zeros(6, 0)
-    return Batch(x * (math.nan if bad else 1.0), mask, empty.long(), empty.bool(), {}, torch.arange(6))
+    return Batch(x * (math.nan if bad else 1.0), mask, empty.long(), empty.bool(), {}, torch.arange(6), tuple(str(i) for i in range(6)))
 
 
 def run(
@@ -151,36 +152,87 @@ def test_sigterm_saves_at_the_end_of_the_step_and_exits_143(tmp_path: Path) -> N
     assert all(torch.equal(v, resumed.state_dict()[n]) for n, v in whole.state_dict().items())
 
 
-def test_a_nonfinite_loss_stops_the_run_before_the_update(tmp_path: Path) -> None:
+def without(step: int, folder: Path, **options: Any) -> Toy:
+    """What comes of a run that never had this step (1, 2, ...): gone on with from the state before it, as if it were the one after."""
+    _, saved = run(folder / "before", checkpoint_every=1, **options)
     module = Toy()
-    _, saved = run(tmp_path / "a", steps=12)
-    with pytest.raises(NumericsError, match=r"step 5: toy/square") as caught:
-        run(tmp_path / "b", module=module, bad_at=4)
-    assert caught.value.exit_code == 3
-    assert all(torch.equal(v, saved[4]["module"][n]) for n, v in module.state_dict().items())
+    module.load_state_dict(saved[step - 1]["module"])
+    return run(folder / "after", state={**saved[step - 1], "step": step}, module=module, **options)[0]
 
 
-def test_a_nonfinite_gradient_is_told_by_its_parameter_and_no_step_from_there_on_is_taken(tmp_path: Path) -> None:
+def test_a_step_whose_loss_is_not_finite_changes_nothing_and_is_counted(tmp_path: Path) -> None:
+    module, saved = run(tmp_path / "a", bad_at=4)
+    assert all(torch.equal(v, module.state_dict()[n]) for n, v in without(5, tmp_path).state_dict().items())
+    assert [json.loads(line) for line in (tmp_path / "a" / "bad_steps.jsonl").read_text().splitlines()] == [
+        {"step": 5, "not_finite": ["toy/square"], "studies": [str(i) for i in range(6)]}
+    ]
+    logged = {row["step"]: row for row in rows(tmp_path / "a")}
+    assert "loss" not in logged[5]
+    assert (logged[4].get("skipped"), logged[5]["skipped"], logged[12]["skipped"]) == (None, 1, 1)
+    assert saved[8]["skipped"] == {"count": 1, "run": 0}
+
+
+def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_told_by_its_parameter(tmp_path: Path) -> None:
     module, backward = Toy(), []
 
     def spoil(gradient: Tensor) -> Tensor:
         backward.append(gradient)
         return gradient * (math.inf if len(backward) == 6 else 1.0)
 
-    _, saved = run(tmp_path / "a", steps=5, warmup=1.0)
     module.net[3].weight.register_hook(spoil)
-    with pytest.raises(NumericsError, match=r"step 6: the gradient of net\.3\.weight; the step was not taken"):
-        run(tmp_path / "b", module=module, steps=10, warmup=0.5)  # the first five steps are those of the run above
-    assert len(backward) == 7  # noticed one step late
-    assert all(torch.equal(v, saved[5]["module"][n]) for n, v in module.state_dict().items())
-    assert [row["step"] for row in rows(tmp_path / "b")] == [1, 2, 3, 4, 5]
+    run(tmp_path / "a", module=module)
+    assert all(torch.equal(v, module.state_dict()[n]) for n, v in without(6, tmp_path).state_dict().items())
+    assert json.loads((tmp_path / "a" / "bad_steps.jsonl").read_text())["not_finite"] == ["the gradient of net.3.weight"]
 
 
-def test_a_nonfinite_last_step_is_noticed_before_it_is_saved(tmp_path: Path) -> None:
-    for steps, bad_at in ((12, 11), (12, 3)):
-        with pytest.raises(NumericsError, match=f"step {bad_at + 1}: "):
-            run(tmp_path / str(bad_at), steps=steps, bad_at=bad_at)
-        assert [row["step"] for row in rows(tmp_path / str(bad_at))] == list(range(1, bad_at + 1))
+class Spoilt(Toy):
+    """A Toy with a running mean and a count, whose loss is not finite in the passes `bad`."""
+
+    def __init__(self, bad: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.bad, self.passes = set(bad), 0
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, batch: Batch) -> Any:
+        self.passes += 1
+        spoilt = math.nan if self.passes in self.bad else 1.0
+        self.mean.lerp_(batch.images.mean() * spoilt, 0.5)
+        self.seen += 1
+        return {name: (total * spoilt, count) for name, (total, count) in super().forward(batch).items()}
+
+
+def test_what_a_bad_step_did_to_buffers_is_undone(tmp_path: Path) -> None:
+    good, bad = Spoilt(), Spoilt([12])
+    run(tmp_path / "a", module=good, steps=11, warmup=1.0)
+    run(tmp_path / "b", module=bad, steps=12, warmup=1.0)
+    assert int(bad.seen) == 11
+    assert torch.equal(bad.mean, good.mean)
+    assert bool(bad.mean.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("bad", "options", "said"),
+    [
+        ([3, 4, 5], {}, "step 5: toy/square; 3 steps in a row were left out; studies 0, 1 and 4 more"),
+        ([2, 4, 6, 8], {"max_bad_steps": 4}, "step 8: toy/square; 4 steps in all"),
+        ([12], {"max_bad_in_a_row": 1}, "step 12: toy/square; 1 steps in a row"),
+    ],
+)
+def test_too_many_bad_steps_end_the_run_before_anything_is_saved(bad: list[int], options: dict[str, int], said: str, tmp_path: Path) -> None:
+    with pytest.raises(NumericsError, match=said) as caught:
+        run(tmp_path / "a", module=Spoilt(bad), checkpoint_every=12, **options)
+    assert caught.value.exit_code == 3
+    assert len(str(caught.value)) < 400
+    assert not (tmp_path / "a" / "metrics.csv").exists()
+
+
+def test_two_in_a_row_again_and_again_are_borne_and_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
+    module = Spoilt([1, 2, 4, 5, 7, 8])
+    _, saved = run(tmp_path / "a", module=module, checkpoint_every=2)
+    assert saved[8]["skipped"] == {"count": 6, "run": 2}
+    with pytest.raises(NumericsError, match=r"step 9: .*3 steps in a row"):
+        run(tmp_path / "a", module=Spoilt([1]), state=saved[8])
 
 
 class NoReads(TorchDispatchMode):
@@ -335,11 +387,13 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
 
 
 def test_a_resumed_log_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    for name in ("log.jsonl", "bad_steps.jsonl"):
+        (tmp_path / name).write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
     log = RunLog(tmp_path)
     log.resume(2)
     assert [r["step"] for r in log.rows] == [1, 2]
-    assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+    for name in ("log.jsonl", "bad_steps.jsonl"):
+        assert (tmp_path / name).read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_a_step_that_was_not_finite_is_told_before_what_ended_the_loop(tmp_path: Path) -> None:
@@ -347,17 +401,9 @@ def test_a_step_that_was_not_finite_is_told_before_what_ended_the_loop(tmp_path:
         yield from (toy_batch(i) for i in range(2))
         raise ConfigError("a folder went away", "mount it")
 
-    class Bad(Toy):
-        steps = 0
-
-        def forward(self, batch: Any) -> Any:
-            self.steps += 1
-            terms = super().forward(batch)
-            return {name: (total * (math.nan if self.steps == 2 else 1.0), count) for name, (total, count) in terms.items()}
-
-    for module, error in ((Toy(), ConfigError), (Bad(), NumericsError)):
+    for module, error in ((Toy(), ConfigError), (Spoilt([2]), NumericsError)):
         log = RunLog(tmp_path)
-        train = Train(steps=5, log_every=1, accelerator="cpu")
+        train = Train(steps=5, log_every=1, accelerator="cpu", max_bad_in_a_row=1)
         with pytest.raises(error):
             fit(make_fabric(train), module, broken, train=train, weights={"toy": 1.0}, log=log, save=lambda *_: tmp_path, progress=False)
         assert [row["step"] for row in log.rows] == ([1, 2] if error is ConfigError else [1])

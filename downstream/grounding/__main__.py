@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from elvis import config as configs
-from elvis.errors import ConfigError, run_cli
+from elvis.errors import ConfigError, Words, run_cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m downstream.grounding", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Words(prog="python -m downstream.grounding", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = ", ".join(configs.shipped("grounding"))
     parser.add_argument("command", choices=("evaluate", "show"))
     parser.add_argument("--checkpoint", action="append", metavar="[NAME=]DIR", help="may be given several times; differences are to the first one")
@@ -97,7 +97,8 @@ def _begin(args: argparse.Namespace, chosen: Any) -> _Begun:
     name = chosen.data["name"]
     options = {key: value for key, value in chosen.data.items() if key != "name"}
     if (wrong := DATASETS.check(name, options)) and not args.image:
-        raise ConfigError("; ".join(wrong), f"options of '{name}': {', '.join(DATASETS.options(name))}" if name in DATASETS else "")
+        known = f"options of '{name}': {', '.join(DATASETS.options(name))}" if name in DATASETS else f"known: {', '.join(DATASETS.names())}"
+        raise ConfigError("; ".join(wrong), known)
     return _Begun(models.load(args.checkpoint, args.device), protocol, selection, options)
 
 
@@ -244,9 +245,11 @@ def _folder(given: str | None, name: str) -> Path:
     if given is None:
         names = itertools.chain([f"runs/grounding-{name}"], (f"runs/grounding-{name}-{n}" for n in itertools.count(2)))
         return next(path for path in map(Path, names) if not path.exists())
+    from elvis import results
+
     if (Path(given) / "checkpoints").exists() or (Path(given) / "model.json").exists():
         raise ConfigError(f"{given} is a run or a checkpoint: its own files would be overwritten", "choose another --out")
-    return Path(given)
+    return results.place(Path(given))
 
 
 def _counted(outcome: Any, excluded: Mapping[str, int]) -> list[str]:

@@ -19,6 +19,7 @@ from downstream.grounding.protocols import METRICS, Protocol
 from downstream.grounding.score import gaussian
 from elvis.data.images import BadImage, read, scaled
 from elvis.metrics import twins
+from elvis.results import for_markdown
 from elvis.types import Metric, Result
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
@@ -130,7 +131,7 @@ def markdown(all_tables: Sequence[Table]) -> str:
         for i, (name, cells) in enumerate(table.rows):
             marked = [("†" if (i, j) in table.red else "") for j in range(len(cells))]
             lines.append([name, *((c if isinstance(c, str) else f"{c[0]}{m} {c[1]}".rstrip()) for c, m in zip(cells, marked, strict=True))])
-        parts.append("\n".join("| " + " | ".join(t.replace("|", "\\|") for t in line) + " |" for line in lines))
+        parts.append("\n".join("| " + " | ".join(map(for_markdown, line)) + " |" for line in lines))
         parts += [f"† {table.note}"] if table.red else [table.note] if table.note else []
     return "\n\n".join(parts) + "\n"
 

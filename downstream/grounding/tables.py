@@ -19,6 +19,7 @@ from downstream.grounding.evaluate import Outcome
 from downstream.grounding.protocols import METRICS, Protocol
 from elvis.metrics import bootstrap
 from elvis.metrics import twins as pairs_of
+from elvis.results import for_csv
 from elvis.types import Metric, Result
 
 Cases = Sequence[Mapping[str, Any]]
@@ -191,4 +192,4 @@ def per_case(outcome: Outcome, path: Path, *, patients: bool = True) -> None:
             for row, cases in table.items():
                 for case in cases:
                     values = {name: "" if math.isnan(case[name]) else f"{case[name]:.6g}" for name in METRICS}
-                    writer.writerow({**case, **values, "split": split, "row": row, "tags": " ".join(case["tags"])})
+                    writer.writerow(for_csv({**case, **values, "split": split, "row": row, "tags": " ".join(case["tags"])}))

@@ -271,7 +271,7 @@ def per_case(outcome: Outcome, path: Path, *, private: bool) -> None:
             for split, row, case in ((s, r, c) for s, table in tables_.items() for r, cases in table.items() for c in cases):
                 values = {name: "" if math.isnan(case[name]) else f"{case[name]:.6g}" for name in numbers if name in case}
                 tags = " ".join(case.get("tags", ()))
-                writer.writerow({**case, **values, "task": task, "split": split, "row": row, "tags": tags})
+                writer.writerow(results.for_csv({**case, **values, "task": task, "split": split, "row": row, "tags": tags}))
 
 
 # ----------------------------------------------------------------------------------------------------------------- show

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from elvis import config as configs
-from elvis.errors import ConfigError, run_cli
+from elvis.errors import CheckpointError, ConfigError, Words, run_cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m downstream.reportgen", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Words(prog="python -m downstream.reportgen", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = ", ".join(configs.shipped("reportgen"))
     parser.add_argument("command", choices=("export", "train", "tune", "generate", "evaluate"))
     parser.add_argument("--config", metavar="NAME|PATH", default="mgrrg_phantom", help=f"one of {known}, or a YAML file (default mgrrg_phantom)")
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
     from downstream.reportgen import commands
     from downstream.reportgen import config as schemas
+    from elvis import results
 
     chosen = schemas.load(args.config, args.overrides)
     if args.print_config:
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _fits(args)
     name, checkpoint = _checkpoint(args.checkpoint, args.command)
     out = Path(args.out) if args.out else Path("runs") / f"reportgen-{Path(args.config).stem}{'' if args.command == 'train' else f'-{args.command}'}"
+    if not args.dry_run:
+        results.place(out)
     job: Any = getattr(commands, args.command)
     return job(chosen, checkpoint=checkpoint, name=name, out=out, args=args)
 
@@ -91,7 +94,7 @@ def _checkpoint(given: str | None, command: str) -> tuple[str, Path | None]:
 
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise ConfigError(
+        raise CheckpointError(
             f"no folder {path}", f"give a run of `python -m {'elvis.pretrain' if command in ('train', 'export') else 'downstream.reportgen train'}`"
         )
     return score.named(name), path

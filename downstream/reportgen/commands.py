@@ -33,9 +33,10 @@ from elvis import config as configs
 from elvis.data import reports as texts
 from elvis.data import studies
 from elvis.data.images import BadImage, image_files
-from elvis.data.volumes import volume_files
+from elvis.data.volumes import is_volume, volume_files
 from elvis.errors import ConfigError, DataError
 from elvis.pretrain import interpreter
+from elvis.pretrained import Pretrained
 from elvis.types import Result, Study
 
 
@@ -51,7 +52,8 @@ def train(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, a
         what = f"decoder {config.decoder['name']} speaks of topics, and pretraining ({config.pretraining['name']}) has no codebook"
         raise ConfigError(what, "choose pretraining.name=silc_phantom or silc_cxr, or another decoder")
     if checkpoint is not None:
-        _refuse_leak(np.load(p) if (p := checkpoints.resolve(checkpoint) / "patients.npy").is_file() else None, table, config, str(checkpoint))
+        patients = checkpoints.resolve(checkpoint) / "patients.npy"
+        _refuse_leak(np.load(patients, allow_pickle=False) if patients.is_file() else None, table, config, str(checkpoint))
     reader = table.reader(config.labeler)
     reader.family(config.select)
     score.loaded(config)  # what judges in the end is refused now, not after the training
@@ -59,13 +61,19 @@ def train(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, a
         raise ConfigError(f"decode: no topic is called '{named[0]}' before it is trained", "leave it to generate and evaluate")
     if args.dry_run:
         return _dry_run(config, checkpoint, table, section)
+    studies.enough(table.split("train"), config.train.batch_size)
+    ahead = checkpoint is None and config.pretrain  # the decoder is built before anything is written, and before hours of pretraining
+    seen = training.visual(dataclasses.replace(config, pretrain=False) if ahead else config, checkpoint, out, progress=False)
+    _alike(seen.pretrained, table, str(checkpoint or f"pretraining ({config.pretraining['name']})"))
+    generator = training.new(config, seen, table, section)
     if lead():
         enter(out, config, args.resume, {"checkpoint": str(checkpoint or "")})
     say(f"run directory: {out}", *(f"note: {note}" for note in table.notes))
-    seen = training.visual(config, checkpoint, out, progress=not args.quiet)
+    if ahead:
+        seen = training.visual(config, checkpoint, out, progress=not args.quiet)
+        generator = training.new(config, seen, table, section)
     fabric = make_fabric(config.train)
     newest = checkpoints.newest(out) if (out / "checkpoints").is_dir() else None
-    generator = training.new(config, seen, table, section)
     if newest is not None:
         generator.vocabulary = model.vocabulary_of(config.decoder, newest / "vocabulary")
     generator.wishes(config.decode)
@@ -92,7 +100,9 @@ def export(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, 
     if DECODERS.get(config.decoder["name"]).needs_codes:
         what = f"decoder {config.decoder['name']} speaks of topics, which are made of reports and are not among the features of images"
         raise ConfigError(what, "choose another decoder")
-    sight = training.sight(config, training.visual(config, checkpoint, out, progress=False).pretrained, section)
+    seen = training.visual(config, checkpoint, out, progress=False)
+    _alike(seen.pretrained, table, str(checkpoint))
+    sight = training.sight(config, seen.pretrained, section)
     sight.to(make_fabric(dataclasses.replace(config.train, devices="1")).device)
     where = str(out) if args.out else "auto"
     listed = table.split("train")
@@ -341,7 +351,16 @@ def _table(config: Reportgen, generator: Generator, needed: Sequence[str] = (), 
             f"set sections=[{','.join(generator.sections)}]",
         )
     section, options = configs.data_section(schemas.pretraining(config))
-    return section, training.table(config, section, options, needed, silent=silent)
+    found = training.table(config, section, options, needed, silent=silent)
+    _alike(generator.pretrained, found, "the generator")
+    return section, found
+
+
+def _alike(pretrained: Pretrained, table: Table, who: str) -> None:
+    """ConfigError for a model of images on volumes, or of volumes on images."""
+    sees, holds = ("volumes" if three else "images" for three in (pretrained.model.image.spec.ndim == 3, is_volume(table.studies[0].images[0])))
+    if sees != holds:
+        raise ConfigError(f"{who} sees {sees}, '{table.name}' holds {holds}", "give a checkpoint of the same kind, or another --config")
 
 
 def _of_folder(generator: Generator, config: Reportgen, root: Path, images: dict[str, show.Picture]) -> Split:
@@ -370,12 +389,16 @@ def _evaluate_file(config: Reportgen, path: Path, table: Table, how: Setting, ou
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}", "give a reports.json or a ReXrank submission", "D003") from None
+        reason = getattr(error, "strerror", None) or "not text"
+        raise DataError(f"cannot read {path}: {reason}", "give a reports.json or a ReXrank submission", "D003") from None
     name = score.named(path.stem)
-    if output.is_ours(text):
-        written = output.from_json(text)
-    else:
-        written = tuple(_split(id, judged.prediction) for id, judged in output.from_rexrank(text).items())
+    try:
+        if output.is_ours(text):
+            written = output.from_json(text)
+        else:
+            written = tuple(_split(id, judged.prediction) for id, judged in output.from_rexrank(text).items())
+    except DataError as error:
+        raise DataError(f"{path.name}: {error.what}", error.fix, error.code) from None
     told = {r.id: r for r in written}
     if twice := len(written) - len(told):
         raise DataError(f"{path.name} has {twice} second reports of a study", "give one report a study", "D050")

@@ -12,6 +12,7 @@ from downstream.reportgen.select import REDUCTIONS
 from elvis import config as configs
 from elvis.config import Train
 from elvis.errors import ConfigError, nearest
+from elvis.registry import fits
 
 SECTIONS = ("findings", "impression")
 VISUAL = ("frozen", "finetune", "joint")
@@ -133,6 +134,10 @@ def problems(c: Reportgen) -> list[str]:
     decoder = {"name": "topic_sentence", **c.decoder}
     c.decoder = decoder
     wrong += DECODERS.check(decoder["name"], {k: v for k, v in decoder.items() if k != "name"}, provided=SIZES)
+    known = DECODERS.options(decoder["name"]) if decoder["name"] in DECODERS else {}
+    width, heads = (decoder.get(n, known[n].default) if {"width", "heads"} <= known.keys() else 1 for n in ("width", "heads"))
+    if fits(width, int) and fits(heads, int) and (heads < 1 or width < 1 or width % heads):
+        wrong.append(f"decoder.width={width} is no multiple of decoder.heads={heads}")
     if not isinstance(c.pretraining.get("name"), str):
         wrong.append("pretraining.name must be a config of python -m elvis.pretrain")
     for key, value, allowed in (

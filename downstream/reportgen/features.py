@@ -25,6 +25,7 @@ from torch.nn.functional import pad
 from downstream.reportgen.decoders.base import Memory
 from downstream.reportgen.model import Sight
 from elvis import checkpoints
+from elvis.checkpoints import border
 from elvis.data import cache, shards
 from elvis.errors import ConfigError
 from elvis.types import Study
@@ -42,11 +43,15 @@ class Store:
 
     def _open(self, folder: Path) -> None:
         self.folder = folder
-        ids = json.loads((folder / "ids.json").read_text())
-        self.rows = {id: row for row, (id, _) in enumerate(ids)}
-        self.images = dict(ids)  # id -> `fingerprint`
-        self.about = json.loads((folder / "about.json").read_text())
-        self.arrays = [np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in FILES[:3]]
+        with border.believed(folder / "ids.json"):
+            ids = json.loads((folder / "ids.json").read_text())
+            self.rows = {id: row for row, (id, _) in enumerate(ids)}
+            self.images = dict(ids)  # id -> `fingerprint`
+        self.about = border.read_json(folder / "about.json")
+        with border.believed(folder / "tokens.npy, mask.npy, place.npy"):
+            self.arrays = [np.lib.format.open_memmap(folder / name, mode="r") for name in FILES[:3]]
+            if [array.dtype for array in self.arrays] != [np.float16, bool, np.int32] or any(len(array) < len(ids) for array in self.arrays):
+                raise ValueError("not the arrays of its ids")
 
     @property
     def bytes(self) -> int:

@@ -9,7 +9,6 @@ decoder.json (recipe, sizes, sections, limits)   decoder.safetensors   vocabular
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,11 +26,13 @@ from downstream.reportgen.decoders.base import Decoder, Draft, Memory, Said, Wis
 from downstream.reportgen.reports import Box, Generated, Spoken
 from downstream.reportgen.vocabulary import Vocabulary, Words
 from elvis import checkpoints
+from elvis.checkpoints import border
 from elvis.data.frames import VolumeFrame
 from elvis.data.images import Frame
 from elvis.data.inputs import ToInput
 from elvis.data.reports import flags
 from elvis.errors import CheckpointError, ConfigError, DataError
+from elvis.hub import offline
 from elvis.pretrained import Pretrained
 from elvis.types import Batch, Codes, ImageFeatures, Pair, Regions, Study
 
@@ -302,9 +303,7 @@ def decoder_state(decoder: nn.Module) -> dict[str, torch.Tensor]:
 
 def load_decoder(decoder: nn.Module, folder: Path) -> None:
     """Weights of a checkpoint into a decoder, strictly; tied ones come by their first name."""
-    from safetensors.torch import load_file
-
-    found = load_file(folder / "decoder.safetensors")
+    found = border.read_tensors(folder / "decoder.safetensors")
     wanted = decoder_state(decoder)
     missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     shapes = [name for name in wanted.keys() & found.keys() if wanted[name].shape != found[name].shape]
@@ -321,20 +320,24 @@ def load(path: Path | str) -> Generator:
     """The generator of a run or checkpoint directory, verified, in eval mode. Raises CheckpointError."""
     whole = checkpoints.load_whole(path)
     folder = checkpoints.resolve(path)
+    file = folder / "decoder.json"
     try:
-        about = json.loads((folder / "decoder.json").read_text())
-        topics = {int(code): found for code, found in json.loads((folder / "topics.json").read_text()).items()}
-        recipe, sizes = about["recipe"], about["sizes"]
+        about = border.read_json(file)
+        topics = {int(code): found for code, found in border.read_json(folder / "topics.json").items()}
+        recipe, sizes = dict(about["recipe"]), about["sizes"]
         kept = ("tokens", "per_structure", "head_reduction", "views", "max_views", "context")
         more = {**{key: about[key] for key in kept if key in about}, "sections": tuple(about["sections"]), "topics": topics}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (CheckpointError, OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{folder} holds no report decoder", "give the folder of a run of `python -m downstream.reportgen train`") from None
-    vocabulary = vocabulary_of(recipe, folder / "vocabulary")
+    border.plausible({**about, "recipe": {key: value for key, value in recipe.items() if key != "checkpoint"}}, file)
+    with border.believed(file), offline():  # a large language model's own weights are not in it: they come from a folder, or the hub's cache
+        vocabulary = vocabulary_of(recipe, folder / "vocabulary")
     if vocabulary.size != sizes["vocab"]:
         raise CheckpointError(
             f"{folder}: the vocabulary has {vocabulary.size} pieces, the decoder was trained with {sizes['vocab']}", "copy the whole directory again"
         )
-    decoder = decoders.create(recipe, vocabulary, **sizes)
+    with border.believed(file), offline():
+        decoder = decoders.create(recipe, vocabulary, **sizes)
     load_decoder(decoder, folder)
     whose = {"provenance": whole.provenance, "patients": whole.patients}
     return Generator(whole.pretrained, decoder=decoder, vocabulary=vocabulary, recipe=recipe, sizes=sizes, **more, **whose).eval()

@@ -26,6 +26,7 @@ from elvis.errors import DataError
 from elvis.results import write_file
 
 FORMAT = "elvis reports 1"
+CELLS = 2**24  # of a map that is read
 DIGITS, FINER = 4, 6  # of confidences and maps in a file, and of maps of volumes
 PREDICTION, SECTIONS = "model_prediction", ("section_findings", "section_impression")
 
@@ -34,7 +35,7 @@ def save(path: Path | str, content: str, *, private: bool = True) -> Path:
     """Write a file, whole or not at all; private: readable by its owner alone."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, content.encode(), private=private)
+    write_file(path, content.encode("utf-8", "backslashreplace"), private=private)  # bytes of a file's name that are not UTF-8; in JSON that is right
     return path
 
 
@@ -102,6 +103,8 @@ def _read_map(told: Any) -> np.ndarray | None:
     if not isinstance(told, Mapping):
         map = np.asarray(told, np.float32)
     else:
+        if math.prod(told["shape"]) > CELLS:
+            raise ValueError("a map of too many cells")
         map = np.zeros(tuple(told["shape"]), np.float32)
         map.ravel()[np.asarray(told["place"], np.int64)] = told["weight"]
     if map.ndim != (3 if isinstance(told, Mapping) else 2):
@@ -210,6 +213,16 @@ def _words(value: Any) -> str | None:
 
 def _parsed(text: str, what: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise DataError(f"{what}: its lists and objects are nested too deep", "give the file as it was written", "D004") from None
     except ValueError as error:
         raise DataError(f"{what} is not JSON: {str(error)[:80]}", "give the file as it was written", "D004") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """ValueError for a key that is there twice: json.loads would take the last one without a word."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is there twice")
+    return found

@@ -262,7 +262,7 @@ def run(
             [study.id for study in listed], train.batch_size, seed=train.seed, rank=fabric.global_rank, world=fabric.world_size, start_step=start,
             steps=train.steps * train.accumulate,
         )  # fmt: skip
-        return loader(dataset, sampler, workers=section.workers, pin=fabric.device.type == "cuda")
+        return loader(dataset, sampler, workers=section.workers, pin=fabric.device.type == "cuda", timeout=section.timeout)
 
     def write(target: Path, step: int, snapshot: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> Path:
         if lead:
@@ -297,12 +297,12 @@ def run(
 
     weights = {"decoder": 1.0, **(seen.weights if config.visual == "joint" else {})}
     scales = {name: config.visual_lr for name, _ in task.named_parameters() if name.startswith("model.")}
-    fit(
-        fabric, task, batches, train=train, weights=weights, log=log, save=save, state=state, validate=validate if table.split("val") else None,
-        on_batch=note_bad, progress=progress, scales=scales,
-    )  # fmt: skip
-    chosen = folder / "best"
-    if lead and chosen.is_dir():
+    with checkpoints.claim(out, lead):
+        fit(
+            fabric, task, batches, train=train, weights=weights, log=log, save=save, state=state, validate=validate if table.split("val") else None,
+            on_batch=note_bad, progress=progress, scales=scales,
+        )  # fmt: skip
+    if lead and (chosen := checkpoints.resolve(out)).name == "best":
         load_into(generator, chosen)
     return generator
 

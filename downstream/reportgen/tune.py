@@ -212,7 +212,7 @@ def run(
             [study.id for study in listed], settings.batch_size, seed=settings.seed, rank=fabric.global_rank, world=fabric.world_size,
             start_step=start, steps=settings.steps * settings.accumulate,
         )  # fmt: skip
-        return loader(dataset, sampler, workers=section.workers, pin=fabric.device.type == "cuda")
+        return loader(dataset, sampler, workers=section.workers, pin=fabric.device.type == "cuda", timeout=section.timeout)
 
     def save(step: int, snapshot: dict[str, Any]) -> Path:
         target = out / "checkpoints" / f"step_{step:08d}"
@@ -224,7 +224,8 @@ def run(
         return target
 
     weights = {"policy": 1.0, "reward": 0.0, "kl": config.tune.kl, "nll": config.tune.nll}
-    fit(fabric, task, batches, train=settings, weights=weights, log=RunLog(out, active=lead), save=save, state=state, progress=progress)
+    with checkpoints.claim(out, lead):
+        fit(fabric, task, batches, train=settings, weights=weights, log=RunLog(out, active=lead), save=save, state=state, progress=progress)
     return before, measured(task, watched, held_out, config.batch_size) if lead else {}
 
 

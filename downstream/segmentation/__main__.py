@@ -22,13 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from elvis import config as configs
-from elvis.errors import ConfigError, run_cli
+from elvis.errors import ConfigError, Words, run_cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m downstream.segmentation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Words(prog="python -m downstream.segmentation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = ", ".join(configs.shipped("segmentation"))
     parser.add_argument("command", choices=("train", "evaluate", "predict"))
     parser.add_argument("--backbone", action="append", metavar="[NAME=]DIR|NAME", help="may be given several times (default: the config's)")
@@ -64,10 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(args: argparse.Namespace, chosen: Any) -> int:
     """Train every backbone at every fraction with every seed, judge each, and write the tables and the page of all."""
     from downstream.segmentation import runs
+    from elvis import results
     from elvis.fabric import make_fabric
 
     given = runs.backbones(args.backbone, chosen)
-    out = _out(args)
+    out = results.place(_out(args))
     table = runs.load_table(chosen)
     todo = runs.units(given, chosen, out)
     alarms = []
@@ -137,8 +136,9 @@ def evaluate(args: argparse.Namespace, chosen: Any) -> int:
 
 def _evaluate_models(args: argparse.Namespace, chosen: Any) -> int:
     from downstream.segmentation import model, runs
+    from elvis import results
 
-    out = _out(args, "evaluated")
+    out = results.place(_out(args, "evaluated"))
     named = [runs.Backbone(name or Path(folder).resolve().name, folder) for name, folder in map(runs.named, args.model)]
     runs.apart(named, "model")
     if any((out / name).exists() for name in ("checkpoints", "model.json", "config.yaml")):
@@ -164,6 +164,7 @@ def predict(args: argparse.Namespace, chosen: Any) -> int:
 
     from downstream.segmentation import model, runs
     from downstream.segmentation.predict import predict as write
+    from elvis import results
 
     if not args.images:
         raise ConfigError("no images", "add --images FOLDER")
@@ -178,11 +179,14 @@ def predict(args: argparse.Namespace, chosen: Any) -> int:
         if not unit.done:
             raise ConfigError(f"{folder} is not trained to its end", "run train with the same line, or give --model DIR")
     head = _device(model.load(folder), chosen)
+    results.place(out)
     with tqdm(unit="image", disable=args.quiet or None) as bar:
         count, bad = write(head, Path(args.images), out, progress=bar.update)
     print(f"{count} images: masks in {out / 'masks'}, overlays in {out / 'overlays'}; thresholds {_thresholds(head)}")
     if bad:
         print(f"{len(bad)} files cannot be read, first {bad[0][0]} ({bad[0][1]}): {out / 'bad_images.jsonl'}", file=sys.stderr)
+    if not count:
+        print("give a folder of JPEG, PNG or DICOM files that are whole", file=sys.stderr)
     return 0 if count else 2
 
 
@@ -221,7 +225,7 @@ def _same_config(out: Path, chosen: Any) -> None:
     """ConfigError where the runs of a folder have another config, but for what adds runs or changes no number."""
     from downstream.segmentation import config as schemas
 
-    free = {"fraction", "seeds", "page", "resamples", "workers", "cache", "max_bad_fraction", "backbone", "force"}
+    free = {"fraction", "seeds", "page", "resamples", "workers", "timeout", "cache", "max_bad_fraction", "backbone", "force"}
     old, new = dataclasses.asdict(schemas.load(str(out / "config.yaml"))), dataclasses.asdict(chosen)
     if changed := [key for key in new if key not in free and old[key] != new[key]]:
         raise ConfigError(f"another {', '.join(changed)} than the runs in {out} have", "leave them as they were, or choose another --out")

@@ -51,6 +51,7 @@ class Segmentation:
     train: Train = field(default_factory=Train)
     cache: bool = False  # keep resized images and masks in memory
     workers: int = 0
+    timeout: float = 300.0  # seconds without a batch after which a run ends: its workers hang
     max_bad_fraction: float = 0.01
     limit: int = 0  # judged images per split; 0 = all
     strict: bool = False
@@ -124,7 +125,7 @@ def _choices(c: Segmentation) -> list[str]:
 
 
 def _numbers(c: Segmentation) -> list[str]:
-    positive = {"size": c.size, "seeds": c.seeds, "resamples": c.resamples, "page.size": c.page.size}
+    positive = {"size": c.size, "seeds": c.seeds, "resamples": c.resamples, "timeout": c.timeout, "page.size": c.page.size}
     not_negative = {
         "patience": c.patience,
         "limit": c.limit,

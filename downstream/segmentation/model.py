@@ -7,7 +7,6 @@ elvis.load_backbone(DIR)                                          the fine-tuned
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,8 @@ from torch import nn
 from downstream.segmentation import heads
 from downstream.segmentation.heads import Segmenter
 from elvis import checkpoints
+from elvis.checkpoints import border
+from elvis.data import frames
 from elvis.data.images import Preprocess, read
 from elvis.errors import CheckpointError, DataError
 
@@ -101,29 +102,31 @@ def save(target: Path, head: Head, *, config_yaml: str, metrics: Mapping[str, An
 def load(path: Path | str) -> Head:
     """The head of a run or checkpoint directory, verified, in eval mode. Raises CheckpointError."""
     folder = checkpoints.resolve(path)
-    try:
-        recipe = json.loads((folder / "model.json").read_text())
-        about = json.loads((folder / "segmentation.json").read_text())["thresholds"]
-        preprocess = Preprocess.from_json(json.loads((folder / "preprocess.json").read_text()))
-        provenance = json.loads((folder / "provenance.json").read_text())
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(
-            f"{folder} holds no segmentation head", "give the folder of a run of `python -m downstream.segmentation train`"
-        ) from None
-    segmenter = heads.rebuild(recipe)
-    weights(segmenter, folder)
-    patients = folder / "patients.npy"
-    known = np.load(patients, allow_pickle=False) if patients.is_file() else None
-    return Head(segmenter.eval(), preprocess, tuple(about[name] for name in segmenter.classes), provenance, known)
+    file, own = folder / "model.json", folder / "segmentation.json"
+    recipe = border.read_json(file)
+    if not own.is_file() or "head" not in recipe:
+        raise CheckpointError(f"{folder} holds no segmentation head", "give the folder of a run of `python -m downstream.segmentation train`")
+    with border.believed(folder / "preprocess.json"):
+        preprocess = frames.from_json(border.read_json(folder / "preprocess.json"))
+    found = border.read_tensors(folder / "model.safetensors")
+    segmenter = border.built(lambda: heads.rebuild(recipe), recipe, found, file, "head", lambda module: _named(module, found))
+    with border.believed(own):
+        about = border.read_json(own)["thresholds"]
+        thresholds = tuple(float(about[name]) for name in segmenter.classes)
+    return Head(
+        segmenter.eval(), preprocess, thresholds, border.read_json(folder / "provenance.json"), border.read_fingerprints(folder / "patients.npy")
+    )
 
 
 def weights(segmenter: Segmenter, folder: Path) -> None:
     """Weights of a checkpoint into a segmenter, strictly."""
-    from safetensors.torch import load_file
+    checkpoints.load_into(segmenter, _named(segmenter, border.read_tensors(folder / "model.safetensors")), folder, "head")
 
+
+def _named(segmenter: Segmenter, found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of a file by the names they have in the segmenter."""
     inside = {_outside(segmenter, name): name for name in segmenter.state_dict()}
-    found = {inside.get(name, name): value for name, value in load_file(folder / "model.safetensors").items()}
-    checkpoints.load_into(segmenter, found, folder, "head")
+    return {inside.get(name, name): value for name, value in found.items()}
 
 
 def _outside(segmenter: Segmenter, name: str) -> str:

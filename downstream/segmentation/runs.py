@@ -358,7 +358,7 @@ def judge_unit(unit: Unit, head: Any, config: Segmentation, table: Table, *, pro
     np.savez_compressed(file, **arrays)
     writer = csv.DictWriter(text, list(lines[0]))
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows(map(results.for_csv, lines))
     results.write_file(unit.folder / "scored.npz", file.getvalue(), private=True)
     results.write_file(unit.folder / "per_case.csv", text.getvalue().encode(), private=True)
     return found

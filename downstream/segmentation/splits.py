@@ -101,7 +101,7 @@ def subset(ids: Iterable[str], *, fraction: float = 1.0, count: int = 0, seed: i
     if not 0 < fraction <= 1:
         raise ConfigError(f"label fraction {fraction:g}", "give a number above 0 and up to 1: 0.01 is 1 %")
     if not 0 <= count <= len(ordered):
-        raise ConfigError(f"label count {count}, there are {len(ordered)} studies", f"give 1 to {len(ordered)}, or 0 to choose by fraction")
+        raise ConfigError(f"label count {count}, there are {len(ordered)} studies", f"give 1 to {len(ordered)}, or a share such as 0.1")
     if count and fraction != 1:
         raise ConfigError(f"label count {count} and label fraction {fraction:g}", "give one of them")
     return ordered[: count or math.ceil(Fraction(repr(float(fraction))) * len(ordered))]  # the fraction as it is written: 0.07 of 100 are 7
@@ -298,6 +298,8 @@ def from_file(table: StudyTable, path: Path) -> Made:
 
     Such a folder is how LoVT ships its lists: a column ID in each, what else they hold is not read. Studies that are not listed are left out.
     """
+    if not path.exists():
+        raise DataError(f"split={path}: no table or folder there", f"give a CSV with columns id and split, or one of {', '.join(OTHERS)}", "D001")
     if path.is_dir():
         listed = (pair for name, split in LISTS.items() for pair in _listed(path / name, split))
     else:

@@ -121,7 +121,7 @@ def run(head: Head, data: Data, config: Segmentation, out: Path, fabric: Any, *,
             [case.id for case in data.train], train.batch_size, seed=seed, rank=fabric.global_rank, world=fabric.world_size, start_step=start,
             steps=train.steps * train.accumulate,
         )  # fmt: skip
-        return loader(dataset, sampler, workers=config.workers, pin=fabric.device.type == "cuda")
+        return loader(dataset, sampler, workers=config.workers, pin=fabric.device.type == "cuda", timeout=config.timeout)
 
     def write(target: Path, step: int, snapshot: Mapping[str, Any] | None) -> Path:
         if lead:
@@ -153,12 +153,12 @@ def run(head: Head, data: Data, config: Segmentation, out: Path, fabric: Any, *,
             bad.add(id, reason)
 
     if not 0 < config.patience <= since_best(history):
-        fit(
-            fabric, task, batches, train=train, weights={n: float(w) for n, w in config.loss.items() if w}, log=log, save=save, state=state,
-            validate=validate if data.val else None, on_batch=note_bad, scales=scales, progress=progress,
-        )  # fmt: skip
-    best = folder / "best"
-    if lead and best.is_dir():
+        with checkpoints.claim(out, lead):
+            fit(
+                fabric, task, batches, train=train, weights={n: float(w) for n, w in config.loss.items() if w}, log=log, save=save, state=state,
+                validate=validate if data.val else None, on_batch=note_bad, scales=scales, progress=progress,
+            )  # fmt: skip
+    if lead and (best := checkpoints.resolve(out)).name == "best":
         model.weights(segmenter, best)
     return head
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from elvis.types import BackboneSpec, ImageFeatures
 
 T = TypeVar("T", bound=Callable[..., Any])
+OF_FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}  # what timm would open, on this machine or another
 
 
 def create_backbone(name: str, *, in_chans: int = 3, pretrained: bool = False, **options: Any) -> nn.Module:
@@ -46,6 +47,8 @@ def create_backbone(name: str, *, in_chans: int = 3, pretrained: bool = False, *
     """
     name, options = resolve(name, options)
     options = {"in_chans": in_chans, **options, **({"pretrained": True} if pretrained else {})}
+    if isinstance(in_chans, int) and in_chans < 1:
+        raise ConfigError(f"backbone '{name}': in_chans={in_chans}", "give the channels of your images: 1 for radiographs")
     if wrong := BACKBONES.check(name, options):
         raise ConfigError("; ".join(wrong), f"options of '{name}': {', '.join(BACKBONES.options(name))}")
     return BACKBONES.create(name, **options)
@@ -112,6 +115,8 @@ def timm_model(model: str, *, pretrained: bool = False, **options: Any) -> nn.Mo
     import timm
     import torch
 
+    if asked := sorted(OF_FILES & options.keys()):
+        raise ConfigError(f"arch of '{model}' may not hold {asked[0]}: no weights are read by it", "set pretrained: true, or load them yourself")
     pretrained = pretrained and torch.get_default_device().type != "meta"  # there shapes are asked for, not weights
     if pretrained:
         from elvis.hub import check_hub

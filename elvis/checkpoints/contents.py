@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from elvis.checkpoints.border import believed, built, load_into, read_fingerprints, read_json, read_tensors
 from elvis.checkpoints.directory import FORMAT, MANIFEST, candidates, resolve, verify, write
 from elvis.checkpoints.origin import card
 from elvis.errors import CheckpointError
@@ -77,11 +80,11 @@ def save(
 def annotate(target: Path, metrics: Mapping[str, Any], pretrained: Pretrained) -> Path:
     """Write what was measured of a checkpoint into it: metrics.json and MODEL_CARD.md anew, everything else as it is."""
     verify(target)
-    origin = json.loads((target / "provenance.json").read_text())
+    origin = read_json(target / "provenance.json")
 
     def fill(stage: Path) -> None:
         shutil.copytree(target, stage, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-        write_json(stage / "metrics.json", {**json.loads((target / "metrics.json").read_text()), **metrics})
+        write_json(stage / "metrics.json", {**read_json(target / "metrics.json"), **metrics})
         (stage / "MODEL_CARD.md").write_text(card(pretrained, metrics, origin))
 
     return write(target, fill)
@@ -95,25 +98,20 @@ def load_backbone(path: Path | str, *, projected: bool = False) -> nn.Module:
 
     projected: its tokens after the projection into the shared space (no pyramid then). A checkpoint of a segmentation head has a backbone too.
     """
-    from safetensors import safe_open
-
     from elvis.model import Projected, build_image
 
     path = resolve(path)
-    recipe = _recipe(path)
-    if projected and not isinstance(recipe.get("model"), dict):
+    recipe, file = read_json(path / "model.json"), path / "model.json"
+    own = recipe.get("model")
+    if projected and not isinstance(own, dict):
         raise CheckpointError(f"{path} has no projection", "give a checkpoint of python -m elvis.pretrain, or leave projected out")
+    given, parts = recipe.get("image"), ("image",)
     if projected:
-        options = {name: recipe["model"][name] for name in Projected.OPTIONS if name in recipe["model"]}
-        backbone = build_image({"image": recipe["image"], "projection": options})
-    else:
-        backbone = build_image(recipe["image"])
-    parts = tuple(f"{name}." for name, _ in backbone.named_children()) if projected else ("image.",)
-    with safe_open(path / "model.safetensors", framework="pt") as tensors:
-        found = {name: tensors.get_tensor(name) for name in tensors.keys() if name.startswith(parts)}  # noqa: SIM118
+        given = {"image": given, "projection": {name: own[name] for name in Projected.OPTIONS if name in own}}
+        parts = Projected.PARTS[bool(own.get("local_heads"))]
+    found = read_tensors(path / "model.safetensors", tuple(f"{part}." for part in parts))
     weights = found if projected else {name.removeprefix("image."): value for name, value in found.items()}
-    load_into(backbone, weights, path)
-    return backbone.eval()
+    return built(lambda: build_image(given), given, weights, file, "backbone").eval()
 
 
 def load_pretrained(path: Path | str) -> Pretrained:
@@ -137,55 +135,70 @@ def load_whole(path: Path | str) -> Whole:
     """A checkpoint with what a benchmark asks of it, verified once."""
     folder, asked = resolve(path), Path(path).expanduser()
     first = candidates(asked)[0] if folder != asked else folder
-    patients = folder / "patients.npy"
-    known = np.load(patients, allow_pickle=False) if patients.is_file() else None
-    hashes = json.loads((folder / MANIFEST).read_text())["sha256"]
-    origin = {**json.loads((folder / "provenance.json").read_text()), "weights": hashes["model.safetensors"][:12]}
+    known = read_fingerprints(folder / "patients.npy")
+    hashes = read_json(folder / MANIFEST)["sha256"]
+    origin = {**read_json(folder / "provenance.json"), "weights": hashes["model.safetensors"][:12]}
     damaged = f"{first.name} is damaged, {folder.name} was taken" if first != folder else ""
     return Whole(_pretrained(folder), _objectives(folder), known, origin, damaged)
 
 
 def _pretrained(folder: Path) -> Pretrained:
-    from safetensors.torch import load_file
-
     from elvis.data import frames
     from elvis.data.structures import Structures
     from elvis.data.tokenizer import Tokenizer
     from elvis.model import build_model
     from elvis.pretrained import Pretrained
 
-    recipe = _recipe(folder)
-    model = build_model(recipe)
-    load_into(model, load_file(folder / "model.safetensors"), folder)
-    preprocess = frames.from_json(json.loads((folder / "preprocess.json").read_text()))
-    about = {"structures": Structures.load(folder / STRUCTURES), "fill": recipe["fill"]} if (folder / STRUCTURES).is_file() else {}
-    return Pretrained(model.eval(), Tokenizer.load(folder / "tokenizer"), preprocess, max_tokens=recipe["max_tokens"], **about)
+    file, lexicon = folder / "model.json", folder / STRUCTURES
+    recipe = read_json(file)
+    if "image" in recipe and "text" not in recipe:  # of a segmentation head
+        raise CheckpointError(
+            f"{folder} has an image encoder and no text side", "give a run of `python -m elvis.pretrain`, or elvis.load_backbone(DIR)"
+        )
+    model = built(lambda: build_model(recipe), recipe, read_tensors(folder / "model.safetensors"), file)
+    with believed(folder / "preprocess.json"):
+        preprocess = frames.from_json(read_json(folder / "preprocess.json"))
+    with believed(folder / "tokenizer"):
+        tokenizer = Tokenizer.load(folder / "tokenizer")
+        tokenizer.encode(["No effusion \u2603."], 16)  # a tokenizer may be read, and know no way to say what it does not know
+    with believed(lexicon):
+        structures = Structures.load(lexicon) if lexicon.is_file() else None
+    with believed(file):
+        about = {"max_tokens": recipe["max_tokens"], "structures": structures, "fill": recipe.get("fill", True)}
+        return Pretrained(model.eval(), tokenizer, preprocess, **about).checked()
 
 
 def _objectives(folder: Path) -> dict[str, nn.Module]:
-    from safetensors.torch import load_file
-
     from elvis.registry import OBJECTIVES
 
-    if not (folder / "objectives.json").is_file():
+    file = folder / "objectives.json"
+    if not file.is_file():
         return {}
-    recipes, weights = json.loads((folder / "objectives.json").read_text()), load_file(folder / "objectives.safetensors")
-    found = {label: OBJECTIVES.create(recipe.pop("name"), **recipe) for label, recipe in recipes.items()}
-    for label, objective in found.items():
-        load_into(objective.eval(), {k.removeprefix(f"{label}."): v for k, v in weights.items() if k.startswith(f"{label}.")}, folder)
+    weights = read_tensors(folder / "objectives.safetensors")
+    found: dict[str, nn.Module] = {}
+    for label, recipe in read_json(file).items():
+        own = {k.removeprefix(f"{label}."): v for k, v in weights.items() if k.startswith(f"{label}.")}
+        with believed(file):
+            name, options = recipe["name"], {key: value for key, value in recipe.items() if key != "name"}
+        found[label] = built(partial(OBJECTIVES.create, name, **options), recipe, own, file, "objective").eval()
     return found
+
+
+def metrics(path: Path) -> dict[str, Any]:
+    """What was measured of a checkpoint, {} if it is damaged: a better one is then written in its place."""
+    try:
+        verify(path)
+    except CheckpointError as error:
+        print(f"passing over {path.name}: {error.what}", file=sys.stderr)
+        return {}
+    return read_json(path / "metrics.json")
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
     """Weights of a whole model from a .safetensors file, strictly. Raises CheckpointError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        weights = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {file}: {' '.join(str(error).split())[:150]}", "give a .safetensors file") from None
-    load_into(model, weights, file)
+    if not file.is_file():
+        raise CheckpointError(f"cannot read {file}: no such file", "give a .safetensors file")
+    load_into(model, read_tensors(file), file)
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -193,28 +206,11 @@ def load_state(path: Path) -> dict[str, Any]:
     file = path / "state" / "trainer.pt"
     if not file.is_file():
         raise CheckpointError(f"{path} was exported without trainer state", "resume needs a checkpoint of a run directory")
-    return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _recipe(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads((path / "model.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / 'model.json'} is unreadable", "copy the whole directory again") from error
-
-
-def load_into(module: nn.Module, weights: Mapping[str, torch.Tensor], path: Path, what: str = "model") -> None:
-    """Weights of a checkpoint into a module, strictly. Raises CheckpointError that names the path and what does not fit."""
-    own = module.state_dict()
-    unfit = {
-        "missing": sorted(own.keys() - weights.keys()),
-        "unexpected": sorted(weights.keys() - own.keys()),
-        "of another shape": sorted(name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape),
-    }
-    if any(unfit.values()):
-        listed = ", ".join(f"{len(names)} {kind} {names[:2]}" for kind, names in unfit.items() if names)
-        raise CheckpointError(f"{path}: weights do not fit the {what}: {listed}", "the checkpoint was written by another version, or model.json was edited")
-    module.load_state_dict(weights)
+    with believed(file):
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError("it holds no state")
+        return state
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

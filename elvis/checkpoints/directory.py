@@ -17,7 +17,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from elvis.errors import CheckpointError, ConfigError
@@ -29,6 +29,7 @@ except ImportError:  # Windows has no such locks
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+MANIFEST_BYTES = 16 << 20  # a larger one is none: 100 bytes a file
 NEEDED = ("model.json", "model.safetensors", "preprocess.json")
 STAGE, ASIDE, LOCK = ".stage-", ".old-", ".lock"
 
@@ -158,17 +159,26 @@ def verify(path: Path, needed: Sequence[str] = NEEDED) -> dict[str, str]:
     for name in needed:
         if name not in hashes:
             raise CheckpointError(f"{path} lacks {name}", "copy the whole directory again")
-    root = path.resolve()
     for name, digest in hashes.items():
         file = path / name
-        if not file.resolve().is_relative_to(root) or not file.is_file():
-            raise CheckpointError(f"{path}: {name} is missing", "copy the whole directory again")
+        if not _holds(path, name):
+            raise CheckpointError(f"{path}: {name[:100]} is missing", "copy the whole directory again")
         if _sha256(file) != digest:
             raise CheckpointError(f"{path}: {name} differs from its sha256", "the file is damaged: copy the directory again, or use an older step")
-    strange = sorted({p.relative_to(path).as_posix() for p in path.rglob("[!.]*") if not p.is_dir()} - hashes.keys() - {MANIFEST})
+    strange = sorted({p.relative_to(path).as_posix() for p in path.rglob("[!.]*") if p.is_symlink() or not p.is_dir()} - hashes.keys() - {MANIFEST})
     if strange:
         raise CheckpointError(f"{path} holds {strange[0]}, which its {MANIFEST} does not list", "take the file away, or copy the directory again")
     return hashes
+
+
+def _holds(path: Path, name: str) -> bool:
+    """Whether a name of a manifest is that of a file in the directory: written plainly, no link that leads out, no pipe, no device."""
+    plain = PurePosixPath(name)
+    try:
+        inside = plain.as_posix() == name and ".." not in plain.parts and (path / name).resolve().is_relative_to(path.resolve())
+        return inside and (path / name).is_file()
+    except (OSError, ValueError, RuntimeError):  # too long, NUL, half a surrogate pair, links in a circle
+        return False
 
 
 def _manifest(path: Path) -> dict[str, str]:
@@ -178,7 +188,7 @@ def _manifest(path: Path) -> dict[str, str]:
             f"{path} has no {MANIFEST}: not a checkpoint, or an incomplete copy", "give a run or checkpoint directory, copied whole"
         )
     try:
-        manifest = json.loads(file.read_text())
+        manifest = json.loads(file.read_text(encoding="utf-8") if file.stat().st_size < MANIFEST_BYTES else "")
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is unreadable ({type(error).__name__})", "copy the whole directory again") from error
     written: Any = manifest.get("format") if isinstance(manifest, dict) else None

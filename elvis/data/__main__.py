@@ -36,7 +36,7 @@ from elvis.data.problems import MAX_MISSING
 from elvis.data.shards import Make
 from elvis.data.studies import StudyTable, stable_hash
 from elvis.data.volumes import windowed
-from elvis.errors import ConfigError, DataError, nearest, run_cli
+from elvis.errors import ConfigError, DataError, Words, nearest, run_cli
 from elvis.registry import DATASETS, check_call
 from elvis.types import Study
 
@@ -46,7 +46,7 @@ Options = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m elvis.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Words(prog="python -m elvis.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=tuple(COMMANDS))
     parser.add_argument("words", nargs="*", metavar="NAME | option=value", help="a dataset, and options of the command or the dataset")
     parser.add_argument("--out", help="the same as out=")
@@ -104,10 +104,13 @@ def run_prepare(
     again: bool = False,
 ) -> int:
     """Pixels of training size and a manifest, in OUT or in the cache."""
+    _named(name)
     make = _make(size, fit, spacing, dtype, window)
-    if fit not in ("pad", "crop") or on_leak not in ("error", "drop", "allow") or not 0 <= max_missing <= 1 or (workers or 1) < 1:
-        what = f"fit={fit} on_leak={on_leak} max_missing={max_missing} workers={workers}"
-        raise ConfigError(what, "fit is pad or crop; on_leak is error, drop or allow; workers is positive; max_missing is a share")
+    wrong = [f"fit={fit}"] * (fit not in ("pad", "crop")) + [f"on_leak={on_leak}"] * (on_leak not in ("error", "drop", "allow"))
+    wrong += [f"max_missing={max_missing}"] * (not 0 <= max_missing <= 1) + [f"workers={workers}"] * (workers is not None and workers < 1)
+    if wrong:
+        fix = "fit is pad or crop; on_leak is error, drop or allow; workers is positive; max_missing is a share"
+        raise ConfigError(f"prepare: {', '.join(wrong)}", fix)
     if name == "prepared":
         raise ConfigError("prepared data is prepared", "name the dataset it was made of")
     table = studies.load(name, need_text=False, strict=strict, on_leak=on_leak, resized=resized, **options)  # type: ignore[arg-type]
@@ -226,22 +229,30 @@ def _value(text: str) -> Any:
     """A number, true or false, null, a [list], a {mapping}; anything else is the word itself."""
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a day that is none, as 2001-99-99
         return text
     return value if isinstance(value, (bool, int, float, list, type(None))) or text.startswith("{") else text
 
 
 def _table(name: str, options: Options) -> StudyTable:
     """The dataset as its tables say, its own errors among its problems."""
+    _named(name)
+    return studies.index(name, **options)
+
+
+def _named(name: str) -> None:
+    """ConfigError where no dataset is named."""
     if not name:
         raise ConfigError("which dataset?", f"known: {', '.join(DATASETS.names())}")
-    return studies.index(name, **options)
 
 
 def _other(word: str) -> tuple[str, StudyTable]:
     name, colon, root = str(word).partition(":")
     if not colon or name not in DATASETS:
-        raise ConfigError(f"against={word}{nearest(name, DATASETS.names())}", "write against=NAME:ROOT, for example against=ms_cxr:/data/ms-cxr")
+        raise ConfigError(
+            f"against={word}: no dataset '{name}'{nearest(name, DATASETS.names())}",
+            "write against=NAME:ROOT, for example against=ms_cxr:/data/ms-cxr",
+        )
     return name, studies.index(name, root=root)
 
 

@@ -14,16 +14,22 @@ for the loop to record. An item without a readable substitute ends the run.
 from __future__ import annotations
 
 import abc
+import atexit
+import os
+import re
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from elvis.data.augment import Augment
 from elvis.data.frames import VolumePreprocess
@@ -35,6 +41,9 @@ from elvis.data.texts import Reports, Text, pad
 from elvis.data.tokenizer import Tokenizer
 from elvis.errors import DataError
 from elvis.types import Batch, Study, TextUnits
+
+TIMEOUT = 300.0  # seconds without a batch
+POLL = 2.0  # seconds after which the loader looks whether its workers live
 
 
 @dataclass(frozen=True)
@@ -188,15 +197,79 @@ def most_of(units: TextUnits) -> tuple[int, int]:
 
 
 class _Loader(DataLoader):
-    """Raises in the main process, with its own words, what a worker could only hand over as a value."""
+    """Raises in the main process, with its own words, what a worker could only hand over as a value, or could not hand over any more."""
+
+    patience: float = 0.0  # seconds without a batch after which the workers hang
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
-            if isinstance(batch, DataError):
-                raise DataError(
-                    batch.what, batch.fix, batch.code
-                )  # a new one: raising `batch` itself would tie this frame, and the workers, in a cycle
-            yield batch
+        before = signal.getsignal(signal.SIGCHLD)
+        batches = super().__iter__()
+        if self.num_workers and before is not None and threading.current_thread() is threading.main_thread():
+            # torch's handler raises wherever the trainer is, within a save, too; a dead worker is noticed here all the same
+            signal.signal(signal.SIGCHLD, before)
+        atexit.register(self._end_workers)
+        try:
+            while (batch := self._next(batches)) is not None:
+                if isinstance(batch, DataError):  # a new one: raising `batch` itself would tie this frame, and the workers, in a cycle
+                    raise DataError(batch.what, batch.fix, batch.code)
+                yield batch
+        except Exception:  # its traceback may hold the iterator to the end of the program
+            self._end_workers()
+            raise
+        finally:
+            atexit.unregister(self._end_workers)
+
+    def _end_workers(self) -> None:
+        """At the end of a program that still holds the iterator, and where workers hang: they do not heed SIGTERM, and would be waited for."""
+        for pid, _ in self.dataset.reading.tolist() if self.num_workers else ():  # type: ignore[attr-defined]
+            if pid > 0:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _next(self, batches: Iterator[Any]) -> Any:
+        """None at the end. DataError, with the studies that were being read, for a worker that died or hangs."""
+        asked = time.monotonic()
+        while True:
+            try:
+                return next(batches, None)
+            except RuntimeError as error:
+                died = re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)", str(error))
+                hangs = "DataLoader timed out" in str(error)
+                if not died and not hangs:
+                    raise
+                if hangs and time.monotonic() - asked < self.patience:
+                    continue
+            gone = {int(pid) for pid in died[1].split(",")} if died else set()
+            raise self._lost(gone)
+
+    def _lost(self, gone: set[int]) -> DataError:
+        """What to say of workers that died (their processes), or hang (none)."""
+        rows = self.dataset.reading.tolist()  # type: ignore[attr-defined]
+        at = [self.dataset.studies[index].id[:40] for pid, index in rows if index >= 0 and (not gone or pid in gone)]  # type: ignore[attr-defined]
+        where = f"reading {', '.join(at[:4]) or 'nothing yet'}"
+        if gone:
+            return DataError(f"a data worker died {where}", "is there memory for it, and in /dev/shm? Take fewer workers, or look at the study")
+        return DataError(
+            f"no batch for {self.patience:g} s; the data workers are {where}", "is the disk there? Raise timeout, or look at the studies"
+        )
+
+
+class _Watched(Dataset):
+    """A dataset whose workers leave word of what they are reading: (process, index), one row each."""
+
+    def __init__(self, dataset: Any, workers: int) -> None:
+        self.dataset, self.studies = dataset, dataset.studies
+        self.reading = torch.full((workers, 2), -1).share_memory_()
+
+    def __getitem__(self, at: tuple[int, int]) -> Any:
+        self.reading[get_worker_info().id, 1] = at[1]
+        return self.dataset[at]
+
+    def begin(self, worker: int) -> None:
+        """In a worker, first. A SIGTERM to the process group must not take it away before the trainer has saved."""
+        self.reading[worker, 0] = os.getpid()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
 
 
 class _Collate:
@@ -209,24 +282,22 @@ class _Collate:
         return collate(items, *self.padding)
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """A SIGTERM to the process group must not take the workers away before the trainer has saved."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def loader(dataset: Any, sampler: StepSampler, *, workers: int = 0, pin: bool = False) -> DataLoader:
+def loader(dataset: Any, sampler: StepSampler, *, workers: int = 0, pin: bool = False, timeout: float = TIMEOUT) -> DataLoader:
     """Batches in the sampler's order, `workers` processes reading ahead. Neither draws from nor changes torch's global generator.
 
     dataset.collate makes a batch of items (picklable; what it makes has `pin_memory`). One pass covers all epochs, so the workers live
-    as long as the run. Every failure names its study.
+    as long as the run. Every failure names its study: a worker that died, or gives no batch for `timeout` seconds, is a DataError, too.
     """
-    return _Loader(
-        dataset,
+    watched = _Watched(dataset, workers) if workers else None
+    made = _Loader(
+        watched or dataset,
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=dataset.collate,
         pin_memory=pin,
+        timeout=min(POLL, timeout) if workers else 0,
         generator=torch.Generator().manual_seed(0),
-        worker_init_fn=_leave_signals_to_the_trainer,
+        worker_init_fn=watched and watched.begin,
     )
+    made.patience = timeout
+    return made

@@ -12,18 +12,20 @@ computed once per grey level. Only the attributes named here are read: a patient
 
 from __future__ import annotations
 
+import io
 import math
 import re
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from elvis.data.images import BadImage, Look, spread, to_8_bit, too_large
+from elvis.data.images import BadImage, Look, opened, spread, to_8_bit, too_large, too_many_scans
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -38,6 +40,7 @@ PALETTE = tuple(0x00280000 + kind + colour for kind in (0x1101, 0x1201, 0x1221) 
 OVERLAY_BIT = 0x60000102  # OverlayBitPosition: an overlay hides in the unused bits
 
 INSTALL = {"JPEG-LS": "pyjpegls", "JPEG 2000": "pylibjpeg-openjpeg", "High-Throughput": "pylibjpeg-openjpeg", "JPEG": "python-gdcm"}
+MAX_MM = 1e6  # of a place or a distance; more is no place
 CUT = re.compile("truncat|less than expected|insufficient|incomplete|end of file|requires a buffer|not enough", re.I)
 
 
@@ -91,7 +94,12 @@ def header(path: Path, *, pixels: bool = True) -> Dataset:
     except ImportError:
         raise BadImage("DICOM needs pydicom: pip install 'elvis-vlp[dicom]'", path, "D012", "install it where elvis runs") from None
 
-    file = pydicom.dcmread(path, force=True, stop_before_pixels=not pixels, specific_tags=[*PLACE, *TONE, *STORED, *PALETTE, OVERLAY_BIT])
+    with opened(path) as data:
+        if _deflated(data):
+            fix = "write it anew without deflation, for example by dcmconv --write-xfer-little"
+            raise BadImage("deflated, and a small file of that kind may unpack to any size", path, fix=fix)
+        tags = [*PLACE, *TONE, *STORED, *PALETTE, OVERLAY_BIT]
+        file = pydicom.dcmread(data, force=True, stop_before_pixels=not pixels, specific_tags=tags)
     if "TransferSyntaxUID" not in file.file_meta:  # a file without the part that names it: as pydicom has understood it
         implicit, little = file.original_encoding
         uids = pydicom.uid
@@ -99,6 +107,17 @@ def header(path: Path, *, pixels: bool = True) -> Dataset:
             uids.ImplicitVRLittleEndian if implicit else uids.ExplicitVRLittleEndian if little else uids.ExplicitVRBigEndian
         )
     return file
+
+
+def _deflated(file: IO[bytes]) -> bool:
+    """Whether the transfer syntax is that of a deflated file, which pydicom would unpack whole, and without a limit, to read a single attribute."""
+    import pydicom
+    from pydicom.filereader import read_dataset, read_preamble
+
+    read_preamble(file, True)
+    meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+    file.seek(0)
+    return meta.get("TransferSyntaxUID") == pydicom.uid.DeflatedExplicitVRLittleEndian
 
 
 def stored(file: Dataset, path: Path) -> np.ndarray:
@@ -114,6 +133,8 @@ def stored(file: Dataset, path: Path) -> np.ndarray:
     if "PixelData" not in file:
         raise BadImage("truncated" if syntax.is_compressed else "no pixels", path)
     _decodable(syntax, path)
+    if syntax.is_compressed and not _frame_fits(file, height, width):
+        raise BadImage("compressed pixels that do not fit the header", path)
     signed, allocated = int(number(file, "PixelRepresentation") or 0), int(number(file, "BitsAllocated") or 0)
     try:
         return pixel_array(
@@ -139,6 +160,41 @@ def _decodable(syntax: str, path: Path) -> None:
             available = False
         if not available:
             raise _undecodable(syntax, path)
+
+
+def _frame_fits(file: Dataset, height: int, width: int) -> bool:
+    """Whether a JPEG or JPEG 2000 frame has the header's size, looked at before a decoder makes room for it; true of what cannot be told."""
+    from pydicom.encaps import get_frame
+    from pydicom.uid import JPEG2000TransferSyntaxes, JPEGTransferSyntaxes
+
+    if (syntax := file.file_meta.TransferSyntaxUID) in JPEG2000TransferSyntaxes:
+        return _jpeg_2000_size(get_frame(file.PixelData, 0, number_of_frames=1)) == (height, width)
+    if syntax not in JPEGTransferSyntaxes:
+        return True
+    frame = io.BytesIO(get_frame(file.PixelData, 0, number_of_frames=1))
+    try:
+        with Image.open(frame, formats=("JPEG",)) as image:
+            return image.size == (width, height) and not too_many_scans(frame)
+    except UnidentifiedImageError:  # 12 bits, lossless: only their own decoders know
+        return True
+
+
+def _jpeg_2000_size(frame: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG 2000 codestream, bare or in the boxes of a JP2 file; None where it is neither.
+
+    Over a box of length 0 pydicom's own search for the codestream never ends. Source: ISO 15444-1, A.5.1 and I.4.
+    """
+    start = 0
+    if frame[4:8] == b"jP  ":
+        while frame[start + 4 : start + 8] != b"jp2c":
+            if (length := int.from_bytes(frame[start : start + 4], "big")) < 8:
+                return None
+            start += length
+        start += 8
+    if frame[start : start + 4] != b"\xff\x4f\xff\x51" or len(frame) < start + 24:
+        return None
+    right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
+    return bottom - top, right - left
 
 
 def _undecodable(syntax: str, path: Path) -> BadImage:
@@ -195,12 +251,13 @@ def measured(values: np.ndarray, file: Dataset) -> np.ndarray:
 
 
 def linear(values: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-    """slope * values + intercept; whole numbers stay whole where they can."""
+    """slope * values + intercept; whole numbers stay whole where they can, and what float32 cannot hold becomes infinite."""
     if (slope, intercept) == (1.0, 0.0):
         return values
     if slope == 1.0 and intercept == round(intercept) and values.dtype.kind in "iu":
         return values.astype(np.int64 if values.itemsize > 2 else np.int32) + round(intercept)
-    return values * np.float32(slope) + np.float32(intercept)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values * np.float32(slope) + np.float32(intercept)
 
 
 def _shown(values: np.ndarray, ends: np.ndarray, file: Dataset) -> np.ndarray:
@@ -292,6 +349,9 @@ def stack(files: list[Path], folder: Path) -> tuple[tuple[int, int, int], np.nda
         raise BadImage("one slice, not a volume", folder)
     places = np.array([_numbers(head, "ImagePositionPatient", 3, folder) for head in headers])  # mm
     axes = np.array([_numbers(head, "ImageOrientationPatient", 6, folder) for head in headers])
+    along_both = axes[0].reshape(2, 3)
+    if np.abs(along_both @ along_both.T - np.eye(2)).max() > 1e-2:  # not two directions of length 1, at right angles
+        raise BadImage("slices without ImageOrientationPatient", folder)
     if np.abs(axes - axes[0]).max() > 1e-3:
         raise BadImage("slices that are not parallel", folder)
     along = places @ np.cross(axes[0, :3], axes[0, 3:])
@@ -299,10 +359,13 @@ def stack(files: list[Path], folder: Path) -> tuple[tuple[int, int, int], np.nda
     _evenly(along[order], folder)
 
     y, x = _numbers(headers[0], "PixelSpacing", 2, folder)  # between rows, between columns
+    if min(y, x) <= 0:
+        raise BadImage("slices without PixelSpacing", folder)
     step = (places[order[-1]] - places[order[0]]) / (len(files) - 1)
     affine = np.eye(4)
     affine[:3] = np.column_stack([axes[0, :3] * x, axes[0, 3:] * y, step, places[order[0]]])
-    return (int(headers[0].Columns), int(headers[0].Rows), len(files)), affine, [files[index] for index in order]
+    columns, rows = (int(number(headers[0], name) or 0) for name in ("Columns", "Rows"))
+    return (columns, rows, len(files)), affine, [files[index] for index in order]
 
 
 def _evenly(along: np.ndarray, folder: Path) -> None:
@@ -326,6 +389,6 @@ def _numbers(head: Dataset, name: str, count: int, folder: Path) -> list[float]:
         found = [float(value) for value in head.get(name) or ()]
     except (TypeError, ValueError):
         found = []
-    if len(found) != count or not np.isfinite(found).all():
+    if len(found) != count or not (np.abs(found) < MAX_MM).all():
         raise BadImage(f"slices without {name}", folder)
     return found

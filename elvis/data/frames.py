@@ -22,12 +22,15 @@ from PIL import Image
 
 from elvis.data.images import BadImage, Look, Preprocess, along_cells, along_weights, look, normalised
 from elvis.data.volumes import VolumeFile, through, usable
+from elvis.errors import DataError
 from elvis.types import ImageSource
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Shape = tuple[int, int, int]  # z y x
+LARGEST = 1 << 28  # pixels or voxels of an input; CT-RATE's have 55 million
+AGAIN = "was preprocess.json edited?"
 SAME = 0.01  # a spacing that differs by no more than this share is the same: the axis is left as it is
 
 
@@ -142,10 +145,31 @@ class VolumePreprocess:
 
 
 def from_json(values: Mapping[str, Any]) -> Preprocess | VolumePreprocess:
-    """What a preprocess.json says: of volumes where it says so, else of images."""
-    if values.get("of") != "volume":
+    """What a preprocess.json says: of volumes where it says so, else of images. DataError for what no preprocessing is."""
+    axes = 3 if values.get("of") == "volume" else 2
+    whole = values.get("size")
+    if not isinstance(whole, list) or len(whole) != axes or not all(type(n) is int and n > 0 for n in whole) or math.prod(whole) > LARGEST:
+        raise DataError(f"size is {str(whole)[:40]}, not {axes} sides of at most {LARGEST:,} pixels or voxels together", AGAIN)
+    if values.get("fit") not in ("pad", "crop"):
+        raise DataError(f"fit is {str(values.get('fit'))[:40]}, not pad or crop", AGAIN)
+    for name, fine in (("mean", math.isfinite), ("std", _positive), ("spacing", _positive), ("window", math.isfinite)):
+        given = values.get(name, [])
+        if not isinstance(given, list) or not all(type(n) in (int, float) and abs(n) < 1e9 and fine(n) for n in given):
+            raise DataError(f"{name} is {str(given)[:40]}, not numbers as they should be", AGAIN)
+    if not values.get("mean") or len(values["mean"]) != len(values.get("std", ())):
+        raise DataError("mean and std are not one a channel", AGAIN)
+    if len(values.get("spacing", ())) not in (0, 3) or len(values.get("window", ())) not in (0, 2):
+        raise DataError("spacing is three numbers or none, window two or none", AGAIN)
+    zoom = values.get("zoom", 1.0)
+    if type(zoom) not in (int, float) or not 1 <= zoom < 100:
+        raise DataError(f"zoom is {str(zoom)[:40]}, not a factor from 1 on", AGAIN)
+    if axes == 2:
         return Preprocess.from_json(values)
     return VolumePreprocess(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name != "of"})
+
+
+def _positive(number: float) -> bool:
+    return math.isfinite(number) and number > 0
 
 
 # --------------------------------------------------------------------------------------------------------- resampling

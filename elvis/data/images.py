@@ -14,14 +14,15 @@ from __future__ import annotations
 import functools
 import os
 import re
+import stat
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from elvis.errors import DataError
 from elvis.types import ImageSource
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # a reader of files needs no torch: adapters and the processe
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom", ".bmp", ".tif", ".tiff", "")  # of files in a folder of images; the content decides
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF")  # what PIL may take a file for; some of its other readers start programs
+MAX_SCANS = 100  # of a JPEG, each of which goes over all pixels; encoders write a dozen
 
 
 class BadImage(DataError):
@@ -42,7 +44,12 @@ class BadImage(DataError):
 
     def __init__(self, reason: str, source: Path | str = "", code: str = "D011", fix: str = "replace the file, or take it out of the table") -> None:
         self.reason = reason
-        super().__init__(f"cannot use {source or 'an image'}: {reason}", fix, code)
+        super().__init__(f"cannot use {_end(str(source)) or 'an image'}: {reason}", fix, code)
+
+
+def _end(name: str) -> str:
+    """Of a long path its end: a message has room for no more, and the reason comes after it."""
+    return name if len(name) <= 240 else f"... {name[-236:]}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,10 +104,25 @@ def image_files(root: Path) -> Iterator[tuple[str, ImageFile]]:
 
 
 def under(root: str, path: Path) -> Path:
-    """The path itself. BadImage D005 when a symbolic link on its way leads out of the root."""
+    """The path itself. BadImage D005 when a symbolic link on its way leads out of the root, D011 when no file can be called so."""
+    if "\0" in str(path):
+        raise BadImage("not a name of a file", path)
     if not os.path.realpath(path).startswith(os.path.join(os.path.realpath(root), "")):
         raise BadImage("a symbolic link leaves the root", path, "D005", "copy the file, or set data.root to a folder that holds it")
     return path
+
+
+def opened(path: Path) -> IO[bytes]:
+    """A file to read from. BadImage for a folder, a pipe or a device, whose bytes may never come or never end. Raises OSError as `open`."""
+    return open(path, "rb", opener=_at_once)
+
+
+def _at_once(name: str, flags: int) -> int:
+    number = os.open(name, flags | os.O_NONBLOCK)  # without waiting for who writes to a pipe
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise BadImage("not a file", name)
+    return number
 
 
 def read(source: Path | ImageSource, *, bits: int | None = None) -> np.ndarray:
@@ -127,15 +149,19 @@ def _look(path: Path, bits: int | None) -> Look:
     from elvis.data import dicom
 
     try:
-        with path.open("rb") as file, warnings.catch_warnings():
+        with opened(path) as file, warnings.catch_warnings():
             if dicom.looks_like(file.read(132)):
                 return dicom.look(path)
             file.seek(0)
             warnings.simplefilter("ignore")  # PIL warns of odd but readable metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # read from the header, before anything is decoded
             with Image.open(file, formats=FORMATS) as image:
-                if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a JPEG with a preview is one image
-                    raise BadImage("several frames", path)
+                if getattr(image, "is_animated", False) and image.format != "MPO":  # a JPEG with a preview is one image
+                    raise BadImage("several frames", path)  # not counted: the time for that grows as their square
+                if image.format in ("JPEG", "MPO") and too_many_scans(file):
+                    raise BadImage("too many scans", path)
+                if image.mode == "F":
+                    raise BadImage("floating point values", path, fix="write it with 8 or 16 bits: nobody says which value is white")
                 return _grey(image, bits)
     except FileNotFoundError:
         raise BadImage("missing", path, "D010") from None
@@ -153,13 +179,21 @@ def too_large() -> str:
     return f"too large (more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels)"
 
 
+def too_many_scans(jpeg: IO[bytes]) -> bool:
+    """Whether a JPEG goes over its pixels so often that a small file would be decoded for minutes."""
+    jpeg.seek(0)
+    return jpeg.read().count(b"\xff\xda") > MAX_SCANS
+
+
 def _grey(image: Image.Image, bits: int | None) -> Look:
     ImageOps.exif_transpose(image, in_place=True)
-    if image.mode == "F":
-        raise ValueError("floating point values")
     if image.mode.startswith("I"):  # 16 and 32 bit
-        values = np.asarray(image)
-        return Look(to_8_bit(values, *((0, 2**bits - 1) if bits else spread(values))), ("D014",))
+        values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+        if values.itemsize == 4 and tags.get(ExifTags.Base.SampleFormat, (2,))[0] == 1:
+            values = values.view(np.uint32)  # a TIFF says so; PIL knows no unsigned 32 bits
+        shown = to_8_bit(values, *((0, 2**bits - 1) if bits else spread(values)))
+        white_first = tags.get(ExifTags.Base.PhotometricInterpretation) == 0  # of more than 8 bits PIL leaves that to us
+        return Look(255 - shown if white_first else shown, ("D014",))
     if image.mode == "L":
         return Look(np.array(image))
     if image.mode not in ("1", "RGB"):

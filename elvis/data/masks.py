@@ -33,6 +33,7 @@ from elvis.types import Mask
 
 Bool = np.ndarray  # of bool
 TRUNCATED = "is the table complete, and is the image the original one?"
+MOST = 2**31  # pixels, or voxels, of a mask
 
 
 def decode(mask: Mask, height: int, width: int) -> Bool:
@@ -119,18 +120,30 @@ def _chexmask(mask: Mask, height: int, width: int) -> Bool:
 
 
 def _coco(mask: Mask, height: int, width: int) -> Bool:
-    size, counts = tuple(mask.data["size"]), mask.data["counts"]
-    if size != (height, width):
+    size, counts = (mask.data.get(key) for key in ("size", "counts")) if isinstance(mask.data, Mapping) else (None, None)
+    listed = isinstance(counts, list | tuple)
+    if not _whole(size, 2) or not (isinstance(counts, str | bytes) or (listed and _whole(counts, len(counts)))):
+        what = f"{_code(mask.name)} has no size [height, width] or no counts (a text, or whole numbers)"
+        raise DataError(what, "is the file as distributed?", "D040")
+    if tuple(size) != (height, width):
         raise _wrong_size(mask, size, height, width)
-    numbers = coco_counts(counts, mask.name) if isinstance(counts, str | bytes) else np.asarray(counts, np.int64)
-    if (total := int(numbers.sum())) < height * width:
+    numbers = np.array(counts, np.int64) if listed else coco_counts(counts, mask.name)
+    if (total := sum(numbers.tolist())) < height * width:
         raise DataError(f"{_code(mask.name)} ends at {total}, the image has {height * width} pixels", TRUNCATED, "D040")
     return _fill(numbers, height, width, mask.name).reshape(width, height).T
+
+
+def _whole(values: Any, count: int) -> bool:
+    """Whether it is a list of so many whole numbers of 64 bits."""
+    listed = isinstance(values, list | tuple) and len(values) == count
+    return listed and all(type(value) is int and -(2**63) <= value < 2**63 for value in values)
 
 
 def _fill(counts: np.ndarray, height: int, width: int, name: str) -> Bool:
     """Runs of false, true, false, ... one after the other, the rest false: bool H*W."""
     pixels = height * width
+    if pixels > MOST:
+        raise DataError(f"{_code(name)} is of {width:,} x {height:,} pixels, more than {MOST:,}", "is the size right?", "D041")
     if (wrong := np.flatnonzero(counts < 0)).size:
         run = wrong[0] // 2 + 1
         raise DataError(f"{_code(name)}: run {run} begins before the end of the run before, or is negative", "is the table as distributed?", "D040")
@@ -188,7 +201,7 @@ def _chars(number: int) -> str:
 
 def coco_counts(text: str | bytes, name: str = "") -> np.ndarray:
     """COCO's text form of run lengths, int64; from the fourth on, each number is the difference to the one two before. DataError D040."""
-    codes = np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8).astype(np.int64) - 48
+    codes = np.frombuffer(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text, np.uint8).astype(np.int64) - 48
     last = codes & 32 == 0
     if not codes.size or codes.min() < 0 or codes.max() > 63 or not last[-1]:
         raise DataError(f"{_code(name)} is not COCO's, or cut off", "is the file complete?", "D040")
@@ -235,7 +248,10 @@ def _nifti4d(mask: Mask) -> Bool:
 
 
 def _rle_volume(mask: Mask) -> Bool:
-    (slices, *plane), text = mask.data
+    shape, text = mask.data
+    if not _whole(shape, 3) or min(shape) < 1 or not isinstance(text, str):
+        raise DataError(f"{_code(mask.name)} has no size [z, y, x]", "is the file as distributed?", "D040")
+    slices, *plane = shape
     width = math.prod(plane)
     return _chexmask(Mask(mask.name, "rle_chexmask", text), slices, width).reshape(slices, *plane)
 

@@ -9,6 +9,9 @@ colon; names folded by a table; the last occurrence of a section wins; empty sec
 where neither findings nor impression is named). Different on purpose: "FINDINGS AND IMPRESSION" is findings; headers may
 stand at a line's very beginning, in mixed case ("Findings:"), several on a line, alone on theirs without a colon, have
 digits ("CHEST, 2 VIEWS:") or one wrong letter. Any string is accepted, in time proportional to its length.
+
+What nobody dictates is taken out first (`clean`): control characters, which a terminal would obey, and those without width or that turn the
+direction, which hide words from a lexicon and from a reader's eyes.
 """
 
 from __future__ import annotations
@@ -146,10 +149,24 @@ _BANNER = re.compile(r"\s*(?:FINAL REPORT|WET READ|PRELIMINARY REPORT)\b")
 _LETTER = re.compile(r"[^\W_]")
 
 
+_STRANGE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]|[^\x00-\x9f]")
+
+
+def clean(text: str) -> str:
+    """A text in composed form (NFC) without control characters (blanks instead) and format characters: zero width, soft hyphens, directions."""
+    if text.isascii() and text.isprintable():
+        return text
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return unicodedata.normalize("NFC", _STRANGE.sub(lambda match: _INSTEAD.get(unicodedata.category(match[0]), match[0]), text))
+
+
+_INSTEAD = {"Cc": " ", "Cf": "", "Cs": "\ufffd"}  # by category: control, format, half a surrogate pair
+
+
 def parse(text: str) -> Report:
     """Split a report into sections; see `Report`. An empty text gives no sections."""
     reports = []
-    for lines in reversed(_blocks(text)):
+    for lines in reversed(_blocks(clean(text))):
         report = _report(lines)
         if report.sections and (report.source == "header" or _BANNER.match(lines[0])):
             return report
@@ -159,7 +176,6 @@ def parse(text: str) -> Report:
 
 def _blocks(text: str) -> list[list[str]]:
     """The lines between full lines of underscores, or from FINAL REPORT on: addenda and wet reads stand above, signatures below."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
     if "\ufffd" in text:
         text = re.sub("\ufffd+", "___", text)
     blocks: list[list[str]] = [[]]

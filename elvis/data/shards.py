@@ -16,6 +16,7 @@ import functools
 import json
 import math
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,13 +65,16 @@ class ShardImage:
 
     def stored(self, dtype: Any) -> np.ndarray:
         """The values as they were written. Raises BadImage."""
-        end = self.offset + math.prod(self.shape) * np.dtype(dtype).itemsize
+        again, size = "run prepare again with check=true", math.prod(self.shape) * np.dtype(dtype).itemsize
         try:
-            image = _mapped(self.file, os.stat(self.file).st_mtime_ns)[self.offset : end]
+            found = os.stat(self.file)
+            if not stat.S_ISREG(found.st_mode):  # to open a pipe may take for ever
+                raise BadImage("the shard is not a file", self.file, fix=again)
+            image = _mapped(self.file, found.st_mtime_ns)[self.offset : self.offset + size]
         except (OSError, ValueError) as error:
-            raise BadImage("the shard cannot be read", self.file, code="D011") from error
-        if checksum(image) != self.sum:
-            raise BadImage("the shard's bytes have changed", self.file, code="D011", fix="run prepare again with check=true")
+            raise BadImage("the shard cannot be read", self.file, fix=again) from error
+        if min(self.offset, *self.shape) < 0 or len(image) != size or checksum(image) != self.sum:
+            raise BadImage("the shard's bytes have changed", self.file, fix=again)
         return image.view(dtype).reshape(self.shape)
 
 
@@ -250,7 +254,7 @@ def read_index(
         if any(_can_be_made(source, make) for source, entry in zip(sources, entries, strict=True) if "code" in entry):
             return None
         return entries if not check or _intact(pixels, entries) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -1,12 +1,13 @@
 """A contact sheet of studies: images with their boxes and masks, and under each its sentences in the colours of the boxes.
 
-`png(studies)` is one picture, `html(studies)` one page that opens from disk. Both hold report text: they are for the eyes of whoever
-may read it, and are written where that person says.
+`png(studies)` is one picture, `html(studies)` one page that opens from disk; its policy lets nothing run or load. Both hold report text: they
+are for the eyes of whoever may read it, and are written where that person says.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import html as escape
 import io
 import textwrap
@@ -50,9 +51,11 @@ def html(studies: Sequence[Study], *, title: str, side: int = 420) -> str:
         f"body{{background:{PAPER};color:{INK};font:14px/1.45 system-ui,sans-serif;margin:1.5rem}}h1{{font-size:1.1rem;color:#ddd}}"
         f"main{{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,{side}px),1fr));gap:1.5rem}}figure{{margin:0}}"
         "img{max-width:100%;display:block}p{margin:.15rem 0;overflow-wrap:anywhere}"
-    )
+    ) + "".join(f".c{place}{{color:{colour}}}" for place, colour in enumerate(COLOURS))
+    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'"
     return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width">'
         f"<title>{escape.escape(title)}</title><style>{style}</style><h1>{escape.escape(title)}</h1><main>\n{cells}\n</main></html>\n"
     )
 
@@ -62,7 +65,8 @@ def _figure(study: Study, side: int) -> str:
     buffer = io.BytesIO()
     shown.save(buffer, "PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
-    text = "".join(f'<p style="color:{colour}">{escape.escape(line)}</p>' for line, colour in lines)
+    mark = {colour: f' class="c{place}"' for place, colour in enumerate(COLOURS)}
+    text = "".join(f"<p{mark.get(colour, '')}>{escape.escape(line)}</p>" for line, colour in lines)
     return f'<figure><img alt="{escape.escape(study.id)}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
 
 

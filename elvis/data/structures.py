@@ -31,6 +31,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from elvis.config import check_yaml
 from elvis.data.flags import SIDES, ZONES, Lexicon, Meaning, _anatomy, _variants, _words
 from elvis.errors import ConfigError, DataError, nearest
 
@@ -177,8 +178,11 @@ def _read(text: str, source: str) -> _Rules:
     import yaml
 
     try:
+        check_yaml(text, source)
         raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except RecursionError as error:
+        raise ConfigError(f"{source}: its lists and mappings are nested too deep", "mend the file") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a day that is none, as 2001-99-99
         raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())[:200]}", "mend the file") from error
     file = _File(raw)
     rules = file.rules()

@@ -224,6 +224,8 @@ def split(studies: Iterable[Study], name: str) -> list[Study]:
 
 def enough(studies: Sized, batch_size: int) -> None:
     """DataError when the studies do not fill one batch over all ranks (`batch_size` is the global one)."""
+    if not len(studies):
+        raise DataError("no study to train on", "is there a train split, and do its studies have a text and an image?")
     if len(studies) < batch_size:
         raise DataError(
             f"{len(studies)} studies to train on, fewer than one batch of {batch_size} (batch size x devices)",

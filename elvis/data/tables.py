@@ -4,11 +4,13 @@
     root = folder(root, CARD)
     for number, row in rows(find(root, ("train-rle.csv",), CARD), ("ImageId", "EncodedPixels")): ...
 
-Ids stay strings, names and values of a CSV are stripped, `.gz` beside the plain file is accepted everywhere.
+Ids stay strings, names and values of a CSV are stripped, `.gz` beside the plain file is accepted everywhere; what a small one of them may become
+is bounded (LONGEST, LARGEST).
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import json
@@ -16,12 +18,17 @@ import os
 import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from elvis.errors import DataError
+
+FIELD = 10_000_000  # characters of a value of a CSV
+LONGEST = 2**26  # of a line of a table
+LARGEST = 2**30  # of a JSON file: MIMIC's reports have 4 * 10^8
 
 
 @dataclass(frozen=True)
@@ -98,28 +105,52 @@ def read_table(path: Path, columns: Sequence[str] = (), *, ragged: bool = False)
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
             if kind.endswith(".jsonl"):
-                yield from _json_rows(file, path)
+                yield from _json_rows(_lines(file), path)
             else:
-                yield from _csv_rows(file, path, "\t" if kind.endswith(".tsv") else ",", columns, ragged)
+                yield from _csv_rows(_lines(file), path, "\t" if kind.endswith(".tsv") else ",", columns, ragged)
     except FileNotFoundError:
         raise DataError(f"no table {path}", "check data.table and data.root", "D001") from None
     except PermissionError:
         raise DataError(f"cannot read {path}: permission denied", "may you read it?", "D004") from None
     except (ValueError, csv.Error, EOFError, OSError, zlib.error) as error:  # ValueError: bytes that are not UTF-8, a path that holds NUL
         fix = "the table must be UTF-8 text, CSV with a header line or one JSON object a line"
-        raise DataError(f"cannot read {path}: {error}", fix, "D004") from None
+        what = f"{_not_utf8(path)} is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        raise DataError(f"cannot read {path}: {what}", fix, "D004") from None
+
+
+def _lines(file: IO[str]) -> Iterator[str]:
+    """The lines of a file, none longer than LONGEST: a small .gz may hold a line of any length."""
+    while line := file.readline(LONGEST):
+        if len(line) == LONGEST:
+            raise ValueError(f"a line of {LONGEST:,} characters or more")
+        yield line
+
+
+def _not_utf8(path: Path) -> str:
+    """The first byte that is not UTF-8: the text reader counts from the last piece that it has read."""
+    decoder, at = codecs.getincrementaldecoder("utf-8")(), 0
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        while piece := file.read(2**20):
+            held = len(decoder.getstate()[0])
+            try:
+                decoder.decode(piece)
+            except UnicodeDecodeError as error:
+                return f"byte {at - held + error.start:,}"
+            at += len(piece)
+    return f"what ends at byte {at:,}"
 
 
 def _csv_rows(file: Iterable[str], path: Path, delimiter: str, columns: Sequence[str], ragged: bool) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(10_000_000)  # a long report is longer than the default of 131,072 characters
-    reader = csv.reader(file, delimiter=delimiter)
+    csv.field_size_limit(FIELD)  # a long report is longer than the default of 131,072 characters
+    reader = csv.reader(file, delimiter=delimiter, strict=True)  # otherwise a quote that nobody closes swallows the rows that follow, without a word
     header = [name.strip() for name in next(reader, [])]
-    if missing := [name for name in columns if name not in header]:
+    count = Counter(header)
+    if missing := [name for name in columns if name not in count]:
         listed = ", ".join(f"'{name}'" for name in missing)
         raise DataError(f"{path}: no column {listed} (have {names(header)})", "is it the file as distributed?", "D003")
-    if twice := {name for name in header if name and header.count(name) > 1}:
+    if twice := {name for name in header if name and count[name] > 1}:
         raise DataError(f"{path}: column {names(sorted(twice))} is there twice", "give every column a name of its own", "D003")
-    for row in reader:
+    for row in _whole_rows(reader, path):
         if ragged and row:
             row = (row + [""] * len(header))[: len(header)]
         if row and len(row) != len(header):
@@ -127,6 +158,16 @@ def _csv_rows(file: Iterable[str], path: Path, delimiter: str, columns: Sequence
             raise DataError(what, "quote texts that hold commas or quotes", "D004")
         if row:
             yield dict(zip(header, (value.strip() for value in row), strict=True))
+
+
+def _whole_rows(reader: Any, path: Path) -> Iterator[list[str]]:
+    """The rows of a csv.reader; DataError D004 names the line where one is none."""
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise DataError(
+            f"{path}, line {reader.line_num}: {error}", "quote texts that hold commas or quotes, a quote in them as two", "D004"
+        ) from None
 
 
 def _json_rows(file: Iterable[str], path: Path) -> Iterator[dict[str, Any]]:
@@ -182,7 +223,7 @@ def read_json(path: Path, option: str = "data.root", *, nan: bool = False) -> An
     """
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-            text = file.read()
+            text = file.read(LARGEST + 1)
     except FileNotFoundError:
         raise DataError(f"no file {path}", f"check {option}", "D001") from None
     except UnicodeDecodeError as error:
@@ -191,6 +232,8 @@ def read_json(path: Path, option: str = "data.root", *, nan: bool = False) -> An
     except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: a path that holds NUL
         what = f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
         raise DataError(what, f"is it a file, and may you read it? Check {option}", "D004") from None
+    if len(text) > LARGEST:
+        raise DataError(f"cannot read {path}: it is longer than {LARGEST:,} characters", "is it the file as distributed?", "D004")
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_constant=float if nan else _constant)
         if re.search(r"\\u[dD][89a-fA-F]", text):

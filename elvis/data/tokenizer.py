@@ -38,6 +38,7 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         backend.no_truncation()
         backend.no_padding()
+        backend.encode_special_tokens = True  # a "[SEP]" or "[PAD]" that stands in a report is a word like others
         self.backend = backend
         self.pad_id = self._id("[PAD]", "<pad>")
         self.cls_id = self._id("[CLS]", "<s>")
@@ -55,11 +56,14 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Self:
-        """A lower-case WordPiece of at most `vocab_size` pieces, the same for the same texts in any order."""
+        """A lower-case WordPiece of at most `vocab_size` pieces, the same for the same texts in any order.
+
+        A word of more than LONGEST characters is [UNK] whatever the vocabulary, and so has no part in it.
+        """
         normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-        words = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+        words = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)) if len(word) <= LONGEST)
         vocabulary = {piece: id for id, piece in enumerate(word_pieces(words, vocab_size))}
-        backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=LONGEST))
         backend.normalizer, backend.pre_tokenizer = normalizer, splitter
         backend.add_special_tokens(list(SPECIAL))
         return cls(backend)
@@ -93,22 +97,23 @@ class Tokenizer:
 
 def words_of(sentence: str, encoding: tokenizers.Encoding) -> tuple[list[int], list[str]]:
     """Which word each token of an encoded sentence belongs to (-1 = none: punctuation, `___`), and the text of each word."""
-    of_token: list[int] = []
+    word_ids, spans = encoding.word_ids, {}
+    for word, (start, end) in zip(word_ids, encoding.offsets, strict=True):  # not word_to_chars: it looks through all tokens each time
+        spans[word] = spans.get(word, (start,))[0], end
     words: list[str] = []
     known: dict[int | None, int] = {None: -1}
-    for word, (start, _) in zip(encoding.word_ids, encoding.offsets, strict=True):
-        if word not in known:
-            first, last = encoding.word_to_chars(word) or (start, start)
-            text = sentence[first:last]
+    for word, (first, last) in spans.items():
+        text = sentence[first:last]
+        if word is not None:
             known[word] = len(words) if any(c.isalnum() for c in text) else -1
             words.extend([text] * (known[word] >= 0))
-        of_token.append(known[word])
-    return of_token, words
+    return [known[word] for word in word_ids], words
 
 
 # ------------------------------------------------------------------------------------------------------- training
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+LONGEST = 100  # characters of a word, as BERT has it
 
 
 def word_pieces(words: Mapping[str, int], vocab_size: int) -> list[str]:

@@ -13,8 +13,12 @@ resampled. What becomes of which kind of file: docs/readers.md.
 from __future__ import annotations
 
 import gzip
+import io
 import itertools
+import logging
+import lzma
 import math
+import os
 import re
 import zipfile
 import zlib
@@ -27,13 +31,16 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from elvis.data import dicom
-from elvis.data.images import BadImage, ImageFile, Look, to_8_bit, under
+from elvis.data.images import BadImage, ImageFile, Look, opened, to_8_bit, under
 from elvis.errors import ConfigError, DataError
 from elvis.types import Study
 
 Spacing = tuple[float, float, float]  # z, y, x in mm
 CT_WINDOW = (-1000.0, 1000.0)  # CT-CLIP clips to it
-MAX_VOXELS = 2**32  # more than any scan has; a header that says so is broken
+MAX_BYTES = 2**32  # of the voxels of one file or folder, more than any scan has; a header that says so is broken
+MAX_START = 2**24  # bytes of a file before its voxels, and
+MAX_END = 2**20  # behind them: what is more is no volume, and costs time to unpack
+DEFLATE = 1032  # times: what gzip and zip pack at the very best
 MIN_SLICES = 8  # fewer are a localizer, a slab or a key image, not a scan of a chest
 LOST = 0.01  # of the voxels may be no numbers
 
@@ -154,7 +161,7 @@ def volume_files(root: Path) -> Iterator[tuple[str, VolumeFile]]:
 
 
 def _holds_slices(folder: Path) -> bool:
-    files = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+    files = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")] if folder.is_dir() else []
     return any(file.suffix.lower() in (".png", ".jpg", ".jpeg") or dicom.looks_like(_head(file, 132)) for file in files)
 
 
@@ -208,8 +215,8 @@ def load_labels(source: VolumeFile, channel: int | None = None) -> np.ndarray:
         labels = dicom.linear(_channel(stored.values, channel, path), *stored.own)
         if labels.dtype.kind == "f":
             whole = np.rint(labels)
-            if not np.array_equal(whole, labels):
-                raise BadImage("a mask that holds fractions", path, "D042", "give labels; was it resampled, or is it a probability?")
+            if not np.array_equal(whole, labels) or np.abs(whole).max() >= 2**31:
+                raise BadImage("a mask that holds fractions, or no numbers", path, "D042", "give labels; was it resampled, or is it a probability?")
             labels = whole.astype(np.int32)
         return to_lps(labels, _along(source.axes, stored.affine))[0]
 
@@ -245,10 +252,10 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise BadImage("missing", path, "D010") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile) as error:
         raise BadImage("truncated", path) from error
-    except (OSError, ValueError, KeyError, OverflowError, RuntimeError) as error:
-        raise BadImage("truncated" if re.search("Expected .* bytes|mmap length", str(error)) else "unreadable", path) from error
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
+        raise BadImage("unreadable", path) from error
 
 
 # ------------------------------------------------------------------------------------------------------ values and axes
@@ -389,42 +396,50 @@ def _stored(path: Path, *, pixels: bool = True) -> _Stored:
     head = _head(path, 4)
     if head == b"PK\3\4":
         return _npz(path, pixels)
-    with gzip.open(path) if head[:2] == b"\x1f\x8b" else path.open("rb") as file:
-        return _nifti(path, file, pixels)
+    packed = head[:2] == b"\x1f\x8b"
+    with opened(path) as plain, gzip.open(plain) if packed else plain as file:
+        return _nifti(path, file, pixels, os.path.getsize(path) * (DEFLATE if packed else 1))
 
 
 def _head(path: Path, count: int) -> bytes:
-    with path.open("rb") as file:
+    with opened(path) as file:
         return file.read(count)
 
 
-def _nifti(path: Path, file: IO[bytes], pixels: bool) -> _Stored:
-    """Without a code (sform and qform) the header tells no orientation, and what nibabel makes up of pixdim, with 1 for 0, is not used."""
+def _nifti(path: Path, file: IO[bytes], pixels: bool, room: int) -> _Stored:
+    """Its extensions are passed over. room: bytes that the file may unpack to.
+
+    Without a code (sform and qform) the header tells no orientation, and what nibabel makes up of pixdim, with 1 for 0, is not used."""
     head = file.read(348)
     if head[344:348] != b"n+1\0" and head[4:8] != b"n+2\0":
         raise BadImage("not a volume", path)
     try:
-        from nibabel import Nifti1Image, Nifti2Image
-        from nibabel.filebasedimages import ImageFileError
+        from nibabel import Nifti1Header, Nifti2Header
         from nibabel.spatialimages import HeaderDataError
     except ImportError:
         raise BadImage("NIfTI needs nibabel: pip install 'elvis-vlp[ct]'", path, "D012", "install it where elvis runs") from None
 
-    kind = Nifti2Image if head[4:8] == b"n+2\0" else Nifti1Image
+    kind = Nifti2Header if head[4:8] == b"n+2\0" else Nifti1Header
+    size = kind.template_dtype.itemsize
+    if len(head := head + file.read(size - len(head))) < size:
+        raise BadImage("truncated", path)
+    raw = kind(head, check=False)
     try:
-        size = kind.header_class.template_dtype.itemsize
-        if len(head := head + file.read(size - len(head))) < size:
-            raise BadImage("truncated", path)
-        raw = kind.header_class(head, check=False)  # before nibabel mends it
-        file.seek(0)
-        image = kind.from_stream(file)
-    except (HeaderDataError, ImageFileError) as error:
+        header = raw.copy()
+        header.check_fix(logging.Logger("nibabel", 1 + logging.CRITICAL))  # what it mends it would say on the terminal
+        shape, dtype, start = header.get_data_shape(), header.get_data_dtype(), max(header.get_data_offset(), size + 4)
+        slope, intercept = header.get_slope_inter()
+    except HeaderDataError as error:
         raise BadImage("unreadable", path) from error
-    _affordable(image.shape, path)
-    by_sform, by_qform = (int(image.header[code]) > 0 for code in ("sform_code", "qform_code"))
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine if by_sform or by_qform else None  # of NIfTI's RAS
-    if affine is not None and (not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9):
-        raise BadImage("an affine that places nothing", path)
+    if start > MAX_START:
+        raise BadImage("voxels that begin too far into the file", path)
+    _affordable(path, shape, dtype, room - start)
+    by_sform, by_qform = (int(header[code]) > 0 for code in ("sform_code", "qform_code"))
+    affine = header.get_best_affine() if by_sform or by_qform else None
+    if affine is not None:
+        if not (np.abs(affine) < dicom.MAX_MM).all() or abs(np.linalg.det(affine)) < 1e-9:
+            raise BadImage("an affine that places nothing", path)
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # of NIfTI's RAS
     x, y, z = _steps(affine) if by_sform else (float(mm) for mm in raw["pixdim"][1:4])
     about: dict[str, Any] = {
         "affine": affine,
@@ -432,34 +447,57 @@ def _nifti(path: Path, file: IO[bytes], pixels: bool) -> _Stored:
         "notes": () if by_sform or by_qform else ("D084",),
     }
     if not pixels:
-        return _Stored(np.broadcast_to(np.int8(0), image.shape), **about)
-    values = np.asarray(image.dataobj.get_unscaled())
-    if values.dtype.kind not in "biuf":
-        raise BadImage("voxels that are not numbers", path)
-    while file.read(2**20):  # to its end, where gzip compares its checksum
-        pass
-    return _Stored(values, own=(float(image.dataobj.slope), float(image.dataobj.inter)), **about)
+        return _Stored(np.broadcast_to(np.int8(0), shape), **about)
+    file.seek(start)
+    values = _values(file, shape, dtype, path)
+    if len(file.read(MAX_END)) == MAX_END:  # else to its end, where gzip compares its checksum
+        raise BadImage("longer than its header says", path)
+    return _Stored(values, own=(1.0 if slope is None else slope, intercept or 0.0), **about)
+
+
+def _values(file: IO[bytes], shape: Sequence[int], dtype: np.dtype, path: Path) -> np.ndarray:
+    """An array that is stored with its first axis fastest."""
+    values = np.empty(shape, dtype, order="F")
+    room = memoryview(values.reshape(-1, order="F").view(np.uint8))
+    while room and (count := file.readinto(room[: 2**20])):  # type: ignore[attr-defined]  # in pieces: gzip holds each twice
+        room = room[count:]
+    if room:
+        raise BadImage("truncated", path)
+    return values
 
 
 def _npz(path: Path, pixels: bool) -> _Stored:
     """One array Z Y X, taken to be in LPS order."""
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # np.load forgets to close what it cannot read
+    with opened(path) as file, np.load(file, allow_pickle=False) as archive:  # np.load forgets to close what it cannot read
         if len(archive.files) != 1:
             raise BadImage(f"{len(archive.files)} arrays in the file, not one", path)
         name = archive.files[0]
         with archive.zip.open(f"{name}.npy") as member:
-            version = np.lib.format.read_magic(member)
-            shape, _, kind = (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(member)
-        _affordable(shape, path)
-        if kind.kind not in "biuf":
-            raise BadImage("voxels that are not numbers", path)
+            shape, dtype = _npy_header(member.read(2**16))  # it says itself how long it is: up to 4 GB
+        _affordable(path, shape, dtype, min(archive.zip.getinfo(f"{name}.npy").file_size, os.path.getsize(path) * DEFLATE))
         values = archive[name] if pixels else np.broadcast_to(np.int8(0), shape)
     return _Stored(values.T)
 
 
-def _affordable(shape: Sequence[int], path: Path) -> None:
-    if not 0 < math.prod(shape) <= MAX_VOXELS:
+def _npy_header(head: bytes) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of the array in a .npy file that begins so. ValueError where it is none."""
+    form, file = np.lib.format, io.BytesIO(head)
+    try:
+        shape, _, dtype = (form.read_array_header_1_0 if form.read_magic(file) == (1, 0) else form.read_array_header_2_0)(file)
+    except Exception as error:  # it is Python's own parser that reads it, and that raises whatever it likes, MemoryError too
+        raise ValueError("not the header of an array") from error
+    return shape, dtype
+
+
+def _affordable(path: Path, shape: Sequence[int], dtype: np.dtype, room: int) -> None:
+    """BadImage unless a header tells of numbers that fit into memory, and into the `room` that its file has for them: before any is made."""
+    if dtype.kind not in "biuf":
+        raise BadImage("voxels that are not numbers", path)
+    size = math.prod(shape) * dtype.itemsize
+    if min(shape, default=1) < 1 or size > MAX_BYTES:
         raise BadImage("too large, or empty, by its header", path)
+    if size > room:
+        raise BadImage("truncated", path)
 
 
 def _channel(values: np.ndarray, channel: int | None, path: Path) -> np.ndarray:
@@ -491,6 +529,7 @@ def _slices(source: VolumeFile, folder: Path) -> tuple[list[Path], list[Path]]:
 def _series(source: VolumeFile, files: list[Path], folder: Path) -> _Stored:
     """A DICOM series: measured values."""
     shape, affine, ordered = dicom.stack(files, folder)
+    _affordable(folder, shape, np.dtype(np.float32), MAX_BYTES)
     table, planes = _table(source), []
     for file in ordered:
         with dicom.reading(file):
@@ -510,9 +549,12 @@ def _pictures(source: VolumeFile, files: list[Path], folder: Path) -> Volume:
         raise BadImage("a folder without slices", folder)
     if len({number for number, _ in numbered}) < len(files) or not all(number for number, _ in numbered):
         raise BadImage("slices without a number of their own", folder)
-    planes = [ImageFile(str(folder), file.name).look() for _, file in numbered]
-    if len({plane.pixels.shape for plane in planes}) > 1:
-        raise BadImage("slices of different size", folder)
+    planes: list[Look] = []
+    for _, file in numbered:
+        planes.append(ImageFile(str(folder), file.name).look())
+        if planes[-1].pixels.shape != (shape := planes[0].pixels.shape):
+            raise BadImage("slices of different size", folder)
+        _affordable(folder, (len(files), *shape), np.dtype(np.uint8), MAX_BYTES)
     notes = {note for plane in planes for note in plane.notes}
     if "D014" in notes:
         raise BadImage("slices of more than 8 bits, whose scale nobody says", folder, fix="make a NIfTI file of them")

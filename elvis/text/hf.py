@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -150,6 +151,8 @@ def _no_pooler(config: Any) -> dict[str, bool]:
     """`add_pooling_layer=False` for classes that know it; what is no text encoder is refused."""
     from transformers import MODEL_MAPPING
 
+    if "/" in str(config._attn_implementation):  # transformers would fetch code of that name from the hub and run it
+        raise ConfigError(f"the config asks for the attention '{str(config._attn_implementation)[:60]}'", "choose sdpa or eager")
     if config.is_encoder_decoder or type(config) not in MODEL_MAPPING or not hasattr(config, "vocab_size") or not hasattr(config, "hidden_size"):
         raise ConfigError(f"a {config.model_type} is no text encoder", "use an encoder such as BERT, RoBERTa or ModernBERT")
     known = inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
@@ -188,7 +191,7 @@ def _refusals(what: str) -> Iterator[None]:
     """What transformers refuses, as one short ConfigError."""
     try:
         yield
-    except (OSError, ValueError, TypeError, ImportError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError, KeyError, UnpicklingError) as error:
         reason = " ".join(str(error).split())[:180]
         raise ConfigError(
             f"transformers cannot use {what}: {reason}", "give an encoder that needs no code of its own, with config.json, weights and tokenizer.json"

@@ -177,7 +177,7 @@ def test_resized_copies_are_refused_or_scaled(folder: Path, ms_cxr: Path, tmp_pa
         (["--device", "tpu"], ConfigError, "no device"),
         (["data={name: nothing}"], ConfigError, "no dataset 'nothing'"),
         (["protocol.margin=0.499", "preset=afloc"], ConfigError, "nothing to score"),
-        (["protocol.sigma=.nan"], ConfigError, "nothing to score"),
+        (["protocol.sigma=.nan"], ConfigError, "must be a finite number"),
         (["protocol.headline=[]"], ConfigError, "headline is empty"),
         *([] if torch.cuda.is_available() else [(["--device", "cuda"], ConfigError, "no CUDA here")]),
     ],

@@ -112,7 +112,7 @@ def spoken(trained: Path) -> Any:
 def test_a_run_from_nothing_pretrains_trains_writes_and_judges(trained: Path) -> None:
     assert {p.name for p in trained.iterdir()} == {
         "config.yaml", "pretraining", "checkpoints", "log.jsonl", "metrics.csv", "reports", "results.json", "table.md", "index.html",
-        "reports.html", "figures",
+        "reports.html", "figures", ".lock",
     }  # fmt: skip
     assert {p.name for p in (trained / "reports").iterdir()} == {"test.json", "test.txt", "test.oracle_topic.json", "test.oracle_topic.txt"}
     assert (trained / "pretraining/results.json").is_file()
@@ -542,7 +542,7 @@ def test_a_checkpoint_that_writes_no_reports_is_refused_with_what_to_give(traine
     for command in ("generate", "evaluate", "tune"):
         words = [command, *TINY, "--out", tmp_path / "out", "--checkpoint"]
         refused(*words, trained / "pretraining", says="holds no report decoder", fix="downstream.reportgen train", kind=CheckpointError)
-        refused(*words, tmp_path / "nothing", says="no folder", fix="downstream.reportgen train")
+        refused(*words, tmp_path / "nothing", says="no folder", fix="downstream.reportgen train", kind=CheckpointError)
         refused(*words, trained / "reports", says="not a checkpoint", kind=CheckpointError)
     assert not (tmp_path / "out").exists()
 

@@ -438,3 +438,21 @@ def test_a_view_that_is_missing_is_not_looked_at(taught: dict[str, tuple[Generat
         a, b = (it.decoder(m, target)["words"][0] for m in (half, noisy))
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
         assert all(float(s.map[8:].sum()) == pytest.approx(0.0, abs=1e-6) for d in it.decoder.write(half, Decode()) for s in d.said)
+
+
+def test_what_a_checkpoint_names_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants, utils
+
+    from elvis.errors import ConfigError
+    from elvis.hub import check_hub, offline
+
+    def reach() -> None:
+        raise AssertionError("it was asked")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(utils, "get_session", reach)
+    with offline():
+        check_hub("a model", "give a folder")
+    assert not constants.is_offline_mode()
+    with pytest.raises(ConfigError, match="AssertionError"):
+        check_hub("a model", "give a folder")

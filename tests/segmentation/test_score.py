@@ -410,12 +410,13 @@ def test_a_difference_is_the_other_minus_the_first_paired_by_image(tmp_path: Pat
     better = [unit(tmp_path, "b", seed, quality=0.9) for seed in range(2)]
     (up,), (down,) = compare.differences([*worse, *better], CONFIG), compare.differences([*better, *worse], CONFIG)
     for name in compare.COMPARED:
-        one, other = (np.mean([alone(dict(np.load(u.folder / "scored.npz")), [0, 1])[name] for u in some]) for some in (better, worse))
+        files = ([dict(np.load(u.folder / "scored.npz", allow_pickle=False)) for u in some] for some in (better, worse))
+        one, other = (np.mean([alone(file, [0, 1])[name] for file in some]) for some in files)
         metric, turned = up.metrics[name], down.metrics[name]
         assert metric.value == pytest.approx(one - other)
         assert 0 < metric.low < metric.value < metric.high
         assert (turned.value, turned.low, turned.high) == pytest.approx((-metric.value, -metric.high, -metric.low))
-    plain = compare.summary([dict(np.load(u.folder / "scored.npz")) for u in better], "test", ["a", "b"], 100)["dice_pooled"]
+    plain = compare.summary([dict(np.load(u.folder / "scored.npz", allow_pickle=False)) for u in better], "test", ["a", "b"], 100)["dice_pooled"]
     assert up.metrics["dice_pooled"].high - up.metrics["dice_pooled"].low != pytest.approx(plain.high - plain.low)
 
 

@@ -33,7 +33,7 @@ def prepared(*, root: str) -> StudyTable:
         form, digest = about["format"], about["manifest"]
     except FileNotFoundError:
         raise DataError(f"prepared: no {META} in {folder}: not prepared, or not to its end", again, "D001") from None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise DataError(f"prepared: {folder / META} is not what prepare writes", again, "D004") from None
     if form != FORMAT:
         raise DataError(f"prepared: {folder} has format {form}, this version reads {FORMAT}", again, "D004")

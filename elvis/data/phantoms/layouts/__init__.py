@@ -80,6 +80,8 @@ def export(
     chosen = known[name]
     if break_ and break_ not in chosen.breaks:
         raise ConfigError(f"{name}: break_={break_} is not known{nearest(break_, chosen.breaks)}", f"known: {', '.join(chosen.breaks) or 'none'}")
+    if not (all(16 <= side <= 4096 for side in (height, width)) and 4 <= depth <= 4096):
+        raise ConfigError(f"{name}: height={height} width={width} depth={depth}", "give 16 to 4096 pixels, and 4 to 4096 slices")
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not an empty folder", "name a folder that is new or empty")
