@@ -300,9 +300,8 @@ class VisionLanguageModel(nn.Module):
         A token of several units comes back as the first of them had it; each unit's vector is of its own reading.
         """
         member = units.tokens & units.mask.unsqueeze(-1)  # B U L
-        there = member.any(-1)  # B U
-        at = real_places(there, count)
-        if not len(at):  # an encoder wants a row, and the other ranks a gradient of it: [CLS] [SEP], which is no unit
+        at = real_places(member.any(-1), count)
+        if not len(at):  # an encoder wants a row, and the other ranks a gradient of it: [CLS] [SEP], in the place of one that is not real
             at = at.new_zeros(1)
         study, mine = at // member.shape[1], member.flatten(0, 1)[at]  # S, S L: one row a sentence
         length = mine.sum(-1)
@@ -323,8 +322,8 @@ class VisionLanguageModel(nn.Module):
         put = real & firsts.flatten(0, 1)[at].gather(1, place)  # S longest
         where = torch.where(put, study[:, None] * ids.shape[1] + place, ids.numel())  # what is not put back goes to a row that is dropped
         tokens = out.new_zeros(ids.numel() + 1, out.shape[-1]).index_put((where.flatten(),), rest.flatten(0, 1))[:-1]
-        own = first.new_zeros(there.numel(), out.shape[-1]).index_put((at,), first).view(*there.shape, -1)
-        return tokens.view(*ids.shape, -1), own.masked_fill(~there.unsqueeze(-1), 0.0)
+        own = first.new_zeros(member[..., 0].numel(), out.shape[-1]).index_put((at,), first)
+        return tokens.view(*ids.shape, -1), own.view(*member.shape[:2], -1)
 
     # ------------------------------------------------------------------------------------------------- wiring
 

@@ -1,13 +1,15 @@
-"""One rank of two (gloo): every objective's loss and gradients on this rank's studies; rank 0 saves what came out.
+"""One, two and four ranks (gloo): every objective's loss and gradients on a rank's studies; rank 0 of each world saves what came out.
 
-Run by test_distributed.py:  python distributed_worker.py RANK WORLD STORE OUT
-With WORLD 1 it is the single process that sees all studies at once.
+Run by test_distributed.py:  python distributed_worker.py FOLDER, which is forked into all ranks: libraries are imported once.
+The world of one is the single process that sees all studies at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,15 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from elvis.assembly import create_objectives, needs_of, pretraining_module, trained_by
+from elvis.config import Config
+from elvis.distributed import everyones
+from elvis.training import _backward
 from elvis.types import Batch
 from tests.tiny import random_batch, rows, tiny_model
 
-SENTENCES = [3, 4, 2, 5, 0, 4]  # uneven, one report without a sentence
+WORLDS = (1, 2, 4)
+SENTENCES = [3, 4, 2, 5, 0, 0, 4, 1]  # uneven; of four ranks, the third has nothing to compare
 CASES: dict[str, dict[str, Any]] = {
     "global_contrastive": {},
     "global_contrastive_sigmoid": {"kind": "global_contrastive", "form": "sigmoid"},
@@ -70,22 +77,16 @@ class Plain:
         loss.backward()
 
 
-def main(rank: int, world: int, store: str, out: str) -> None:
-    from elvis.assembly import create_objectives, needs_of, pretraining_module, trained_by
-    from elvis.config import Config
-    from elvis.distributed import everyones
-    from elvis.training import _backward
-
-    torch.set_num_threads(1)
+def of_rank(rank: int, world: int, folder: Path) -> None:
     if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+        dist.init_process_group("gloo", init_method=f"file://{folder / f'store{world}'}", rank=rank, world_size=world)
     share = len(SENTENCES) // world
     results = {}
     for name, options in CASES.items():
         structures = 5 if name in STEPS else 0
         views = 2 if name.endswith("views") else 1
         steps = [random_batch(SENTENCES, seed=3 + k, views=views, structures=structures) for k in reversed(range(STEPS.get(name, 1)))]
-        for micro in (1, 3) if name in ("intra_modal", "sentence_region") else (1,):  # micro-batches: losses inside a study stay exact
+        for micro in (1, 4) if name in ("intra_modal", "sentence_region") else (1,):  # micro-batches: losses inside a study stay exact
             heads = HEADS.get(options.get("kind", name), {})
             context = "structure" if structures else "report"
             model = tiny_model(1, local_heads=not name.startswith("global"), heads=heads, context=context).double()
@@ -115,10 +116,28 @@ def main(rank: int, world: int, store: str, out: str) -> None:
                 "views": torch.tensor([b.images.shape[1] for b in batches]),
             }
     if rank == 0:
-        torch.save(results, out)
+        torch.save(results, folder / f"out{world}.pt")
     if world > 1:
         dist.destroy_process_group()
 
 
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    tiny_model()  # here, what it imports is imported once
+    children = []
+    for rank, world in [(rank, size) for size in WORLDS for rank in range(size)]:
+        if (child := os.fork()) == 0:
+            code = 1
+            try:
+                of_rank(rank, world, folder)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        children.append(child)
+    raise SystemExit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
+    main(Path(sys.argv[1]))

@@ -258,6 +258,46 @@ GUARDS = (
         'else "unreadable", path) from None', 'else str(error), path) from error',
         "tests/test_dicom.py::test_neither_a_message_nor_the_process_has_the_name_of_a_patient",
     ),
+    Guard(
+        "N", "a vector of zeros has a direction without dividing by zero", "elvis/ops.py",
+        ".clamp_min(eps * eps)", ".clamp_min(0.0)",
+        "tests/test_properties.py::test_loss_and_gradients_are_finite_whatever_is_real_and_zero_where_nothing_is",
+    ),
+    Guard(
+        "N", "nothing that is masked is infinite before a softmax", "elvis/ops.py",
+        "torch.finfo(logits.dtype).min / 4", "-torch.inf",
+        "tests/test_properties.py::test_loss_and_gradients_are_finite_whatever_is_real_and_zero_where_nothing_is",
+    ),
+    Guard(
+        "N", "padding is replaced, not multiplied by zero", "elvis/ops.py",
+        "x.masked_fill(~mask.unsqueeze(-1), 0.0)", "x * mask.unsqueeze(-1)",
+        "tests/test_properties.py::test_not_a_bit_depends_on_what_padding_holds",
+    ),
+    Guard(
+        "N", "a learned scale lies in [1, 100]", "elvis/ops.py",
+        "value.clamp(0.0, math.log(most))", "value",
+        "tests/test_properties.py::test_a_learned_scale_lies_between_1_and_100_after_any_step_and_can_always_come_back",
+    ),
+    Guard(
+        "N", "objectives compute with autocast off", "elvis/assembly.py",
+        "torch.autocast(batch.images.device.type, enabled=False)", "torch.autocast(batch.images.device.type, torch.bfloat16, enabled=True)",
+        "tests/test_properties.py::test_autocast_never_reaches_what_an_objective_computes_and_changes_its_loss_by_little",
+    ),
+    Guard(
+        "N", "the queue holds no own or equal text as a negative", "elvis/objectives/structure_contrast.py",
+        "there & ~equal & ~said", "there & ~said",
+        "tests/test_properties.py::test_a_queue_is_never_an_own_or_an_equal_text_goes_on_from_its_state_and_empty_is_none",
+    ),
+    Guard(
+        "N", "a rank without one real unit still gives every parameter a gradient", "elvis/model.py",
+        "at = at.new_zeros(1)", "pass",
+        "tests/test_properties.py::test_a_step_of_a_rank_whose_reports_are_all_empty_still_gives_every_parameter_a_gradient",
+    ),
+    Guard(
+        "N", "gathered rows send their gradients back to their ranks", "elvis/distributed.py",
+        "        dist.all_reduce(grad)\n", "",
+        "tests/test_distributed.py::test_ranks_give_the_gradients_of_one_process",
+    ),
 )  # fmt: skip
 
 
