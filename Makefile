@@ -12,7 +12,7 @@ pretrain: .venv/ready
 	$(BIN)/python -m elvis.pretrain $(ARGS)
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 slow: .venv/ready
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -78,7 +78,7 @@ class Words(argparse.ArgumentParser):
             message = f"no option '{word[:60]}'{close if 'mean' in close else ''}"
             fix = f"write {name}=VALUE, without dashes" if "." in name and equals else fix
         elif found := re.match("the following arguments are required: (.*)", message):
-            message = "what is to be done?" + _choices(self) if found[1] == "command" else f"{found[1]} is missing"
+            message = "what is to be done?" + _choices(self) if "command" in found[1].split(", ") else f"{found[1]} is missing"
         elif found := re.match(r"argument command: invalid choice: '(.*)' \(choose", message):
             message = f"no command '{found[1][:60]}'" + _choices(self, found[1])
         raise ConfigError(message, fix)

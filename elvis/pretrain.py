@@ -41,7 +41,7 @@ def pretrain(run: Run, out: Path, resume: Path | None = None, *, progress: bool 
 
     fabric = make_fabric(run.config.train)
     enough(run.split("train"), run.config.train.batch_size * fabric.world_size)
-    with claim(out, fabric.is_global_zero):
+    with claim(out, fabric.is_global_zero, ... if resume is None else resume):
         return _pretrain(run, out, resume, fabric, progress)
 
 
@@ -61,7 +61,7 @@ def _pretrain(run: Run, out: Path, resume: Path | None, fabric: Any, progress: b
     module.to(fabric.device)
     test, size = run.split("test") or run.split("val"), config.evaluate.batch_size
     before = _at_start(out, lambda: evaluation.preservation(settled(run, fabric), test, batch_size=size)) if lead and test else {}
-    state = _restore(run, resume) if resume is not None else None
+    state = _restore(run, checkpoints.standing(resume)) if resume is not None else None
     text = shareable(config)
     facts = checkpoints.provenance(config.to_dict(), data=config.data["name"], studies=len(run.split("train")), seed=config.train.seed)
 
@@ -80,8 +80,8 @@ def _pretrain(run: Run, out: Path, resume: Path | None, fabric: Any, progress: b
         return target
 
     best = [float("-inf")]
-    if resume is not None and (out / "checkpoints" / "best").is_dir():
-        best[0] = checkpoints.metrics(out / "checkpoints" / "best").get("validation", best[0])
+    if resume is not None and checkpoints.standing(out / "checkpoints" / "best").is_dir():
+        best[0] = checkpoints.metrics(checkpoints.standing(out / "checkpoints" / "best")).get("validation", best[0])
 
     def validate(step: int, snapshot: dict[str, Any]) -> None:
         score = fabric.broadcast(evaluation.score(pretrained.eval(), run.split("val"), batch_size=size) if lead else 0.0)
@@ -119,11 +119,13 @@ def _pretrain(run: Run, out: Path, resume: Path | None, fabric: Any, progress: b
 
 def _open(out: Path, config: configs.Config, *, fresh: bool) -> None:
     """The run directory with its config; a fresh run takes nothing over from one that failed here before its first step."""
+    from elvis.results import write_file
+
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name in ("start.json", "bad_studies.jsonl") if fresh else ():
             (out / name).unlink(missing_ok=True)
-        (out / "config.yaml").write_text(config.to_yaml())
+        write_file(out / "config.yaml", config.to_yaml().encode())
     except OSError as error:
         raise ConfigError(f"cannot write to {out}: {error.strerror}", "choose another --out") from error
 

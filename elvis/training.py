@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -189,6 +189,7 @@ class Late:
         """read(list of numbers, *about) is called at the next `put`, or `flush`."""
         self.read = read
         self.sent: tuple[Tensor, torch.cuda.Event | None, tuple[Any, ...]] | None = None
+        self.alone = False  # what is read now may not ask other ranks
 
     def put(self, numbers: Tensor, *about: Any) -> None:
         host = numbers.to("cpu", non_blocking=numbers.is_cuda)  # of a GPU and not blocking: torch takes pinned memory
@@ -204,6 +205,7 @@ class Late:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         """What ends the loop otherwise comes after what the last step had to say: a step that was not finite is then the cause."""
         if kind is not None and issubclass(kind, Exception) and not issubclass(kind, NumericsError):
+            self.alone = True  # this rank may be the only one to come here
             self.flush()
 
     def flush(self) -> None:
@@ -229,12 +231,11 @@ class Skipped:
         self.train, self.log, self.count, self.run = train, log, count, run
 
     def see(self, step: int, bad: list[str], ids: Sequence[str]) -> None:
-        """A step in its order, with what of it was not finite (nothing: it was taken). All ranks call it."""
+        """A step in its order, with what of it was not finite (nothing: it was taken). ids: of its studies, on every rank."""
         if not bad:
             self.run = 0
             return
         self.count, self.run = self.count + 1, self.run + 1
-        ids = everyones(list(ids))
         self.log.bad_step({"step": step, "not_finite": bad, "studies": ids})
         if self.run >= self.train.max_bad_in_a_row or self.count >= self.train.max_bad_steps:
             how = f"{self.run} steps in a row" if self.run >= self.train.max_bad_in_a_row else f"{self.count} steps in all"
@@ -249,24 +250,31 @@ class Skipped:
 
 
 class Buffers:
-    """What a forward pass changes by itself (queues, running means), as it was at `keep`; `put_back` where the device says so."""
+    """What a forward pass changes by itself (queues, running means), as it was at `keep`; `put_back` where the device says so.
+
+    A buffer is known by its name: one that a module has assigned anew is put back, too, if it kept its shape.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
     def keep(self) -> None:
-        kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-        for buffer in self.module.buffers():
-            kinds.setdefault((buffer.device, buffer.dtype), []).append(buffer)
-        self.kept = [(group, _flat(group)) for group in kinds.values()]
+        kinds: dict[tuple[torch.device, torch.dtype], list[str]] = {}
+        now = dict(self.module.named_buffers())
+        for name, buffer in now.items():
+            kinds.setdefault((buffer.device, buffer.dtype), []).append(name)
+        self.kept = [(names, _flat([now[name] for name in names])) for names in kinds.values()]
 
     @torch.no_grad()
     def put_back(self, bad: Tensor) -> None:
         """bad: a scalar, nonzero = yes. A choice, not a product: what is not finite must not stay."""
-        for group, before in self.kept:
+        now = dict(self.module.named_buffers())
+        for names, before in self.kept:
+            group = [now[name] for name in names]
             chosen = torch.where(bad.to(before.device) != 0, before, _flat(group))
             parts = chosen.split([buffer.numel() for buffer in group])
             torch._foreach_copy_(group, [part.view_as(buffer) for part, buffer in zip(parts, group, strict=True)])
+        self.kept = []
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:
@@ -303,11 +311,16 @@ class Interrupted(SystemExit):
     """Raised after the checkpoint that SIGTERM (143) or SIGINT (130) asked for."""
 
 
+class Told(BaseException):
+    """A signal came while the trainer waited for a batch: no need to wait for it."""
+
+
 class _Signals:
     """While open, SIGTERM and SIGINT only set `received`; a second one ends the process at once."""
 
     def __enter__(self) -> _Signals:
         self.received: int | None = None
+        self.at_once = False  # whether a signal raises Told: where nothing is half done
         self._old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
@@ -315,6 +328,9 @@ class _Signals:
         if self.received is not None:
             raise SystemExit(128 + number)
         self.received = number
+        if self.at_once:
+            self.at_once = False
+            raise Told
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._old.items():
@@ -386,7 +402,7 @@ def fit(
     def read(numbers: list[float], step: int, ids: list[str], labels: list[str], parameters: list[str], row: dict[str, float] | None) -> None:
         values, (norm, *norms) = dict(zip(labels, numbers, strict=False)), numbers[len(labels) :]
         bad = not_finite(values, norm, dict(zip(parameters, norms, strict=True)))
-        skipped.see(step, bad, ids)
+        skipped.see(step, bad, everyones(ids) if bad and not late.alone else ids)
         if row is not None:
             total = sum(_weight(weights, t) * v for t, v in values.items())
             found = {"loss": total, **values, "grad_norm": norm}
@@ -396,12 +412,25 @@ def fit(
             shown = [f"loss {total:.3f}", *(f"{_short(t)} {v:.3f}" for t, v in values.items()), f"{row['studies_per_s']:.0f} studies/s"]
             bar.set_postfix_str(" ".join([*shown, f"stall {row['stall']:.0%}"] if row["stall"] > 0.02 else shown))
 
+    def stop(saved: Path | None, received: int) -> NoReturn:
+        if fabric.is_global_zero:
+            print(f"\n{f'saved {saved}' if saved else 'nothing new to save'}; go on with --resume", file=sys.stderr)
+        raise Interrupted(128 + received)
+
     late = Late(read)
     train_mode(wrapped)
     with _Signals() as signals, bar, late:
         for step in range(start, train.steps):
             torch.manual_seed(step_seed(train.seed, step, fabric.global_rank))
-            micro = [batch.to(fabric.device, non_blocking=True) for batch in pace.take(stream, train.accumulate)]
+            try:
+                signals.at_once = fabric.world_size == 1 and not signals.received  # ranks have to agree first, at the end of a step
+                taken = pace.take(stream, train.accumulate)
+            except Told:
+                late.flush()
+                stop(save(step, snapshot(step)) if step > start else None, signals.received or 0)
+            finally:
+                signals.at_once = False
+            micro = [batch.to(fabric.device, non_blocking=True) for batch in taken]
             if on_batch is not None:
                 for batch in micro:
                     on_batch(batch)
@@ -431,10 +460,10 @@ def fit(
             if received or (step + 1) % train.checkpoint_every == 0 or last:
                 late.flush()
                 saved = save(step + 1, snapshot(step + 1))
+            if last:  # one that came while the last step was saved counts, too
+                received = max_over_ranks(signals.received or 0, fabric.device)
             if received:
-                if fabric.is_global_zero:
-                    print(f"\nsaved {saved}; go on with --resume", file=sys.stderr)
-                raise Interrupted(128 + received)
+                stop(saved, received)
             if last:
                 break
     log.table()

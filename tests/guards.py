@@ -15,10 +15,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+JOBS = 2
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ GUARDS = (
     ),
     Guard(
         "R2", "every file is compared with its sha256", CHECKPOINT,
-        "if _sha256(file) != digest:", "if False:",
+        "if found != digest:", "if False:",
         KILLS + "test_every_flipped_bit_zeroed_page_and_cut_is_found",
     ),
     Guard(
@@ -254,9 +256,14 @@ GUARDS = (
         "tests/hostile/test_pages.py::test_nothing_that_a_file_is_named_steers_a_terminal",
     ),
     Guard(
-        "R7", "no message of a DICOM reader is passed on", "elvis/data/dicom.py",
-        'else "unreadable", path) from None', 'else str(error), path) from error',
+        "R7", "of a DICOM file only named attributes are read", "elvis/data/dicom.py",
+        "stop_before_pixels=not pixels, specific_tags=tags)", "stop_before_pixels=not pixels)",
         "tests/test_dicom.py::test_neither_a_message_nor_the_process_has_the_name_of_a_patient",
+    ),
+    Guard(
+        "R7", "phrases of patients stay out of pages", "elvis/results.py",
+        'overlay.phrase if public_text else ""', "overlay.phrase",
+        "tests/test_results.py::test_phrases_of_patients_stay_off_the_page",
     ),
     Guard(
         "N", "a vector of zeros has a direction without dividing by zero", "elvis/ops.py",
@@ -331,6 +338,18 @@ def red(guard: Guard, folder: Path) -> bool:
     return done.returncode == 1
 
 
+def broken(guards: Sequence[Guard]) -> list[str]:
+    """Each of them broken, one after the other, in a copy of its own; those whose tests stay green."""
+    green = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy(Path(folder))
+        for guard in guards:
+            turned = red(guard, Path(folder))
+            print(f"{'red  ' if turned else 'GREEN'}  {guard.promise}  {guard.what}", flush=True)
+            green += [] if turned else [guard.what]
+    return green
+
+
 def table() -> str:
     """Markdown: promise, guard, where, its test."""
     rows = [f"| {g.promise} | {g.what} | `{g.file}` | `{g.test}` |" for g in GUARDS]
@@ -342,13 +361,8 @@ def main(words: Sequence[str]) -> int:
         print(table())
         return 0
     chosen = [g for g in GUARDS if not words or any(word in f"{g.promise} {g.what} {g.file}" for word in words)]
-    green = []
-    with tempfile.TemporaryDirectory() as folder:
-        copy(Path(folder))
-        for guard in chosen:
-            turned = red(guard, Path(folder))
-            print(f"{'red  ' if turned else 'GREEN'}  {guard.promise}  {guard.what}", flush=True)
-            green += [] if turned else [guard.what]
+    with ThreadPoolExecutor(JOBS) as pool:
+        green = [what for part in pool.map(broken, (chosen[i::JOBS] for i in range(JOBS))) for what in part]
     print(f"{len(chosen) - len(green)} of {len(chosen)} guards have a test that turns red without them")
     return 1 if green else 0
 

@@ -296,6 +296,7 @@ def test_two_trainers_in_one_folder_are_refused_and_a_dead_one_leaves_no_lock(tm
 # ------------------------------------------------------------------------------------------------------------ signals
 
 
+@pytest.mark.slow
 def test_sigint_saves_at_the_end_of_the_step_and_exits_130(tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "elvis.pretrain", "--out", str(out), "--quiet", *SMALL, "train.steps=5000", "train.checkpoint_every=5000"]

@@ -423,6 +423,7 @@ assert not tried, tried
 """
 
 
+@pytest.mark.slow
 def test_importing_every_module_opens_no_connection() -> None:
     subprocess.run([sys.executable, "-c", IMPORT_ALL], check=True, timeout=120, cwd=ROOT)
 

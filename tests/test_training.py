@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,11 +145,11 @@ def test_sigterm_saves_at_the_end_of_the_step_and_exits_143(tmp_path: Path) -> N
     with pytest.raises(Interrupted) as caught:
         fit(make_fabric(train), module, batches, train=train, weights={"toy": 1.0}, log=RunLog(tmp_path), save=save, progress=False)
     assert caught.value.code == 143
-    assert list(saved) == [6]
+    assert list(saved) == [5]  # it came while the sixth batch was waited for
     assert signal.getsignal(signal.SIGTERM) is before
     again = Toy()
-    again.load_state_dict(saved[6]["module"])
-    resumed, _ = run(tmp_path / "b", state=saved[6], module=again)
+    again.load_state_dict(saved[5]["module"])
+    resumed, _ = run(tmp_path / "b", state=saved[5], module=again)
     assert all(torch.equal(v, resumed.state_dict()[n]) for n, v in whole.state_dict().items())
 
 
@@ -158,6 +159,46 @@ def without(step: int, folder: Path, **options: Any) -> Toy:
     module = Toy()
     module.load_state_dict(saved[step - 1]["module"])
     return run(folder / "after", state={**saved[step - 1], "step": step}, module=module, **options)[0]
+
+
+@pytest.mark.parametrize("at", [0, 12])
+def test_a_signal_before_the_first_step_saves_nothing_and_one_in_the_last_save_counts(at: int, tmp_path: Path) -> None:
+    train, saved = Train(steps=12, batch_size=6, checkpoint_every=100, accelerator="cpu", devices="1"), []
+
+    def save(step: int, state: dict[str, Any]) -> Path:
+        saved.append(step)
+        os.kill(os.getpid(), signal.SIGINT)
+        return tmp_path
+
+    def batches(start: int) -> Any:
+        if at == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        yield from (toy_batch(i) for i in range(12))
+
+    with pytest.raises(Interrupted) as caught:
+        fit(make_fabric(train), Toy(), batches, train=train, weights={"toy": 1.0}, log=RunLog(tmp_path), save=save, progress=False)
+    assert caught.value.code == 130
+    assert saved == ([] if at == 0 else [12])
+
+
+def test_a_signal_is_heeded_while_a_batch_is_waited_for(tmp_path: Path) -> None:
+    train, saved = Train(steps=12, batch_size=6, checkpoint_every=100, accelerator="cpu", devices="1"), []
+
+    def batches(start: int) -> Any:
+        yield from (toy_batch(i) for i in range(3))
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        time.sleep(600)
+
+    before = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        with pytest.raises(Interrupted):
+            fit(
+                make_fabric(train), Toy(), batches, train=train, weights={"toy": 1.0}, log=RunLog(tmp_path),
+                save=lambda step, _: saved.append(step) or tmp_path, progress=False,
+            )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert saved == [3]
 
 
 def test_a_step_whose_loss_is_not_finite_changes_nothing_and_is_counted(tmp_path: Path) -> None:

@@ -319,7 +319,7 @@ def load_decoder(decoder: nn.Module, folder: Path) -> None:
 def load(path: Path | str) -> Generator:
     """The generator of a run or checkpoint directory, verified, in eval mode. Raises CheckpointError."""
     whole = checkpoints.load_whole(path)
-    folder = checkpoints.resolve(path)
+    folder = whole.folder
     file = folder / "decoder.json"
     try:
         about = border.read_json(file)

@@ -109,7 +109,8 @@ def visual(config: Reportgen, checkpoint: Path | None, out: Path, *, progress: b
     if checkpoint is None:
         run = assembly.assemble(schemas.pretraining(config))
         return Visual(run.pretrained, run.objectives, run.weights, run.patients, {"visual": "untrained"}, tuple(run.config.freeze))
-    whole, folder = checkpoints.load_whole(checkpoint), checkpoints.resolve(checkpoint)
+    whole = checkpoints.load_whole(checkpoint)
+    folder = whole.folder
     objectives, weights = _objectives(folder, whole.pretrained.model.dim)
     fixed = tuple(configs.read(folder / "config.yaml").get("freeze") or ())
     return Visual(whole.pretrained, objectives, weights, whole.patients, {"visual": whole.provenance.get("weights", "")}, fixed)
@@ -297,7 +298,7 @@ def run(
 
     weights = {"decoder": 1.0, **(seen.weights if config.visual == "joint" else {})}
     scales = {name: config.visual_lr for name, _ in task.named_parameters() if name.startswith("model.")}
-    with checkpoints.claim(out, lead):
+    with checkpoints.claim(out, lead, newest):
         fit(
             fabric, task, batches, train=train, weights=weights, log=log, save=save, state=state, validate=validate if table.split("val") else None,
             on_batch=note_bad, progress=progress, scales=scales,

@@ -224,7 +224,7 @@ def run(
         return target
 
     weights = {"policy": 1.0, "reward": 0.0, "kl": config.tune.kl, "nll": config.tune.nll}
-    with checkpoints.claim(out, lead):
+    with checkpoints.claim(out, lead, newest):
         fit(fabric, task, batches, train=settings, weights=weights, log=RunLog(out, active=lead), save=save, state=state, progress=progress)
     return before, measured(task, watched, held_out, config.batch_size) if lead else {}
 

@@ -153,7 +153,7 @@ def run(head: Head, data: Data, config: Segmentation, out: Path, fabric: Any, *,
             bad.add(id, reason)
 
     if not 0 < config.patience <= since_best(history):
-        with checkpoints.claim(out, lead):
+        with checkpoints.claim(out, lead, newest):
             fit(
                 fabric, task, batches, train=train, weights={n: float(w) for n, w in config.loss.items() if w}, log=log, save=save, state=state,
                 validate=validate if data.val else None, on_batch=note_bad, scales=scales, progress=progress,

@@ -25,7 +25,7 @@ from elvis.checkpoints.contents import (
     write_json,
     write_tensors,
 )
-from elvis.checkpoints.directory import FORMAT, MANIFEST, NEEDED, candidates, claim, newest, prune, resolve, sweep, verify, write
+from elvis.checkpoints.directory import FORMAT, MANIFEST, NEEDED, candidates, claim, newest, opened, prune, resolve, standing, sweep, verify, write
 from elvis.checkpoints.origin import card, commit, provenance
 
 __all__ = [
@@ -47,10 +47,12 @@ __all__ = [
     "load_whole",
     "metrics",
     "newest",
+    "opened",
     "provenance",
     "prune",
     "resolve",
     "save",
+    "standing",
     "sweep",
     "verify",
     "write",

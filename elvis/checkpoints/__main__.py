@@ -10,6 +10,7 @@ from typing import Any
 
 from elvis import checkpoints
 from elvis.checkpoints import export
+from elvis.checkpoints.border import read_json
 from elvis.errors import CheckpointError, Words, run_cli
 
 
@@ -30,15 +31,14 @@ def inspect(folder: Path) -> None:
             print(f"  {key:<40} {value:.4g}" if isinstance(value, int | float) else f"  {key:<40} {value}")
     if "state/trainer.pt" in hashes:
         state = checkpoints.load_state(folder)
-        print(f"\ntrainer state: step {state['step']}, {state.get('skipped', {}).get('count', 0)} steps left out; it is for --resume only")
+        print(f"\ntrainer state: step {state.get('step')}, {(state.get('skipped') or {}).get('count', 0)} steps left out; it is for --resume only")
     print(f"\nmade of report texts: {', '.join(export.text_derived(folder)) or 'nothing but the weights'}\n\nfiles")
     for name, digest in hashes.items():
         print(f"  {(folder / name).stat().st_size:>12,} bytes  {digest[:12]}  {name}")
 
 
 def _json(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    return found if isinstance(found, dict) else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _kind(folder: Path) -> str:

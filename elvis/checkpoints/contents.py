@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from elvis.checkpoints.border import believed, built, load_into, read_fingerprints, read_json, read_tensors
-from elvis.checkpoints.directory import FORMAT, MANIFEST, candidates, resolve, verify, write
+from elvis.checkpoints.directory import FORMAT, MANIFEST, candidates, opened, verify, write
 from elvis.checkpoints.origin import card
 from elvis.errors import CheckpointError
 
@@ -98,9 +98,12 @@ def load_backbone(path: Path | str, *, projected: bool = False) -> nn.Module:
 
     projected: its tokens after the projection into the shared space (no pyramid then). A checkpoint of a segmentation head has a backbone too.
     """
+    return opened(path, partial(_backbone, projected=projected))
+
+
+def _backbone(path: Path, *, projected: bool) -> nn.Module:
     from elvis.model import Projected, build_image
 
-    path = resolve(path)
     recipe, file = read_json(path / "model.json"), path / "model.json"
     own = recipe.get("model")
     if projected and not isinstance(own, dict):
@@ -116,7 +119,7 @@ def load_backbone(path: Path | str, *, projected: bool = False) -> nn.Module:
 
 def load_pretrained(path: Path | str) -> Pretrained:
     """The whole model of a checkpoint with tokenizer and preprocessing, in eval mode."""
-    return _pretrained(resolve(path))
+    return opened(path, _pretrained)
 
 
 @dataclass(frozen=True)
@@ -129,17 +132,21 @@ class Whole:
     patients: np.ndarray | None
     provenance: Mapping[str, Any]  # with `weights`: the first digits of their sha256
     passed_over: str = ""  # of a run directory: the damaged checkpoint that would have been taken
+    folder: Path = Path()  # which it is
 
 
 def load_whole(path: Path | str) -> Whole:
     """A checkpoint with what a benchmark asks of it, verified once."""
-    folder, asked = resolve(path), Path(path).expanduser()
+    return opened(path, partial(_whole, asked=Path(path).expanduser()))
+
+
+def _whole(folder: Path, asked: Path) -> Whole:
     first = candidates(asked)[0] if folder != asked else folder
     known = read_fingerprints(folder / "patients.npy")
     hashes = read_json(folder / MANIFEST)["sha256"]
     origin = {**read_json(folder / "provenance.json"), "weights": hashes["model.safetensors"][:12]}
     damaged = f"{first.name} is damaged, {folder.name} was taken" if first != folder else ""
-    return Whole(_pretrained(folder), _objectives(folder), known, origin, damaged)
+    return Whole(_pretrained(folder), _objectives(folder), known, origin, damaged, folder)
 
 
 def _pretrained(folder: Path) -> Pretrained:

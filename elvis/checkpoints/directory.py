@@ -13,12 +13,15 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from types import EllipsisType
+from typing import Any, TypeVar
 
 from elvis.errors import CheckpointError, ConfigError
 
@@ -32,6 +35,8 @@ MANIFEST = "manifest.json"
 MANIFEST_BYTES = 16 << 20  # a larger one is none: 100 bytes a file
 NEEDED = ("model.json", "model.safetensors", "preprocess.json")
 STAGE, ASIDE, LOCK = ".stage-", ".old-", ".lock"
+READ = (".json", ".safetensors", ".npy", ".pt", ".yaml", ".txt")  # suffixes of files that are parts of a checkpoint
+T = TypeVar("T")
 
 
 # ---------------------------------------------------------------------------------------------------------- write
@@ -44,7 +49,7 @@ def write(target: Path, fill: Callable[[Path], None]) -> Path:
     """
     from safetensors import SafetensorError
 
-    target, stage = Path(target), None
+    target, stage, named = Path(target), None, False
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _put_back(target)
@@ -56,15 +61,18 @@ def write(target: Path, fill: Callable[[Path], None]) -> Path:
             shutil.rmtree(aside, ignore_errors=True)
             os.rename(target, aside)
         os.rename(stage, target)
+        named = True
         _fsync(target.parent)
         shutil.rmtree(aside, ignore_errors=True)
     except BaseException as error:
         if stage is not None:
             shutil.rmtree(stage, ignore_errors=True)
             _put_back(target)
-        if isinstance(error, (OSError, RuntimeError, SafetensorError)):  # torch.save and safetensors have their own words for a full disk
+        full = isinstance(error, RuntimeError) and re.search("unexpected pos|PytorchStreamWriter|iostream|write", str(error))  # torch.save's words
+        if isinstance(error, (OSError, SafetensorError)) or full:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:150]
             stands = "; what stood there before is untouched" if target.exists() else ""
+            stands = "; it is there, but may not outlive a power cut" if named else stands
             raise CheckpointError(f"cannot write {target}: {reason} ({_free(target)} free){stands}", "free space or mend permissions") from error
         raise
     return target
@@ -97,8 +105,6 @@ def _free(target: Path) -> str:
 
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` step directories, and what a crash left half written."""
-    for aside in folder.glob(f"{ASIDE}*"):
-        _put_back(folder / aside.name.removeprefix(ASIDE))
     sweep(folder)
     steps = sorted(p for p in folder.glob("step_*") if p.is_dir())
     for path in steps[: max(0, len(steps) - keep)]:
@@ -106,20 +112,26 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what a crash left half written, or set aside and replaced. For the one who has claimed the run."""
-    replaced = (aside for aside in folder.glob(f"{ASIDE}*") if (folder / aside.name.removeprefix(ASIDE)).exists())
-    for path in (*folder.glob(f"{STAGE}*"), *replaced):
+    """Put back what a crash set aside, delete what it left half written. For the one who has claimed the run."""
+    for aside in folder.glob(f"{ASIDE}*"):
+        _put_back(folder / aside.name.removeprefix(ASIDE))
+    for path in (*folder.glob(f"{STAGE}*"), *folder.glob(f"{ASIDE}*")):
         shutil.rmtree(path, ignore_errors=True)
 
 
+_claimed: set[Path] = set()  # by this process: a POSIX lock does not keep out its own process, and closing a second file of it ends the first
+
+
 @contextlib.contextmanager
-def claim(run: Path, active: bool = True) -> Iterator[None]:
+def claim(run: Path, active: bool = True, began: Path | EllipsisType | None = ...) -> Iterator[None]:
     """While open, `run` is this process's: another trainer there is a ConfigError. What crashes left among its checkpoints is swept.
 
     The lock is the kernel's (POSIX, so also over NFS) and ends with the process, however it ends; `.lock` only says who holds it.
-    Not `active` (ranks that do not write): nothing.
+    began: the `newest` checkpoint that was read before; a ConfigError where another trainer has gone on since.
+    Not `active` (ranks that do not write), or claimed by this process already: nothing.
     """
-    if not active or fcntl is None:
+    key = run.absolute()
+    if not active or fcntl is None or key in _claimed:
         yield
         return
     try:
@@ -137,11 +149,17 @@ def claim(run: Path, active: bool = True) -> Iterator[None]:
             raise ConfigError(
                 f"another trainer is at work in {run} (process {file.read(20).strip() or '?'})", "wait for it, end it, or choose another --out"
             ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        sweep(run / "checkpoints")
-        yield
+        _claimed.add(key)
+        try:
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            sweep(run / "checkpoints")
+            if began is not ... and (now := newest(run)) != (began and began.with_name(began.name.removeprefix(ASIDE))):
+                raise ConfigError(f"another trainer has gone on in {run} meanwhile, to {now and now.name}", "start again, with --resume")
+            yield
+        finally:
+            _claimed.discard(key)
 
 
 # ----------------------------------------------------------------------------------------------------------- read
@@ -150,9 +168,27 @@ def claim(run: Path, active: bool = True) -> Iterator[None]:
 def verify(path: Path, needed: Sequence[str] = NEEDED) -> dict[str, str]:
     """Every file of a checkpoint against its manifest; returns the hashes. Raises CheckpointError with the first bad file, or `needed` one.
 
-    A file that the manifest does not know is refused, too: it could be read for one that was verified.
+    A file that the manifest does not know and that could be read for one that was verified is refused, too.
     """
     path = Path(path)
+    for again in (True, True, False):  # a trainer may put another in its place meanwhile (`best`)
+        before = _seal_of(path)
+        try:
+            return _verify(path, needed)
+        except CheckpointError:
+            if not again or _seal_of(path) == before:
+                raise
+    raise AssertionError
+
+
+def _seal_of(path: Path) -> bytes:
+    with contextlib.suppress(OSError):
+        if (path / MANIFEST).is_file():
+            return (path / MANIFEST).read_bytes()[:MANIFEST_BYTES]
+    return b""
+
+
+def _verify(path: Path, needed: Sequence[str]) -> dict[str, str]:
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint directory at {path}", "give a directory that holds model.safetensors, or a run directory")
     hashes = _manifest(path)
@@ -162,13 +198,24 @@ def verify(path: Path, needed: Sequence[str] = NEEDED) -> dict[str, str]:
     for name, digest in hashes.items():
         file = path / name
         if not _holds(path, name):
-            raise CheckpointError(f"{path}: {name[:100]} is missing", "copy the whole directory again")
-        if _sha256(file) != digest:
+            raise CheckpointError(f"{path}: {name[:100]} is missing, or a link that leads out", "copy the whole directory again")
+        try:
+            found = _sha256(file)
+        except OSError as error:
+            raise CheckpointError(f"{path}: {name} cannot be read ({error.strerror})", "copy the directory again, or use an older step") from error
+        if found != digest:
             raise CheckpointError(f"{path}: {name} differs from its sha256", "the file is damaged: copy the directory again, or use an older step")
-    strange = sorted({p.relative_to(path).as_posix() for p in path.rglob("[!.]*") if p.is_symlink() or not p.is_dir()} - hashes.keys() - {MANIFEST})
+    strange = sorted(set(filter(None, map(partial(_readable, path), path.rglob("*")))) - hashes.keys() - {MANIFEST})
     if strange:
         raise CheckpointError(f"{path} holds {strange[0]}, which its {MANIFEST} does not list", "take the file away, or copy the directory again")
     return hashes
+
+
+def _readable(path: Path, file: Path) -> str:
+    """The name in a checkpoint of what a reader could take for a part of it; "" for hidden files and folders, and for notes."""
+    name = file.relative_to(path)
+    hidden = any(part.startswith(".") for part in name.parts)
+    return "" if hidden or not (file.is_symlink() or file.suffix in READ) or (file.is_dir() and not file.is_symlink()) else name.as_posix()
 
 
 def _holds(path: Path, name: str) -> bool:
@@ -205,27 +252,53 @@ def resolve(path: Path | str) -> Path:
 
     A checkpoint that was named is refused when bad; inside a run directory a bad one is passed over with a line on stderr.
     """
-    path = _standing(Path(path).expanduser())
+    return _resolved(path)[0]
+
+
+def opened(path: Path | str, read: Callable[[Path], T]) -> T:
+    """`read(folder)` of `resolve(path)`: what is read is what was verified, though a trainer may put another in its place (`best`)."""
+    for again in (True, True, False):
+        folder, hashes = _resolved(path)
+        try:
+            found = read(folder)
+        except CheckpointError:
+            if not again or _lists(folder, hashes):
+                raise
+        else:
+            if _lists(folder, hashes):
+                return found
+    raise CheckpointError(f"{path} is being replaced again and again", "wait for its trainer, or give a step of the run")
+
+
+def _lists(folder: Path, hashes: dict[str, str]) -> bool:
+    try:
+        return _manifest(folder) == hashes
+    except CheckpointError:
+        return False
+
+
+def _resolved(path: Path | str) -> tuple[Path, dict[str, str]]:
+    path = standing(Path(path).expanduser())
     if (path / MANIFEST).exists() or (path / "model.safetensors").exists() or not (path / "checkpoints").is_dir():
-        verify(path)
-        return path
+        return path, verify(path)
     return _first_good(candidates(path), path)
 
 
 def candidates(run: Path) -> list[Path]:
     """The checkpoints of a run directory, the one to take first: best, then the newest steps."""
-    best = _standing(run / "checkpoints" / "best")
+    best = standing(run / "checkpoints" / "best")
     return [*([best] if best.is_dir() else []), *_steps(run)]
 
 
 def newest(run: Path) -> Path | None:
     """The newest good step of a run directory, for --resume; None if it has none yet."""
     steps = _steps(run)
-    return _first_good(steps, run) if steps else None
+    return _first_good(steps, run)[0] if steps else None
 
 
-def _standing(path: Path) -> Path:
-    """The checkpoint itself or, where a crash came between two renames, what was set aside for the new one."""
+def standing(path: Path) -> Path:
+    """The checkpoint of a name or, where a crash came between two renames, what was set aside for the new one."""
+    path = path.with_name(path.name.removeprefix(ASIDE)) if path.name else path
     return _aside(path) if path.name and not path.exists() and _aside(path).is_dir() else path
 
 
@@ -233,17 +306,16 @@ def _steps(run: Path) -> list[Path]:
     """The newest first; one that a crash has left set aside is among them."""
     folder = run / "checkpoints"
     names = {p.name.removeprefix(ASIDE) for pattern in ("step_*", f"{ASIDE}step_*") for p in folder.glob(pattern)}
-    return [found for name in sorted(names, reverse=True) if (found := _standing(folder / name)).is_dir()]
+    return [found for name in sorted(names, reverse=True) if (found := standing(folder / name)).is_dir()]
 
 
-def _first_good(found: list[Path], run: Path) -> Path:
+def _first_good(found: list[Path], run: Path) -> tuple[Path, dict[str, str]]:
     for candidate in found:
         try:
-            verify(candidate)
+            return candidate, verify(candidate)
         except CheckpointError as error:
             print(f"passing over {candidate.name}: {error.what}", file=sys.stderr)
             continue
-        return candidate
     raise CheckpointError(f"no good checkpoint under {run}", "start the run anew, or restore a copy")
 
 

@@ -10,6 +10,7 @@ trained on credentialed data shares such a checkpoint under that data's own term
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import re
@@ -19,8 +20,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from elvis.checkpoints.border import believed, read_json
 from elvis.checkpoints.contents import write_json, write_tensors
-from elvis.checkpoints.directory import MANIFEST, resolve, write
+from elvis.checkpoints.directory import resolve, verify, write
 from elvis.errors import CheckpointError, ConfigError
 from elvis.registry import OBJECTIVES
 
@@ -37,7 +39,7 @@ UNKNOWN = "???"
 def text_derived(folder: Path) -> list[str]:
     """The parts of a checkpoint that were made of report texts, by their names."""
     found = [called for name, called in TEXTS.items() if (folder / name).exists()]
-    recipe = json.loads((folder / "model.json").read_text())
+    recipe = read_json(folder / "model.json")
     text = recipe.get("text") if isinstance(recipe.get("text"), dict) else {}
     if text.get("name") != "tiny":  # others bring a tokenizer that was trained elsewhere
         found = [called for called in found if called != TEXTS["tokenizer"]]
@@ -47,8 +49,9 @@ def text_derived(folder: Path) -> list[str]:
 def _queues(folder: Path) -> list[str]:
     """Labels of the objectives of a checkpoint that hold texts. Their state for --resume is not looked at: it is never handed on."""
     file = folder / "objectives.json"
-    recipes = json.loads(file.read_text()) if file.is_file() else {}
-    return [label for label, recipe in recipes.items() if dict(_fresh(recipe).named_buffers())]
+    recipes = read_json(file) if file.is_file() else {}
+    with believed(file):
+        return [label for label, recipe in recipes.items() if dict(_fresh(recipe).named_buffers())]
 
 
 def _fresh(recipe: Mapping[str, Any]) -> Any:
@@ -60,17 +63,20 @@ def export(source: Path | str, target: Path, *, public: bool = False) -> Path:
     folder = resolve(source)
     if target.exists():
         raise ConfigError(f"{target} is there already", "give a new folder")
-    left_out = {MANIFEST, "state", *(["patients.npy"] if public else [])}
+    left_out = ("state/", *(["patients.npy"] if public else []))
 
     def fill(stage: Path) -> None:
-        shutil.copytree(folder, stage, dirs_exist_ok=True, ignore=lambda at, names: left_out & set(names) if Path(at) == folder else set())
+        for name in verify(folder):  # what it lists, and nothing else that may lie there
+            if not name.startswith(left_out):
+                (stage / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / name, stage / name)
         if public:
             _empty_queues(stage)
             for path in (stage / "config.yaml", stage / "MODEL_CARD.md", *stage.glob("*.json")):
                 if path.is_file():
                     _scrub(path)
         parts = text_derived(folder)
-        about = json.loads((stage / "provenance.json").read_text())
+        about = read_json(stage / "provenance.json")
         write_json(stage / "provenance.json", {**about, "contains_text_derived": bool(parts), "text_derived": parts, "public": public})
         with (stage / "MODEL_CARD.md").open("a") as card:
             card.write(f"\n## Texts\n\n{_sentence(parts)}\n")
@@ -95,7 +101,7 @@ def _empty_queues(stage: Path) -> None:
 
     if not (labels := _queues(stage)):
         return
-    recipes, weights = json.loads((stage / "objectives.json").read_text()), load_file(stage / "objectives.safetensors")
+    recipes, weights = read_json(stage / "objectives.json"), load_file(stage / "objectives.safetensors")
     for label in labels:
         weights |= {f"{label}.{name}": buffer for name, buffer in _fresh(recipes[label]).named_buffers()}
     write_tensors(stage / "objectives.safetensors", weights)
@@ -123,15 +129,20 @@ def _scrubbed(value: Any) -> Any:
 
 
 def _word(text: str) -> str:
-    """The text, or ??? for a path; names of this user and machine inside it are ???, too."""
+    """The text, or ??? for a path or an address; names of this user and machine inside it are ???, too."""
     bare = text.strip("'\"`,;()")
-    if (
-        re.search(r"[/\\]", bare)
-        and re.fullmatch(r"(\w:)?[~\w./\\@+-]*[/\\][\w./\\@+ -]*", bare)
-        and (not HUB.fullmatch(bare) or Path(bare).exists())
+    if re.match(r"[/~\\]|\.\.?/|\w:\\|\w+://", bare) or (
+        re.search(r"[/\\]\S", bare) and " " not in bare and (not HUB.fullmatch(bare) or Path(bare).exists())
     ):
         return text.replace(bare, UNKNOWN)
-    for name in {getpass.getuser(), socket.gethostname()}:
-        if len(name) > 3 and name not in ("root", "localhost"):
-            text = re.sub(rf"\b{re.escape(name)}\b", UNKNOWN, text)
+    for name in _names():
+        text = re.sub(rf"\b{re.escape(name)}\b", UNKNOWN, text)
     return text
+
+
+def _names() -> set[str]:
+    """Of this user and machine; short ones and everybody's would be found in words."""
+    names = {socket.gethostname()}
+    with contextlib.suppress(KeyError, OSError):  # a user without a name
+        names.add(getpass.getuser())
+    return {name for name in names if len(name) > 3 and name not in ("root", "localhost")}

@@ -202,9 +202,9 @@ class _Loader(DataLoader):
     patience: float = 0.0  # seconds without a batch after which the workers hang
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        before = signal.getsignal(signal.SIGCHLD)
+        before = signal.getsignal(signal.SIGCHLD) if self.num_workers else None
         batches = super().__iter__()
-        if self.num_workers and before is not None and threading.current_thread() is threading.main_thread():
+        if before is not None and threading.current_thread() is threading.main_thread():
             # torch's handler raises wherever the trainer is, within a save, too; a dead worker is noticed here all the same
             signal.signal(signal.SIGCHLD, before)
         atexit.register(self._end_workers)
@@ -221,10 +221,12 @@ class _Loader(DataLoader):
 
     def _end_workers(self) -> None:
         """At the end of a program that still holds the iterator, and where workers hang: they do not heed SIGTERM, and would be waited for."""
-        for pid, _ in self.dataset.reading.tolist() if self.num_workers else ():  # type: ignore[attr-defined]
-            if pid > 0:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        if self.num_workers:
+            self.dataset.ended.fill_(1)  # for those that have not begun yet
+            for pid, _ in self.dataset.reading.tolist():  # type: ignore[attr-defined]
+                if pid > 0:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
 
     def _next(self, batches: Iterator[Any]) -> Any:
         """None at the end. DataError, with the studies that were being read, for a worker that died or hangs."""
@@ -260,6 +262,7 @@ class _Watched(Dataset):
     def __init__(self, dataset: Any, workers: int) -> None:
         self.dataset, self.studies = dataset, dataset.studies
         self.reading = torch.full((workers, 2), -1).share_memory_()
+        self.ended = torch.zeros(1, dtype=torch.bool).share_memory_()
 
     def __getitem__(self, at: tuple[int, int]) -> Any:
         self.reading[get_worker_info().id, 1] = at[1]
@@ -270,6 +273,8 @@ class _Watched(Dataset):
         self.reading[worker, 0] = os.getpid()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
+        if self.ended:
+            os._exit(0)
 
 
 class _Collate:

@@ -269,15 +269,16 @@ class BadStudies:
         self.path, self.total, self.max_bad_fraction = path, total, max_bad_fraction
         self.reasons: dict[str, str] = {}
         if path is not None and path.exists():
-            lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-            self.reasons = {line["id"]: line["reason"] for line in lines}
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError, KeyError, TypeError):  # the line a crash cut short
+                    row = json.loads(line)
+                    self.reasons[row["id"]] = row["reason"]
 
     def add(self, id: str, reason: str) -> None:
         """Note one study. Raises DataError when more than `max_bad_fraction` of all studies are bad."""
-        if id in self.reasons:
-            return
+        known = id in self.reasons
         self.reasons[id] = reason
-        if self.path is not None:
+        if self.path is not None and not known:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"id": id, "reason": reason}, ensure_ascii=False) + "\n")
         if len(self.reasons) > self.max_bad_fraction * self.total:
