@@ -133,7 +133,7 @@ def run_cli(main: Callable[[], int | None]) -> None:
     except OSError as error:  # a full disk, a folder of somebody else
         if os.environ.get("ELVIS_DEBUG") == "1":
             traceback.print_exc()
-        what = f"{error.strerror or error}: {error.filename or ''}"
+        what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
         fix = "free space there, or write elsewhere" if error.errno == errno.ENOSPC else "check the path, and who may write there"
         print("error: " + _shorten(visible(what).replace("\n", "\\n"), ElvisError.limit - len(fix) - 2) + f"\n{fix}", file=sys.stderr)
         code = 2

@@ -175,6 +175,8 @@ def place(out: Path) -> Path:
         raise ConfigError(f"cannot write to {str(out)[:150]}: {error.strerror}", "choose another --out") from error
     if not standing.is_dir():
         raise ConfigError(f"cannot write to {out}: {standing} is a file", "choose another --out: a folder")
+    if (out / "manifest.json").is_file():
+        raise ConfigError(f"{out} is a checkpoint: its own files would be overwritten", "give its run directory, or another --out")
     if not os.access(standing, os.W_OK | os.X_OK):
         raise ConfigError(f"cannot write to {out}: no permission in {standing}", "choose another --out, or a folder of your own")
     return out

@@ -242,7 +242,7 @@ class Skipped:
             shown = ", ".join(id[:30] for id in ids[:2]) + (f" and {len(ids) - 2} more" if len(ids) > 2 else "")
             raise NumericsError(
                 f"not finite at step {step}: {', '.join(bad)[:120]}; {how} were left out; studies {shown}",
-                "lower train.lr (with --resume, too), set train.precision=32-true, or look at the studies in bad_steps.jsonl",
+                "lower train.lr (in pretraining with --resume, too), set train.precision=32-true, or look at the studies in bad_steps.jsonl",
             )
 
     def state(self) -> dict[str, int]:

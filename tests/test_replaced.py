@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch
 import elvis
 from elvis import checkpoints, pretrain
 from elvis.checkpoints import directory, export
+from elvis.data import batches
 from elvis.data.studies import BadStudies
 from elvis.errors import CheckpointError, ConfigError, DataError
 from tests.test_checkpoints import pretrained, save
@@ -127,3 +129,27 @@ def test_a_failure_of_the_model_is_not_called_one_of_the_disk(tmp_path: Path) ->
 
     with pytest.raises(CheckpointError, match="cannot write"):
         checkpoints.write(tmp_path / "here", lambda stage: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+
+
+def test_a_checkpoint_is_no_place_for_a_run(tmp_path: Path) -> None:
+    here = save(tmp_path / "here")
+    with pytest.raises(ConfigError, match="is a checkpoint: its own files would be overwritten"):
+        pretrain.main(["--out", str(here), "--quiet", *SMALL])
+    with pytest.raises(ConfigError, match="is a checkpoint"), checkpoints.claim(here):
+        raise AssertionError
+    with pytest.raises(ConfigError, match="inside the checkpoint itself"):
+        export.export(here, here / "sub")
+    checkpoints.verify(here)
+
+
+def test_a_worker_that_dies_while_it_hands_a_batch_over_is_one_that_died() -> None:
+    class Torn:
+        def __next__(self) -> object:
+            raise ConnectionResetError(104, "Connection reset by peer")
+
+    studies = [SimpleNamespace(id=f"s{n}") for n in range(4)]
+    reading = torch.tensor([[-1, 2], [-1, 3]])
+    loader = batches._Loader.__new__(batches._Loader)
+    loader.__dict__ |= {"dataset": SimpleNamespace(studies=studies, reading=reading), "patience": 1.0}
+    with pytest.raises(DataError, match="a data worker died reading s2, s3"):
+        loader._next(Torn())

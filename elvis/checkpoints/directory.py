@@ -131,6 +131,8 @@ def claim(run: Path, active: bool = True, began: Path | EllipsisType | None = ..
     Not `active` (ranks that do not write), or claimed by this process already: nothing.
     """
     key = run.absolute()
+    if (run / MANIFEST).is_file():
+        raise ConfigError(f"{run} is a checkpoint: its own files would be overwritten", "give its run directory, or another --out")
     if not active or fcntl is None or key in _claimed:
         yield
         return

@@ -63,6 +63,8 @@ def export(source: Path | str, target: Path, *, public: bool = False) -> Path:
     folder = resolve(source)
     if target.exists():
         raise ConfigError(f"{target} is there already", "give a new folder")
+    if target.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"{target} lies inside the checkpoint itself", "give a folder outside of it")
     left_out = ("state/", *(["patients.npy"] if public else []))
 
     def fill(stage: Path) -> None:

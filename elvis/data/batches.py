@@ -234,6 +234,8 @@ class _Loader(DataLoader):
         while True:
             try:
                 return next(batches, None)
+            except (ConnectionError, EOFError):  # while it handed a batch over
+                raise self._lost({0}) from None
             except RuntimeError as error:
                 died = re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)", str(error))
                 hangs = "DataLoader timed out" in str(error)
@@ -245,9 +247,9 @@ class _Loader(DataLoader):
             raise self._lost(gone)
 
     def _lost(self, gone: set[int]) -> DataError:
-        """What to say of workers that died (their processes), or hang (none)."""
+        """What to say of workers that died (their processes; 0: one of them), or hang (none)."""
         rows = self.dataset.reading.tolist()  # type: ignore[attr-defined]
-        at = [self.dataset.studies[index].id[:40] for pid, index in rows if index >= 0 and (not gone or pid in gone)]  # type: ignore[attr-defined]
+        at = [self.dataset.studies[index].id[:40] for pid, index in rows if index >= 0 and (gone <= {0} or pid in gone)]  # type: ignore[attr-defined]
         where = f"reading {', '.join(at[:4]) or 'nothing yet'}"
         if gone:
             return DataError(f"a data worker died {where}", "is there memory for it, and in /dev/shm? Take fewer workers, or look at the study")
