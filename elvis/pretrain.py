@@ -24,9 +24,8 @@ from elvis.errors import ConfigError, Words, run_cli
 from elvis.types import Metric, Result
 
 CONTINUED = ("image", "text", "model", "heads", "objectives", "freeze", "data", "train")  # must not change on --resume ...
-MOVABLE = {
-    "data": {"root", "reports", "fallback", "images", "ms_cxr", "workers", "timeout", "cache", "max_bad_fraction"}
-}  # ... but for what no step depends on
+# ... but for what no step depends on
+MOVABLE = {"data": {"root", "reports", "fallback", "images", "ms_cxr", "workers", "timeout", "cache", "max_bad_fraction"}}
 FIXED = {"train": {"seed", "batch_size", "accumulate"}}  # ... and of train only what the data order depends on
 
 

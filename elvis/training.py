@@ -159,14 +159,15 @@ class RunLog:
 
     def write(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        if self.active:
-            with (self.folder / "log.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
+        self._append("log.jsonl", row)
 
     def bad_step(self, row: dict[str, Any]) -> None:
         """One more line of bad_steps.jsonl."""
+        self._append("bad_steps.jsonl", row)
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
         if self.active:
-            with (self.folder / "bad_steps.jsonl").open("a") as file:
+            with (self.folder / name).open("a") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def table(self) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from elvis.checkpoints.border import believed, read_json
+from elvis.checkpoints.border import believed, read_json, read_tensors
 from elvis.checkpoints.contents import write_json, write_tensors
 from elvis.checkpoints.directory import resolve, verify, write
 from elvis.errors import CheckpointError, ConfigError
@@ -99,11 +99,9 @@ def _sentence(parts: list[str]) -> str:
 
 def _empty_queues(stage: Path) -> None:
     """Buffers of objectives (queues) as those of a new one."""
-    from safetensors.torch import load_file
-
     if not (labels := _queues(stage)):
         return
-    recipes, weights = read_json(stage / "objectives.json"), load_file(stage / "objectives.safetensors")
+    recipes, weights = read_json(stage / "objectives.json"), read_tensors(stage / "objectives.safetensors")
     for label in labels:
         weights |= {f"{label}.{name}": buffer for name, buffer in _fresh(recipes[label]).named_buffers()}
     write_tensors(stage / "objectives.safetensors", weights)
