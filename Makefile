@@ -1,5 +1,5 @@
 # make pretrain   train ELVIS on phantom radiographs (about 3 minutes on 2 CPU cores)
-# make test       the fast test suite (about 4 minutes on 2 CPU cores)
+# make test       the fast test suite (about 6 minutes on 2 CPU cores)
 # Each makes .venv and installs the project first, if needed. Extra arguments: make pretrain ARGS="train.steps=50"
 
 PYTHON ?= python3

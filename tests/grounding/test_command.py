@@ -311,6 +311,7 @@ def test_the_fingerprints_of_a_phantom_checkpoint_do_not_meet_its_test_patients(
     assert checkpoints.load_whole(folder).patients.size == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real radiographs beside the checkout")
 def test_real_radiographs_with_boxes_of_radiologists(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--config", "manifest", f"data.root={REAL}", "data.boxes=boxes/findings_boxes.json", "limit=6", "page.cases=4", *FEW]

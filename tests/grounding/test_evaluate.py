@@ -62,6 +62,7 @@ def test_a_model_that_sees_finds_everything_and_the_blind_rows_do_not() -> None:
     assert isinstance(case["phrase"], int)
 
 
+@pytest.mark.slow
 def test_batches_and_processes_change_nothing() -> None:
     some = [study(n, shape=(60, 90) if n % 2 else (48, 72)) for n in range(5)]
     whole = evaluated(*some)
@@ -162,6 +163,7 @@ def test_a_scorer_that_is_killed_ends_in_one_message(monkeypatch: pytest.MonkeyP
         scorers._receive()
 
 
+@pytest.mark.slow
 def test_no_scorer_outlives_an_evaluation_that_was_killed(tmp_path: Path) -> None:
     script = tmp_path / "sleeper.py"
     script.write_text(SLEEPER)

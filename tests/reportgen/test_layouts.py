@@ -183,6 +183,7 @@ def test_a_study_whose_image_cannot_be_read_is_counted_and_the_others_are_judged
 # ------------------------------------------------------------------------------------------------------- R2Gen, MIMIC
 
 
+@pytest.mark.slow
 def test_each_image_of_mimic_is_an_example_and_patients_are_drawn_together(tmp_path: Path) -> None:
     root, out = tmp_path / "data", tmp_path / "out"
     export("r2gen_mimic", root, counts={"train": 12, "val": 4, "test": 6})
