@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import gc
 import io
+import math
 import os
 import shlex
 import sys
@@ -114,7 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one minute on smaller data")
     parser.add_argument("--out", type=Path, help="where to write the table")
     args = parser.parse_args(argv)
-    minutes = args.minutes or (1.0 if args.quick else 20.0)
+    minutes = (1.0 if args.quick else 20.0) if args.minutes is None else args.minutes
+    if not 0 < minutes < math.inf:
+        parser.error(f"--minutes {minutes:g}: give a number above 0")
     begin, found = time.monotonic(), []
     with tempfile.TemporaryDirectory() as folder:
         while time.monotonic() - begin < 60 * minutes or len(found) < 4:

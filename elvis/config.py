@@ -263,6 +263,14 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def unlike(old: Any, new: Any, where: str = "") -> list[str]:
+    """Dotted keys at which two configs differ, as one would write them."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return [] if old == new else [where]
+    keys = dict.fromkeys((*old, *new))
+    return [found for key in keys for found in unlike(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))]
+
+
 def load(name: str, overrides: Sequence[str] = (), *, task: str = "pretrain", schema: type = Config) -> Any:
     """Find, merge and check a config. Raises one ConfigError that lists every mistake."""
     raw = read(find(name, task))

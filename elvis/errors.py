@@ -66,6 +66,11 @@ def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
     return f" (known: {', '.join(known)})" if 0 < len(known) <= 12 else ""
 
 
+def some(names: Sequence[str], width: int = 60) -> str:
+    """The first three names, each cut to a width, and how many there are beside."""
+    return ", ".join(name[:width] for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 class Words(argparse.ArgumentParser):
     """The words of a command. A mistake in them is a ConfigError with the nearest option, not the whole usage; so is an option that was given "",
     as `--out "$RUN"` does where RUN is not set: the default would be taken for it."""
@@ -127,14 +132,30 @@ def run_cli(main: Callable[[], int | None]) -> None:
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130
+    except (MemoryError, RuntimeError) as error:
+        if not (said := _no_memory(error)):
+            raise
+        code = _told(said, "take a smaller batch, model or image, or a machine with more memory")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except OSError as error:  # a full disk, a folder of somebody else
-        if os.environ.get("ELVIS_DEBUG") == "1":
-            traceback.print_exc()
         what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-        fix = "free space there, or write elsewhere" if error.errno == errno.ENOSPC else "check the path, and who may write there"
-        print("error: " + _shorten(visible(what).replace("\n", "\\n"), ElvisError.limit - len(fix) - 2) + f"\n{fix}", file=sys.stderr)
-        code = 2
+        code = _told(what, "free space there, or write elsewhere" if error.errno == errno.ENOSPC else "check the path, and who may write there")
     sys.exit(code)
+
+
+def _told(what: str, fix: str) -> int:
+    """One message of an error that is none of ours; its exit code."""
+    if os.environ.get("ELVIS_DEBUG") == "1":
+        traceback.print_exc()
+    print(f"error: {ElvisError(what, fix)}", file=sys.stderr)
+    return 2
+
+
+def _no_memory(error: Exception) -> str:
+    """What to say of an error that tells of too little memory (Python's, torch's on a CPU, CUDA's); "" for another one."""
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+ [KMG]iB)|tried to allocate (\d+) bytes", str(error))
+    short = isinstance(error, MemoryError) or re.search("can't allocate memory|not enough memory|out of memory", str(error))
+    size = "" if asked is None else asked[1] or f"{int(asked[2]) / 2**30:,.1f} GiB"
+    return ("out of memory" + (f": {size} were asked for" if size else "")) if short else ""

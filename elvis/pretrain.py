@@ -20,7 +20,7 @@ from typing import Any
 
 from elvis import config as configs
 from elvis.assembly import Run, assemble, loader_for, settled
-from elvis.errors import ConfigError, Words, run_cli
+from elvis.errors import ConfigError, Words, run_cli, some
 from elvis.types import Metric, Result
 
 CONTINUED = ("image", "text", "model", "heads", "objectives", "freeze", "data", "train")  # must not change on --resume ...
@@ -258,9 +258,8 @@ def continued(out: Path, config: configs.Config | None, overrides: Sequence[str]
         wanted = FIXED.get(key) or (set(section) - MOVABLE.get(key, set()) if isinstance(section, dict) else None)
         return section if wanted is None else {k: v for k, v in section.items() if k in wanted}
 
-    changed = [key for key in CONTINUED if kept(old, key) != kept(new, key)]
-    if changed:
-        raise ConfigError(f"--resume with another {', '.join(changed)} than the run in {out} began with", "leave them as they were, or start anew")
+    if changed := configs.unlike({key: kept(old, key) for key in CONTINUED}, {key: kept(new, key) for key in CONTINUED}):
+        raise ConfigError(f"--resume with another {some(changed)} than the run in {out} began with", "leave them as they were, or start anew")
     return new
 
 

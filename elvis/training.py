@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from elvis.distributed import even, everyones, max_over_ranks, sum_over_ranks, world_size
-from elvis.errors import ConfigError, NumericsError, nearest
+from elvis.errors import ConfigError, NumericsError, nearest, some
 from elvis.fabric import Sharded, shards
 
 if TYPE_CHECKING:
@@ -240,9 +240,8 @@ class Skipped:
         self.log.bad_step({"step": step, "not_finite": bad, "studies": ids})
         if self.run >= self.train.max_bad_in_a_row or self.count >= self.train.max_bad_steps:
             how = f"{self.run} steps in a row" if self.run >= self.train.max_bad_in_a_row else f"{self.count} steps in all"
-            shown = ", ".join(id[:30] for id in ids[:2]) + (f" and {len(ids) - 2} more" if len(ids) > 2 else "")
             raise NumericsError(
-                f"not finite at step {step}: {', '.join(bad)[:120]}; {how} were left out; studies {shown}",
+                f"not finite at step {step}: {some(bad, 50)}; {how} were left out; studies {some(ids, 30)}",
                 "lower train.lr (in pretraining with --resume, too), set train.precision=32-true, or look at the studies in bad_steps.jsonl",
             )
 
@@ -361,7 +360,8 @@ def fit(
     `batches(n)` iterates the micro-batches from the n-th on; `weights` maps labels to loss weights; `save(step, state)`
     writes a checkpoint; `state` resumes one; `validate(step, state)` may answer True: enough, save and end; `scales`: see
     `optimizer_for`. A step whose loss or gradient is not finite changes nothing; after `train.max_bad_in_a_row` of them, or
-    `train.max_bad_steps` in all, it raises NumericsError, a step later and without a checkpoint.
+    `train.max_bad_steps` in all, it raises NumericsError, a step later and without a checkpoint. One that is due after such a step waits
+    for the next good one.
 
     A row of the log holds the loss, its terms, lr, grad_norm, studies_per_s and stall: the share of the time since the last row that this
     rank waited for batches; both begin again after a validation. On CUDA stall is an upper bound, since the device may have been at work
@@ -418,7 +418,9 @@ def fit(
             print(f"\n{f'saved {saved}' if saved else 'nothing new to save'}; go on with --resume", file=sys.stderr)
         raise Interrupted(128 + received)
 
-    late = Late(read)
+    late, due = Late(read), False
+    if state is not None and fabric.is_global_zero:
+        print(f"going on after step {start} of {train.steps}", file=sys.stderr)
     train_mode(wrapped)
     with _Signals() as signals, bar, late:
         for step in range(start, train.steps):
@@ -458,9 +460,11 @@ def fit(
                 train_mode(wrapped)
                 pace.restart()
             received = max_over_ranks(signals.received or 0, fabric.device)
-            if received or (step + 1) % train.checkpoint_every == 0 or last:
+            due |= (step + 1) % train.checkpoint_every == 0
+            if received or due or last:
                 late.flush()
-                saved = save(step + 1, snapshot(step + 1))
+                if received or last or not skipped.run:  # after a bad step not yet: it would push out one from before things went wrong
+                    saved, due = save(step + 1, snapshot(step + 1)), False
             if last:  # one that came while the last step was saved counts, too
                 received = max_over_ranks(signals.received or 0, fabric.device)
             if received:

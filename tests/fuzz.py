@@ -421,6 +421,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    if not 0 < args.minutes < float("inf"):
+        parser.error(f"--minutes {args.minutes:g}: give a number above 0")
     with tempfile.TemporaryDirectory() as folder:
         target = TARGETS[args.target](Path(folder))
         begun = time.monotonic()

@@ -16,9 +16,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch  # noqa: F401  # before the first fork
-
-from elvis import assembly, checkpoints, evaluation, fabric, pretrain, training  # noqa: F401
+from elvis import checkpoints, pretrain
+from tests import warm  # noqa: F401
 from tests.test_pretrain import SMALL
 
 FEW = ["data.train=12", "data.val=0", "data.test=2", "data.comp=0", "data.swap=0", "evaluate.overlays=1"]  # a life begins with what is not training

@@ -24,6 +24,7 @@ from elvis.errors import ElvisError
 from elvis.fabric import make_fabric
 from elvis.training import RunLog, fit
 from elvis.types import Batch
+from tests import warm  # noqa: F401
 from tests.test_training import Toy, toy_batch
 
 STEPS = 6

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from elvis.assembly import pretraining_module
 from elvis.backbones import create_backbone
+from elvis.data import batches as batching
 from elvis.data.augment import NUMBERS, Augment
 from elvis.data.batches import StudyDataset, collate, loader
 from elvis.data.images import BadImage, Preprocess
@@ -318,6 +320,27 @@ def test_a_worker_that_dies_or_hangs_names_the_study_and_does_not_interrupt_the_
         train()
     assert error.value.exit_code == 2
     assert len(str(error.value)) < 400
+
+
+def test_workers_that_were_stopped_while_they_hand_a_batch_over_are_given_up(tokenizer, monkeypatch):
+    """Where torch takes a batch's memory over from the worker it has no timeout of its own."""
+    monkeypatch.setattr(batching, "POLL", 0.5)
+    studies = [study(n) for n in range(12)]
+    made = loader(dataset(tokenizer, studies), StepSampler([s.id for s in studies], 3, steps=40), workers=2, timeout=1.0)
+
+    def train() -> None:
+        for number, _ in enumerate(made):
+            if number == 0:
+                time.sleep(1.0)  # batches lie ready
+                for pid, _ in made.dataset.reading.tolist():
+                    os.kill(pid, signal.SIGSTOP)
+
+    rescue = threading.Timer(12, made._end_workers)  # of a loader that would wait without end
+    rescue.start()
+    with pytest.raises(DataError, match="no batch for 1 s; the data workers are reading s"):
+        train()
+    assert rescue.is_alive()
+    rescue.cancel()
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # more than this machine may have cores

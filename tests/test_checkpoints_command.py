@@ -60,6 +60,9 @@ def test_verify_looks_at_every_checkpoint_of_a_run_and_ends_with_4_for_a_bad_one
     assert said[0].startswith("bad ")
     assert "best: model.json differs from its sha256" in said[0]
     assert said[1].startswith("good ")
+    assert main(["verify", str(run / "checkpoints")]) == 4
+    assert capsys.readouterr().out.splitlines()[0] == said[0]
+    assert checkpoints.resolve(run / "checkpoints").name == "step_00000003"
 
 
 def test_an_export_opens_and_has_no_trainer_state(run: Path, tmp_path: Path) -> None:

@@ -80,6 +80,19 @@ def test_all_mistakes_are_listed_at_once() -> None:
         assert word in str(caught.value)
 
 
+def test_unlike_configs_are_told_by_the_keys_one_would_write() -> None:
+    old = {"train": {"lr": 1.0, "steps": 4}, "head": "unet", "loss": {"dice": 1.0}}
+    new = {"train": {"lr": 2.0, "steps": 4}, "head": "dpt", "loss": {"bce": 1.0}}
+    assert configs.unlike(old, new) == [
+        "train.lr",
+        "head",
+        "loss.dice",
+        "loss.bce",
+    ]
+    assert configs.unlike(old, {**old}) == []
+    assert configs.unlike(old, {**old, "head": {"name": "unet"}}) == ["head"]
+
+
 def test_a_file_extends_another_and_wins(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("train: {steps: 5, lr: 0.1}\nobjectives: {global_contrastive: {weight: 1.0}}\n")
     (tmp_path / "mine.yaml").write_text("extends: base.yaml\ntrain: {steps: 6}\nmodel: {local_heads: false}\n")

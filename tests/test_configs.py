@@ -14,6 +14,7 @@ from elvis import config as configs
 from elvis.data.phantoms.layouts import export
 from elvis.data.tokenizer import Tokenizer
 from tests.layouts import write_boxes, write_manifest, write_mimic
+from tests.tiny import some_slow
 from tests.tiny_encoders import bert_config, write_bert
 
 RUNNABLE = [n for n in configs.shipped() if n != "cxr"]
@@ -118,7 +119,7 @@ def test_a_shipped_config_builds_at_full_size(name: str) -> None:
         assert any("layer.6." in n for n in frozen) == whole
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name", some_slow(RUNNABLE, ["silc_cxr", "lovt_cxr", "gloria_cxr", "clip_cxr", "elvis_lovt_cxr"]))
 def test_a_shipped_config_trains_a_step_on_fixtures(name: str, roots: dict[str, list[str]], tmp_path: Path) -> None:
     own = source(name)
     small = [

@@ -46,8 +46,8 @@ def test_a_16_bit_png_keeps_its_order_and_fills_the_range(tmp_path):
 
 
 def test_declared_bits_scale_a_16_bit_png_linearly(tmp_path):
-    values = np.array([[0, 1024, 2048, 4095]], dtype=np.uint16)
-    assert read(saved(tmp_path / "a.png", values), bits=12).tolist() == [[0, 64, 128, 255]]
+    values = np.array([[0, 1024, 2048, 4095]], dtype=np.uint16).repeat(4, 1).repeat(16, 0)
+    assert read(saved(tmp_path / "a.png", values), bits=12)[7, ::4].tolist() == [0, 64, 128, 255]
 
 
 def test_a_16_bit_image_of_few_bright_pixels_is_not_constant(tmp_path):
@@ -67,9 +67,9 @@ def test_every_colour_mode_becomes_grey_and_keeps_what_is_bright(tmp_path, mode)
 
 
 def test_a_palette_is_looked_up(tmp_path):
-    image = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8), mode=None).convert("P")
+    image = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8).repeat(6, 1).repeat(16, 0), mode=None).convert("P")
     image.putpalette([200, 200, 200, 10, 10, 10, 90, 90, 90])
-    assert read(saved(tmp_path / "a.png", image)).tolist() == [[200, 10, 90]]
+    assert read(saved(tmp_path / "a.png", image))[7, ::6].tolist() == [200, 10, 90]
 
 
 def test_colours_under_full_transparency_are_kept(tmp_path):
@@ -115,7 +115,14 @@ def test_what_cannot_be_used_says_why(tmp_path):
     (tmp_path / "scan.dcm").write_bytes(b"DICM")
     (tmp_path / "folder.png").mkdir()
     saved(tmp_path / "flat.png", np.full((40, 56), 7, np.uint8))
+    for name, shape in (("dot.png", (1, 1)), ("small.png", (15, 200)), ("line.png", (16, 321))):
+        saved(tmp_path / name, np.arange(np.prod(shape), dtype=np.uint8).reshape(shape))
+    saved(tmp_path / "least.png", np.arange(16 * 320, dtype=np.uint8).reshape(320, 16))
+    assert read(tmp_path / "least.png").shape == (320, 16)
     expected = {
+        "dot.png": ("a side shorter than 16 pixels", "D016"),
+        "small.png": ("a side shorter than 16 pixels", "D016"),
+        "line.png": ("more than 20 times as long as wide", "D016"),
         "nope.png": ("missing", "D010"),
         "html.png": ("not an image", "D011"),
         "empty.jpg": ("not an image", "D011"),

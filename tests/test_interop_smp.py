@@ -115,6 +115,7 @@ def test_weights_that_we_do_not_have_are_refused_by_smp(name: str) -> None:
         smp.Unet(f"elvis-{name}", encoder_weights="imagenet")
 
 
+@pytest.mark.slow
 def test_importing_elvis_does_not_import_smp_and_importing_the_bridge_twice_changes_nothing() -> None:
     code = (
         "import sys, elvis, elvis.backbones, elvis.model, elvis.checkpoints; elvis.list_backbones();"

@@ -192,6 +192,23 @@ def test_a_disk_that_refuses_leaves_what_stood_there_and_says_so(code: int, call
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
+def test_a_new_step_that_the_disk_refuses_names_the_step_that_is_untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (2, 10):
+        checkpoints.write(tmp_path / f"step_{step:08d}", fill_with("old"))
+
+    def full(stage: Path) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:858] . unexpected pos 64 vs 0")  # as torch.save says it
+
+    def each(stage: Path) -> None:
+        raise shutil.Error([("here", "there", os.strerror(errno.ENOSPC))])  # as shutil.copytree says it
+
+    for fill, said in ((full, "torch could not write a file to its end"), (each, os.strerror(errno.ENOSPC))):
+        with pytest.raises(CheckpointError, match=rf"cannot write .*step_00000012: {said} \(.*\); step_00000010 is untouched"):
+            checkpoints.write(tmp_path / "step_00000012", fill)
+    with pytest.raises(RuntimeError, match="of another kind"):
+        checkpoints.write(tmp_path / "step_00000012", lambda stage: (_ for _ in ()).throw(RuntimeError("of another kind")))
+
+
 def test_a_file_that_may_not_grow_leaves_what_stood_there(tmp_path: Path) -> None:
     """The kernel's own refusal (RLIMIT_FSIZE), in a process of its own."""
     target = checkpoints.write(tmp_path / "here", fill_with("old"))

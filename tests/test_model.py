@@ -572,7 +572,7 @@ def test_what_is_in_no_structure_is_not_read_and_in_no_unit() -> None:
 def test_structures_that_a_report_does_not_mention_are_read_in_their_own_words() -> None:
     structures, tokenizer = Structures.load("ct"), Tokenizer.train(["The lungs are clear. No abnormality found in the thyroid or bones."], 50)
     model = tiny_model(context="structure", sentence_pool="mean").eval()
-    whole = Pretrained(model, tokenizer, Preprocess((32, 32), "pad", (0.5,), (0.5,)), max_tokens=64 * 4, structures=structures)
+    whole = Pretrained(model, tokenizer, Preprocess((32, 32), "pad", (0.5,), (0.5,)), max_tokens=64 * 5, structures=structures)
     _, raw = whole.reports([["The lungs are clear."], []])
     told, place = raw.units["structure"], {name: s for s, name in enumerate(structures.names)}
     assert told.mask.tolist() == [[True] * 10, [False] * 10]

@@ -98,6 +98,7 @@ def test_resuming_mid_epoch_ends_in_the_same_bits(finished: Path, tmp_path: Path
     assert [json.loads(line)["step"] for line in (again / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_143(tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "elvis.pretrain", "--out", str(out), "--quiet", *SMALL, "train.steps=5000", "train.checkpoint_every=5000"]

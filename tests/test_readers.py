@@ -266,6 +266,16 @@ def _(root):
     return write_image(root / "a.png", np.full((HEIGHT, WIDTH), 9, np.uint8))
 
 
+@kind("a side shorter than 16 pixels")
+def _(root):
+    return write_image(root / "a.png", NOISE[:15, :24])
+
+
+@kind("more than 20 times as long as wide")
+def _(root):
+    return write_image(root / "a.png", np.tile(NOISE[:16, :24], (1, 14)))
+
+
 @kind("symbolic link inside the root")
 def _(root):
     write_image(root / "a.png", NOISE)

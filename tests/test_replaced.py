@@ -150,6 +150,6 @@ def test_a_worker_that_dies_while_it_hands_a_batch_over_is_one_that_died() -> No
     studies = [SimpleNamespace(id=f"s{n}") for n in range(4)]
     reading = torch.tensor([[-1, 2], [-1, 3]])
     loader = batches._Loader.__new__(batches._Loader)
-    loader.__dict__ |= {"dataset": SimpleNamespace(studies=studies, reading=reading), "patience": 1.0}
+    loader.__dict__ |= {"dataset": SimpleNamespace(studies=studies, reading=reading), "patience": 60.0, "num_workers": 2}
     with pytest.raises(DataError, match="a data worker died reading s2, s3"):
         loader._next(Torn())

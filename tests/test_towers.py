@@ -76,9 +76,11 @@ def read(tower: nn.Module) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("image", "text", "checkpointing", "backend"),
     [
-        ("cnn", "tiny", True, "aot_eager"),
         ("vit", "hf", False, "eager"),
-        *(pytest.param(*more, marks=pytest.mark.slow) for more in (("hybrid", "tiny", False, "aot_eager"), ("ct_vit", "hf", True, "aot_eager"))),
+        *(
+            pytest.param(*more, marks=pytest.mark.slow)
+            for more in (("cnn", "tiny", True, "aot_eager"), ("hybrid", "tiny", False, "aot_eager"), ("ct_vit", "hf", True, "aot_eager"))
+        ),
     ],
 )
 def test_compiled_towers_do_what_eager_ones_do(image: str, text: str, checkpointing: bool, backend: str) -> None:
@@ -112,6 +114,7 @@ def test_a_copy_of_a_compiled_model_is_eager_and_its_own(image: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(seen, see(copied.image), strict=True))
 
 
+@pytest.mark.slow
 def test_many_lengths_and_a_smaller_last_batch_make_few_graphs() -> None:
     """One for the first length, one for all the others; the same without gradients."""
     compiled = model()

@@ -255,7 +255,7 @@ def test_what_a_bad_step_did_to_buffers_is_undone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "options", "said"),
     [
-        ([3, 4, 5], {}, "step 5: toy/square; 3 steps in a row were left out; studies 0, 1 and 4 more"),
+        ([3, 4, 5], {}, "step 5: toy/square; 3 steps in a row were left out; studies 0, 1, 2 and 3 more"),
         ([2, 4, 6, 8], {"max_bad_steps": 4}, "step 8: toy/square; 4 steps in all"),
         ([12], {"max_bad_in_a_row": 1}, "step 12: toy/square; 1 steps in a row"),
     ],
@@ -271,9 +271,11 @@ def test_too_many_bad_steps_end_the_run_before_anything_is_saved(bad: list[int],
 def test_two_in_a_row_again_and_again_are_borne_and_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
     module = Spoilt([1, 2, 4, 5, 7, 8])
     _, saved = run(tmp_path / "a", module=module, checkpoint_every=2)
-    assert saved[8]["skipped"] == {"count": 6, "run": 2}
-    with pytest.raises(NumericsError, match=r"step 9: .*3 steps in a row"):
-        run(tmp_path / "a", module=Spoilt([1]), state=saved[8])
+    assert list(saved) == [3, 6, 9, 10, 12]  # never after a bad step: it would push out one from before things went wrong
+    assert saved[9]["skipped"] == {"count": 6, "run": 0}
+    for skipped, said in (({"count": 2, "run": 2}, "3 steps in a row"), ({"count": 9, "run": 0}, "10 steps in all")):
+        with pytest.raises(NumericsError, match=f"step 10: .*{said}"):
+            run(tmp_path / "a", module=Spoilt([1]), state={**saved[9], "skipped": skipped})
 
 
 class NoReads(TorchDispatchMode):

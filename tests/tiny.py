@@ -1,7 +1,11 @@
-"""A tiny model and a random batch: what tests of the model, the loop and several ranks share."""
+"""A tiny model and a random batch: what tests of the model, the loop and several ranks share; and how a test is repeated seldom."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import pytest
 import torch
 
 from elvis.model import VisionLanguageModel
@@ -101,3 +105,8 @@ def rows(batch: Batch, start: int, end: int) -> Batch:
         study=batch.study[start:end],
         ids=batch.ids[start:end],
     )
+
+
+def some_slow(values: Iterable[Any], slow: Collection[Any]) -> list[Any]:
+    """What a test is repeated for, some of it only among the slow tests."""
+    return [pytest.param(value, marks=pytest.mark.slow if value in slow else ()) for value in values]

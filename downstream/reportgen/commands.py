@@ -34,7 +34,7 @@ from elvis.data import reports as texts
 from elvis.data import studies
 from elvis.data.images import BadImage, image_files
 from elvis.data.volumes import is_volume, volume_files
-from elvis.errors import ConfigError, DataError
+from elvis.errors import ConfigError, DataError, some
 from elvis.pretrain import interpreter
 from elvis.pretrained import Pretrained
 from elvis.types import Result, Study
@@ -472,11 +472,9 @@ def enter(out: Path, config: Reportgen, resume: bool, more: Mapping[str, str]) -
     if resume and path.is_file():
         old = {**dataclasses.asdict(Reportgen()), **configs.read(path)}  # what it does not name was not there yet, and as it is by default
         free = ("page", "metrics", "limit", "batch_size", "resamples", "splits", "force")
-        plain = json.loads(json.dumps(values))
-        if changed := [key for key in sorted({*old, *plain}) if key not in free and old.get(key) != plain.get(key)]:
-            raise ConfigError(
-                f"--resume with another {', '.join(changed)} than the run in {out} began with", "leave them as they were, or start anew"
-            )
+        then, now = ({k: v for k, v in sorted(each.items()) if k not in free} for each in (old, json.loads(json.dumps(values))))
+        if changed := configs.unlike(then, now):
+            raise ConfigError(f"--resume with another {some(changed)} than the run in {out} began with", "leave them as they were, or start anew")
     elif resume:
         raise ConfigError(f"nothing to resume in {out}", "give the --out of an earlier run, or start without --resume")
     try:

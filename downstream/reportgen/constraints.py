@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from transformers.generation import LogitsProcessor, LogitsProcessorList
 
-from elvis.errors import ConfigError
+from elvis.errors import ConfigError, NumericsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -241,6 +241,10 @@ def _only(scores: Tensor, tokens: Sequence[int]) -> Tensor:
 
 def _not_stuck(scores: Tensor) -> Tensor:
     if not bool((scores > NEVER).any(-1).all()):
+        if bool(scores.isnan().any()):
+            raise NumericsError(
+                "the decoder's scores of the next token are not finite", "did the training diverge? Lower train.lr, or take an earlier checkpoint"
+            )
         raise ConfigError("the constraints leave no token to go on with", "ban less, or allow more")
     return scores
 

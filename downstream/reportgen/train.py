@@ -256,7 +256,9 @@ def run(
     newest = checkpoints.newest(out) if folder.is_dir() else None
     state = _restore(newest, generator, task) if newest is not None else None
     task.to(fabric.device)
-    best = [float("-inf") if state is None else float(state["best"])]
+    best, held = [float("-inf")], checkpoints.standing(folder / "best")
+    if newest is not None and held.is_dir():
+        best[0] = checkpoints.metrics(held).get("validation", best[0])
 
     def batches(start: int) -> Any:
         sampler = StepSampler(
@@ -269,7 +271,7 @@ def run(
         if lead:
             generator.topics = topics(generator, listed, least=1 if table.name in studies.COMPUTED else SHARED)
             generator.provenance = {**generator.provenance, "step": step}
-            whole = None if snapshot is None else {**snapshot, "objectives": seen.objectives.state_dict(), "best": best[0]}
+            whole = None if snapshot is None else {**snapshot, "objectives": seen.objectives.state_dict()}
             model.save(target, generator, config_yaml=config_yaml, metrics=metrics, state=whole)
         fabric.barrier()
         return target

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from elvis import config as configs
-from elvis.errors import ConfigError, Words, run_cli
+from elvis.errors import ConfigError, Words, run_cli, some
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -227,8 +227,8 @@ def _same_config(out: Path, chosen: Any) -> None:
 
     free = {"fraction", "seeds", "page", "resamples", "workers", "timeout", "cache", "max_bad_fraction", "backbone", "force"}
     old, new = dataclasses.asdict(schemas.load(str(out / "config.yaml"))), dataclasses.asdict(chosen)
-    if changed := [key for key in new if key not in free and old[key] != new[key]]:
-        raise ConfigError(f"another {', '.join(changed)} than the runs in {out} have", "leave them as they were, or choose another --out")
+    if changed := configs.unlike(*({key: value for key, value in values.items() if key not in free} for values in (old, new))):
+        raise ConfigError(f"another {some(changed)} than the runs in {out} have", "leave them as they were, or choose another --out")
 
 
 def _device(head: Any, chosen: Any) -> Any:

@@ -15,6 +15,7 @@ from downstream.segmentation.model import Head
 from downstream.segmentation.runs import Table, Unit
 from elvis import results
 from elvis.data.images import BadImage, read, scaled
+from elvis.errors import some
 from elvis.metrics import segmentation as metrics
 from elvis.types import Result
 
@@ -52,7 +53,7 @@ def write(
         alarms=[*table.alarms, *alarms],
         notes=notes,
         config_yaml=config_yaml,
-        title=f"Segmentation of {_listed(list(config.classes))}: {table.owner.card.title if table.owner.card else config.data['name']}",
+        title=f"Segmentation of {some(list(config.classes))}: {table.owner.card.title if table.owner.card else config.data['name']}",
         curves=done[-1].folder / "log.jsonl" if len(done) == 1 else None,
     )
 
@@ -117,10 +118,6 @@ def _overlays(done: Sequence[Unit], config: Segmentation, table: Table) -> resul
     labels = head.provenance.get("labels", "?")
     note = f"{unit.backbone.name}, {labels} labelled images, seed {unit.seed}, {split}. Blue: truth; yellow: prediction."
     return results.Pictures("Best, median and worst cases", note, items)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _ends(dice: np.ndarray, count: int) -> list[tuple[str, list[int]]]:

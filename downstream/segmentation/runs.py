@@ -265,23 +265,9 @@ def in_parallel(words: Sequence[str], jobs: int) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """ConfigError where another process works in this folder; the lock ends with the process, however it ends."""
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"another process trains in {folder}", "wait for it, or choose another --out") from None
-        yield
-
-
 def train_unit(unit: Unit, config: Segmentation, table: Table, fabric: Any, *, progress: bool = True) -> None:
     """Train, choose thresholds on val, judge; writes the unit's folder. What was begun is gone on with. Raises ConfigError in a folder in use."""
-    with _alone(unit.folder) if fabric.is_global_zero else contextlib.nullcontext():
+    with checkpoints.claim(unit.folder, fabric.is_global_zero):
         _train_unit(unit, config, table, fabric, progress)
 
 

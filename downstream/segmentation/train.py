@@ -112,6 +112,9 @@ def run(head: Head, data: Data, config: Segmentation, out: Path, fabric: Any, *,
         model.weights(segmenter, newest)
     task.to(fabric.device)
     history: list[tuple[int, float]] = [tuple(entry) for entry in state["history"]] if state is not None else []  # type: ignore[misc]
+    best = checkpoints.standing(folder / "best")
+    if history and not (best.is_dir() and checkpoints.metrics(best)):
+        history = []  # the best one is lost: it is chosen among those to come
     augment = Augment(**config.augment) if any(config.augment.values()) else None
     dataset = MaskDataset(data.train, head.preprocess, augment=augment, seed=seed, cache=config.cache)
     held_out = MaskDataset(data.val, head.preprocess, cache=config.cache)
@@ -158,8 +161,8 @@ def run(head: Head, data: Data, config: Segmentation, out: Path, fabric: Any, *,
                 fabric, task, batches, train=train, weights={n: float(w) for n, w in config.loss.items() if w}, log=log, save=save, state=state,
                 validate=validate if data.val else None, on_batch=note_bad, scales=scales, progress=progress,
             )  # fmt: skip
-    if lead and (best := checkpoints.resolve(out)).name == "best":
-        model.weights(segmenter, best)
+    if lead and (chosen := checkpoints.resolve(out)).name == "best":
+        model.weights(segmenter, chosen)
     return head
 
 

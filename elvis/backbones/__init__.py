@@ -125,7 +125,7 @@ def timm_model(model: str, *, pretrained: bool = False, **options: Any) -> nn.Mo
     try:
         return timm.create_model(model, pretrained=pretrained, **options)
     except (TypeError, RuntimeError, AssertionError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200] or f"{type(error).__name__} without a word"
         raise ConfigError(
             f"timm cannot build '{model}' here: {reason}", "change its options, or take another model (elvis.list_backbones)"
         ) from error

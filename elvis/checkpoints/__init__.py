@@ -25,7 +25,22 @@ from elvis.checkpoints.contents import (
     write_json,
     write_tensors,
 )
-from elvis.checkpoints.directory import FORMAT, MANIFEST, NEEDED, candidates, claim, newest, opened, prune, resolve, standing, sweep, verify, write
+from elvis.checkpoints.directory import (
+    FORMAT,
+    MANIFEST,
+    NEEDED,
+    candidates,
+    claim,
+    newest,
+    opened,
+    prune,
+    resolve,
+    run_of,
+    standing,
+    sweep,
+    verify,
+    write,
+)
 from elvis.checkpoints.origin import card, commit, provenance
 
 __all__ = [
@@ -51,6 +66,7 @@ __all__ = [
     "provenance",
     "prune",
     "resolve",
+    "run_of",
     "save",
     "standing",
     "sweep",

@@ -65,6 +65,7 @@ def verify(path: Path) -> int:
 
 def _all(path: Path) -> list[Path]:
     """The checkpoint itself, or all of a run directory."""
+    path = checkpoints.run_of(path)
     if not (path / checkpoints.MANIFEST).exists() and (path / "checkpoints").is_dir():
         return checkpoints.candidates(path) or [path]
     return [path]

@@ -47,8 +47,6 @@ def write(target: Path, fill: Callable[[Path], None]) -> Path:
 
     Raises CheckpointError for what the disk refuses (full, read-only, broken); what stood there before still stands.
     """
-    from safetensors import SafetensorError
-
     target, stage, named = Path(target), None, False
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -68,14 +66,24 @@ def write(target: Path, fill: Callable[[Path], None]) -> Path:
         if stage is not None:
             shutil.rmtree(stage, ignore_errors=True)
             _put_back(target)
-        full = isinstance(error, RuntimeError) and re.search("unexpected pos|PytorchStreamWriter|iostream|write", str(error))  # torch.save's words
-        if isinstance(error, (OSError, SafetensorError)) or full:
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:150]
-            stands = "; what stood there before is untouched" if target.exists() else ""
+        if reason := _refused(error):
+            steps = sorted(path.name for path in target.parent.glob("step_*") if path.is_dir())
+            stands = "; what stood there before is untouched" if target.exists() else f"; {steps[-1]} is untouched" if steps else ""
             stands = "; it is there, but may not outlive a power cut" if named else stands
             raise CheckpointError(f"cannot write {target}: {reason} ({_free(target)} free){stands}", "free space or mend permissions") from error
         raise
     return target
+
+
+def _refused(error: BaseException) -> str:
+    """What a disk refused, in a few words; "" for an error of another kind."""
+    from safetensors import SafetensorError
+
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):  # of a copied folder: source, target, why of each file
+        return str(error.args[0][0][2])[:150]
+    if isinstance(error, RuntimeError) and re.search("unexpected pos|PytorchStreamWriter|iostream|write", str(error)):
+        return "torch could not write a file to its end"
+    return (getattr(error, "strerror", None) or " ".join(str(error).split())[:150]) if isinstance(error, (OSError, SafetensorError)) else ""
 
 
 def _seal(stage: Path) -> None:
@@ -280,10 +288,15 @@ def _lists(folder: Path, hashes: dict[str, str]) -> bool:
 
 
 def _resolved(path: Path | str) -> tuple[Path, dict[str, str]]:
-    path = standing(Path(path).expanduser())
+    path = standing(run_of(Path(path).expanduser()))
     if (path / MANIFEST).exists() or (path / "model.safetensors").exists() or not (path / "checkpoints").is_dir():
         return path, verify(path)
     return _first_good(candidates(path), path)
+
+
+def run_of(path: Path) -> Path:
+    """The run directory of its folder `checkpoints`; any other path as it is."""
+    return path.absolute().parent if path.absolute().name == "checkpoints" and not (path / MANIFEST).exists() else path
 
 
 def candidates(run: Path) -> list[Path]:

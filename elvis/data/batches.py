@@ -230,21 +230,29 @@ class _Loader(DataLoader):
 
     def _next(self, batches: Iterator[Any]) -> Any:
         """None at the end. DataError, with the studies that were being read, for a worker that died or hangs."""
+        if not self.num_workers:
+            return next(batches, None)
         asked = time.monotonic()
-        while True:
-            try:
-                return next(batches, None)
-            except (ConnectionError, EOFError):  # while it handed a batch over
-                raise self._lost({0}) from None
-            except RuntimeError as error:
-                died = re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)", str(error))
-                hangs = "DataLoader timed out" in str(error)
-                if not died and not hangs:
-                    raise
-                if hangs and time.monotonic() - asked < self.patience:
-                    continue
-            gone = {int(pid) for pid in died[1].split(",")} if died else set()
-            raise self._lost(gone)
+        # torch waits without end for one that was stopped while it hands a batch over; for one that was killed it does not
+        given_up: list[bool] = []
+        bell = threading.Timer(self.patience + 2 * POLL, lambda: (given_up.append(True), self._end_workers()))
+        bell.daemon = True
+        bell.start()
+        try:
+            while True:
+                try:
+                    return next(batches, None)
+                except (ConnectionError, EOFError):  # while it handed a batch over
+                    gone = {0}
+                except RuntimeError as error:
+                    died = re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)", str(error))
+                    if not died and "DataLoader timed out" not in str(error):
+                        raise
+                    gone = {int(pid) for pid in died[1].split(",")} if died else set()
+                if gone or time.monotonic() - asked >= self.patience:
+                    raise self._lost(set() if given_up else gone)
+        finally:
+            bell.cancel()
 
     def _lost(self, gone: set[int]) -> DataError:
         """What to say of workers that died (their processes; 0: one of them), or hang (none)."""

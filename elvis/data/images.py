@@ -32,13 +32,14 @@ if TYPE_CHECKING:  # a reader of files needs no torch: adapters and the processe
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom", ".bmp", ".tif", ".tiff", "")  # of files in a folder of images; the content decides
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF")  # what PIL may take a file for; some of its other readers start programs
+MIN_SIDE, MAX_ASPECT = 16, 20  # of a file: what is smaller or longer is no radiograph
 MAX_SCANS = 100  # of a JPEG, each of which goes over all pixels; encoders write a dozen
 
 
 class BadImage(DataError):
     """An image that cannot be used. `reason` is short and without a path, so that it can be counted and listed.
 
-    `code`: one of elvis.data.problems.CODES: D005 outside the root, D010 missing, D012 no decoder, D016 constant, D080 not in
+    `code`: one of elvis.data.problems.CODES: D005 outside the root, D010 missing, D012 no decoder, D016 nothing to see, D080 not in
     Hounsfield units, and D011 for all else.
     """
 
@@ -140,8 +141,14 @@ def look(source: Path | ImageSource, *, bits: int | None = None) -> Look:
         seen = _look(source, bits)
     else:
         seen = source.look() if hasattr(source, "look") else Look(source.read())
-    if seen.pixels.min() == seen.pixels.max():
-        raise BadImage("constant", source if isinstance(source, Path) else source.id, "D016")
+    file, (short, long) = isinstance(source, (Path, ImageFile)), sorted(seen.pixels.shape[-2:])
+    reasons = {
+        f"a side shorter than {MIN_SIDE} pixels": file and short < MIN_SIDE,
+        f"more than {MAX_ASPECT} times as long as wide": file and long > MAX_ASPECT * short,
+        "constant": seen.pixels.min() == seen.pixels.max(),
+    }
+    if reason := next((reason for reason, there in reasons.items() if there), ""):
+        raise BadImage(reason, source if isinstance(source, Path) else source.id, "D016")
     return seen
 
 

@@ -27,7 +27,7 @@ CODES = {  # code -> (severity, what it means)
     "D013": ("W", "MONOCHROME1: inverted after its look-up tables"),
     "D014": ("W", "more than 8 bits: scaled"),
     "D015": ("W", "colours or alpha: made grey"),
-    "D016": ("Q", "an image is one constant value"),
+    "D016": ("Q", "an image shows nothing: one constant value, a side under 16 pixels, or 20 times as long as wide"),
     "D020": ("Q", "neither findings nor impression has text"),
     "D021": ("Q", "a study has no report"),
     "D022": ("W", "the text is the last paragraph, no header names it"),

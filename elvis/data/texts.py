@@ -76,14 +76,17 @@ class Reports:
         self.sentences = _Sentences(list(known), tokenizer, max_tokens, words="word" in self.units)
         tokens = np.concatenate([[0], np.cumsum(self.sentences.counts[self.order])])
         lengths = np.diff(tokens[self.begins]) + 2
-        self.lengths, self.cut = np.minimum(lengths, max_tokens), int((lengths > max_tokens).sum())
+        self.lengths, long = lengths, np.flatnonzero(lengths > max_tokens)
+        self.cut = len(long)
+        for index in long:
+            self.lengths[index] = self._room(self._sentences_of(index)) + 2
 
     def __len__(self) -> int:
         return len(self.group)
 
     def __getitem__(self, index: int) -> Text:
-        numbers = self.order[self.begins[index] : self.begins[index + 1]]
-        keep, (cls, sep) = self.max_tokens - 2, self.special
+        numbers = self._sentences_of(index)
+        keep, (cls, sep) = self._room(numbers), self.special
         ids, place = self.sentences.tokens(numbers)
         said = numbers[: self.said[index]]
         sentence = np.where(place < len(said), place, -1)
@@ -96,6 +99,14 @@ class Reports:
         if self.about is not None:
             units["structure"] = self.about.members(index, self.begins[index] + place[:keep])
         return Text(np.concatenate([cls, ids[:keep], sep]), units)
+
+    def _sentences_of(self, index: int) -> np.ndarray:
+        return self.order[self.begins[index] : self.begins[index + 1]]
+
+    def _room(self, numbers: np.ndarray) -> int:
+        """How many tokens of these sentences stay: whole sentences, or the beginning of a first one that is too long alone."""
+        ends, most = self.sentences.counts[numbers].cumsum(), self.max_tokens - 2
+        return int(ends[ends <= most].max(initial=0)) or most
 
     def _members(self, kind: str, of_token: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         limit = self.max_units.get(kind) if isinstance(self.max_units, Mapping) else self.max_units

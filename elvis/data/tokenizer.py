@@ -80,8 +80,10 @@ class Tokenizer:
         return cls(tokenizers.Tokenizer.from_file(str(file)))
 
     def encode(self, sentences: Sequence[str], max_tokens: int) -> Tokens:
-        """The sentences as one text of at most `max_tokens` tokens, [CLS] and [SEP] among them; the rest is cut off."""
+        """The sentences as one text of at most `max_tokens` tokens, [CLS] and [SEP] among them: as many whole sentences as there is room for,
+        or the beginning of a first one that is too long alone."""
         words: list[str] = []
+        whole = 1  # tokens up to the end of the last sentence that there is room for
         ids, of_sentence, of_word = [self.cls_id], [-1], [-1]
         for number, sentence in enumerate(sentences):
             encoding = self.backend.encode(sentence, add_special_tokens=False)
@@ -90,7 +92,8 @@ class Tokenizer:
             of_sentence += [number] * len(encoding.ids)
             of_word += [word + len(words) if word >= 0 else -1 for word in of_token]
             words += found
-        keep = max_tokens - 1
+            whole = len(ids) if len(ids) < max_tokens else whole
+        keep = whole if whole > 1 else max_tokens - 1
         words = words[: max(of_word[:keep]) + 1]
         return Tokens((*ids[:keep], self.sep_id), (*of_sentence[:keep], -1), (*of_word[:keep], -1), tuple(words))
 

@@ -268,7 +268,7 @@ def repaint(path: Path, film: Film, greys: Mapping[str, int]) -> None:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("shape", [(80, 120), (130, 84)], ids=["wide", "tall"])
+@pytest.mark.parametrize("shape", [pytest.param((80, 120), id="wide", marks=pytest.mark.slow), pytest.param((130, 84), id="tall")])
 def test_every_adapter_is_right_end_to_end_on_films_that_are_not_square(name: str, shape: tuple[int, int], tmp_path: Path) -> None:
     """The generator's truth is painted into the image files; a model that looks for a phrase's grey finds it where the adapter says it is."""
     layout = name.split()[0]

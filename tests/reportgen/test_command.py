@@ -17,10 +17,12 @@ import torch
 from downstream.reportgen import output
 from downstream.reportgen.__main__ import main
 from downstream.reportgen.model import load
+from elvis import checkpoints
 from elvis.data.phantoms import files
 from elvis.errors import CheckpointError, ConfigError, DataError, ElvisError, run_cli
 from elvis.results import read
 from tests.layouts import pixels
+from tests.tiny import some_slow
 
 SIZES = [  # a model of a few thousand parameters, 4 x 4 image tokens, 8 topics
     "data.size=64", "pretraining.image.arch={channels: [8, 16, 32, 32], stem_width: 8}", "pretraining.text.width=16",
@@ -192,6 +194,17 @@ def test_a_run_that_was_cut_goes_on_to_the_same_weights_and_a_finished_pretraini
     assert numbers(out) == before
 
 
+def test_a_best_that_is_damaged_is_chosen_anew_by_a_run_that_goes_on(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(trained, out)
+    (out / "results.json").unlink()
+    shutil.rmtree(out / "checkpoints/step_00000002")
+    (out / "checkpoints/best/decoder.safetensors").write_bytes(b"damaged")
+    assert run("train", *TINY, "--out", out, "--resume") == 0
+    assert weights(out) == weights(trained)
+    checkpoints.verify(out / "checkpoints/best")
+
+
 @pytest.mark.slow
 def test_a_pretraining_that_was_cut_is_gone_on_with(tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -211,7 +224,7 @@ def test_a_pretraining_that_was_cut_is_gone_on_with(tmp_path: Path) -> None:
 def test_a_run_is_entered_again_only_when_asked_and_only_as_it_began(trained: Path, tmp_path: Path) -> None:
     before = contents(trained)
     refused("train", *TINY, "--out", trained, says="holds a run already", fix="--resume")
-    refused("train", *TINY, "--out", trained, "--resume", "train.lr=0.5", "seed=3", says="--resume with another seed, train than the run")
+    refused("train", *TINY, "--out", trained, "--resume", "train.lr=0.5", "seed=3", says="--resume with another seed, train.lr than the run")
     refused("train", *TINY, "--out", trained, "--resume", "--checkpoint", trained / "pretraining", says="--resume with another checkpoint")
     refused("train", *TINY, "--out", tmp_path / "none", "--resume", says="nothing to resume")
     assert contents(trained) == before
@@ -316,6 +329,7 @@ def test_sentences_below_the_threshold_are_marked_counted_and_left_out_of_the_te
     assert "left out: the model was not sure enough" in (tmp_path / "out/reports/test.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_limit_that_is_reached_is_said_in_every_output(trained: Path, tmp_path: Path, capsys: Any) -> None:
     words = ["--checkpoint", trained, *TINY, "decode.max_sentences=1", "decode.max_tokens=3", "decode.threshold=0.5", "--out", tmp_path / "out"]
     assert run("evaluate", *words) == 0
@@ -352,6 +366,7 @@ def test_a_folder_of_images_gets_reports_for_its_owner_alone_and_broken_ones_are
     assert one.text
 
 
+@pytest.mark.slow
 def test_a_rexrank_submission_holds_every_study_of_its_test_set(trained: Path, tmp_path: Path) -> None:
     entries = {f"phantom-0-test-{n:06}": {"section_findings": "Clear.", "section_impression": "None.", "split": "test"} for n in range(8)}
     (tmp_path / "entries.json").write_text(json.dumps(entries))
@@ -430,7 +445,7 @@ TUNED = {
 }
 
 
-@pytest.mark.parametrize("name", ["words", "topics", pytest.param("grouped", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", some_slow(TUNED, ["words", "grouped"]))
 def test_tune_moves_its_part_alone_and_says_the_reward_before_and_after(name: str, trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run("tune", "--checkpoint", trained, *TINY, *TUNED[name], "tune.train.lr=0.01", "page.cases=0", "--out", out) == 0
@@ -463,7 +478,7 @@ def test_tuning_that_was_cut_goes_on_to_the_same_weights(trained: Path, tmp_path
     assert weights(cut) == weights(whole)
     assert numbers(cut) == numbers(whole)
     refused(*words, "--out", cut, says="holds a run already", fix="--resume")
-    refused(*words, "--out", cut, "--resume", "tune.kl=0.5", says="--resume with another tune")
+    refused(*words, "--out", cut, "--resume", "tune.kl=0.5", says="--resume with another tune.kl")
 
 
 # ---------------------------------------------------------------------------------------------------------- wrong input

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from functools import cache
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from downstream.reportgen.constraints import AllowedTokens, BannedPhrases, ForcedPhrases, ForcedStart, NoRepeatSentence, build
-from elvis.errors import ConfigError
+from elvis.errors import ConfigError, NumericsError
 
 VOCABULARY, END, STOP, WIDTH, LONG = 24, 1, 2, 16, 20
 WAYS: dict[str, dict[str, Any]] = {
@@ -103,6 +104,11 @@ def test_a_phrase_that_begins_in_the_prompt_is_not_banned() -> None:
 def test_to_ban_every_token_is_refused() -> None:
     with pytest.raises(ConfigError, match="no token"):
         BannedPhrases([[t] for t in range(VOCABULARY)])(torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, VOCABULARY))
+
+
+def test_scores_that_are_no_numbers_are_not_the_constraints_fault() -> None:
+    with pytest.raises(NumericsError, match="scores of the next token are not finite"):
+        BannedPhrases([[5]])(torch.zeros(1, 0, dtype=torch.long), torch.full((1, VOCABULARY), math.nan))
 
 
 # ------------------------------------------------------------------------------------------------------------ forced

@@ -19,6 +19,7 @@ from elvis.interop.smp import Encoder, depth
 from elvis.model import Projected, build_image
 from elvis.registry import BACKBONES
 from elvis.types import BackboneSpec
+from tests.tiny import some_slow
 
 SMALL: dict[str, dict[str, Any]] = {
     "cnn": {"model": "test_resnet"},
@@ -49,7 +50,7 @@ CASES: dict[str, tuple[str, Mapping[str, Any]]] = {
 DILATED = {"swin": "deeplabv3plus"}  # what timm cannot dilate has no DeepLab
 PAIRS = [(case, head) for case in CASES for head in HEADS if DILATED.get(case) != head]
 EVERY = pytest.mark.parametrize(("case", "head"), PAIRS)
-IN_CHANS = pytest.mark.parametrize("in_chans", [1, 3])
+IN_CHANS = pytest.mark.parametrize("in_chans", some_slow([1, 3], [3]))
 CLASSES = ("lung", "heart", "other")
 
 

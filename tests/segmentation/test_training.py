@@ -399,6 +399,16 @@ def test_without_patience_all_steps_are_taken_and_the_best_is_kept(tmp_path: Pat
     assert checkpoints.load_state(step(tmp_path, 12))["step"] == 12
 
 
+def test_a_best_that_is_damaged_is_chosen_anew_among_those_to_come(tmp_path: Path, table: runs.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [0.5])
+    trained(tmp_path, configured("train.steps=4", "train.checkpoint_every=4", *UNET), table)
+    (tmp_path / "checkpoints" / "best" / "model.safetensors").write_bytes(b"damaged")
+    seen = scripted(monkeypatch, [0.2, 0.3])
+    head = trained(tmp_path, configured(*UNET), table)
+    assert same(dict(head.segmenter.state_dict()), seen[1])
+    assert json.loads((tmp_path / "checkpoints" / "best" / "metrics.json").read_text())["validation"] == 0.3
+
+
 def test_of_equal_validations_the_last_is_the_best() -> None:
     assert since_best([]) == 0
     assert since_best([(1, 0.5)]) == 0
