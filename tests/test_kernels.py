@@ -25,6 +25,7 @@ from tests.kernel_worker import CASES, error, given, measured
 WORKER = Path(__file__).with_name("kernel_worker.py")
 
 
+@pytest.mark.slow
 def test_triton_agrees_with_float64_and_gives_the_same_bits_each_time(tmp_path: Path) -> None:
     """Values and gradients, interpreted in a process of their own (all cases in one test: it would be started by each worker of pytest)."""
     if find_spec("triton") is None:
@@ -243,6 +244,7 @@ def test_an_engine_that_cannot_take_the_problem_says_why() -> None:
         attended_cosine(w[:, 0], v, masks[1], engine="triton")
 
 
+@pytest.mark.slow
 def test_importing_the_kernels_imports_no_triton() -> None:
     code = "import sys, torch; before = 'triton' in sys.modules; import elvis.kernels.word_region; print(before, 'triton' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

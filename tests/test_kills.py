@@ -69,7 +69,7 @@ def lost_nothing(lives: list[dict[str, Any]], every: int) -> None:
 
 
 def test_five_kills_lose_one_step_each_at_most_and_change_no_bit(tmp_path: Path) -> None:
-    lives = killed(tmp_path, 5, 20)
+    lives = killed(tmp_path, 5, 16)
     assert len(lives) == 5
     assert sum(life["mid_save"] for life in lives) >= 1
     lost_nothing(lives, 1)

@@ -378,6 +378,7 @@ def test_loading_a_checkpoint_says_nothing_and_leaves_transformers_as_it_was(ber
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
+@pytest.mark.slow
 def test_the_names_of_the_text_encoders_cost_no_transformers() -> None:
     code = "import sys; from elvis.registry import TEXT_ENCODERS; assert 'hf' in TEXT_ENCODERS; assert 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -130,6 +130,7 @@ def test_many_lengths_and_a_smaller_last_batch_make_few_graphs() -> None:
     assert compiled_graphs() - before <= 5
 
 
+@pytest.mark.slow
 def test_a_frozen_part_is_compiled_in_eval_mode_and_under_autocast() -> None:
     pair = model(), model()
     for one in pair:

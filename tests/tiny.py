@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -107,6 +107,7 @@ def rows(batch: Batch, start: int, end: int) -> Batch:
     )
 
 
-def some_slow(values: Iterable[Any], slow: Collection[Any]) -> list[Any]:
+def some_slow(values: Collection[Any], slow: Collection[Any]) -> list[Any]:
     """What a test is repeated for, some of it only among the slow tests."""
-    return [pytest.param(value, marks=pytest.mark.slow if value in slow else ()) for value in values]
+    marks = (pytest.mark.slow if value in slow else () for value in values)
+    return [pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=mark) for value, mark in zip(values, marks, strict=True)]

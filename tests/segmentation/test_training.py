@@ -31,6 +31,7 @@ from elvis.errors import CheckpointError, ConfigError
 from elvis.fabric import make_fabric
 from elvis.model import Projected
 from elvis.training import Interrupted, learning_rate
+from tests.tiny import some_slow
 
 TINY = [
     "data.train=48", "data.val=16", "data.test=8", "data.size=64", "size=64", "classes={nodule: nodule, effusion: effusion}",
@@ -494,7 +495,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert [row["step"] for row in log(one) if "val_dice" in row] == [4, 8, 12]
 
 
-@pytest.mark.parametrize("name", ["unet", "vit, decay, micro-batches"])
+@pytest.mark.parametrize("name", some_slow(["unet", "vit, decay, micro-batches"], ["unet"]))
 def test_a_run_that_was_killed_ends_in_the_same_bits(tmp_path: Path, table: runs.Table, whole: Callable[[str], Path], name: str) -> None:
     """In its second validation: after the checkpoint of step 4, before that of step 8."""
     cut_off(lambda: trained(tmp_path, RUNS[name], table), train.score, "quick", 2)
@@ -545,7 +546,7 @@ def test_patience_counts_on_after_a_resume(tmp_path: Path, table: runs.Table, mo
     assert same(dict(head.segmenter.state_dict()), seen[0])
 
 
-@pytest.mark.parametrize("place", ["choose", "judge", "finish"])
+@pytest.mark.parametrize("place", some_slow(["choose", "judge", "finish"], ["choose", "judge"]))
 def test_a_run_killed_between_its_last_step_and_its_results_ends_with_the_same_results(
     tmp_path: Path, table: runs.Table, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
