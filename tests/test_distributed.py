@@ -14,6 +14,8 @@ from elvis.registry import OBJECTIVES
 from tests.distributed_worker import CASES, SENTENCES, WORLDS, ragged_views
 from tests.tiny import random_batch, rows
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).with_name("distributed_worker.py")
 NAMES = [*CASES, "intra_modal_micro", "sentence_region_micro"]
 

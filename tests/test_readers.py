@@ -489,6 +489,13 @@ def _(root):
     return write_dicom(root / "a.dcm", NOISE, syntax="DeflatedExplicitVRLittleEndian"), NOISE
 
 
+@kind("more than 10,000 items of sequences")
+def _(root):
+    path = write_dicom(root / "a.dcm", NOISE)
+    path.write_bytes(path.read_bytes() + b"\xfe\xff\x00\xe0" * 10_001)
+    return path
+
+
 @kind("RLE")
 def _(root):
     return write_dicom(root / "a.dcm", DEEP, bits=12, syntax="RLELossless"), twelve(DEEP)

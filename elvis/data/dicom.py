@@ -40,6 +40,7 @@ PALETTE = tuple(0x00280000 + kind + colour for kind in (0x1101, 0x1201, 0x1221) 
 OVERLAY_BIT = 0x60000102  # OverlayBitPosition: an overlay hides in the unused bits
 
 INSTALL = {"JPEG-LS": "pyjpegls", "JPEG 2000": "pylibjpeg-openjpeg", "High-Throughput": "pylibjpeg-openjpeg", "JPEG": "python-gdcm"}
+MAX_ITEMS = 10_000  # of sequences in a file; each takes pydicom 20 us
 MAX_MM = 1e6  # of a place or a distance; more is no place
 CUT = re.compile("truncat|less than expected|insufficient|incomplete|end of file|requires a buffer|not enough", re.I)
 
@@ -98,6 +99,8 @@ def header(path: Path, *, pixels: bool = True) -> Dataset:
         if _deflated(data):
             fix = "write it anew without deflation, for example by dcmconv --write-xfer-little"
             raise BadImage("deflated, and a small file of that kind may unpack to any size", path, fix=fix)
+        if _items(data) > MAX_ITEMS:
+            raise BadImage("too many items of sequences", path)
         tags = [*PLACE, *TONE, *STORED, *PALETTE, OVERLAY_BIT]
         file = pydicom.dcmread(data, force=True, stop_before_pixels=not pixels, specific_tags=tags)
     if "TransferSyntaxUID" not in file.file_meta:  # a file without the part that names it: as pydicom has understood it
@@ -118,6 +121,13 @@ def _deflated(file: IO[bytes]) -> bool:
     meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
     file.seek(0)
     return meta.get("TransferSyntaxUID") == pydicom.uid.DeflatedExplicitVRLittleEndian
+
+
+def _items(file: IO[bytes]) -> int:
+    """How many items of sequences a file may hold, by their tag in either order of bytes: pydicom reads each, though nobody asks for it."""
+    whole = file.read()
+    file.seek(0)
+    return max(whole.count(tag) for tag in (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"))
 
 
 def stored(file: Dataset, path: Path) -> np.ndarray:

@@ -172,10 +172,18 @@ def nested(depth: int) -> Callable[[bytes], bytes]:
     return lambda data: data.replace(PIXELS, opening + closing + PIXELS)
 
 
+def items(count: int) -> Callable[[bytes], bytes]:
+    """A sequence of so many empty items, under a tag that nobody asks for."""
+    one = struct.pack("<HHI", 0xFFFE, 0xE000, 0)
+    opening, closing = struct.pack("<HH2sHI", 0x0028, 0x3010, b"SQ", 0, 0xFFFFFFFF), struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    return lambda data: data.replace(PIXELS, opening + one * count + closing + PIXELS)
+
+
 PIXELS = struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, NOISE.size)
 NAME = struct.pack("<HH2sH", 0x0010, 0x0010, b"PN", 8)
 EDITS: dict[str, tuple[Callable[[bytes], bytes], str]] = {  # of the bytes of a DICOM file
     "nested": (nested(5000), "unreadable"),
+    "items": (items(300_000), "too many items of sequences"),
     "element_of_4_gb": (lambda data: data.replace(NAME, struct.pack("<HH2sHI", 0x0009, 0x1001, b"OB", 0, 0xFFFFFFF0) + NAME), "no pixels"),
     "pixels_of_no_length": (lambda data: data.replace(PIXELS, PIXELS[:-4] + b"\xff\xff\xff\xff"), "no pixels"),
     "rows_as_text": (

@@ -169,6 +169,7 @@ def test_what_is_of_phantoms_may_be_shown_and_no_place_of_this_machine_travels(t
 # ------------------------------------------------------------------------------------------------------ train, resume
 
 
+@pytest.mark.slow
 def test_a_plain_pretraining_checkpoint_serves_and_the_run_is_bit_for_bit_the_one_from_nothing(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run("train", *TINY, "--checkpoint", f"mine={trained / 'pretraining'}", "--out", out) == 0
@@ -179,6 +180,7 @@ def test_a_plain_pretraining_checkpoint_serves_and_the_run_is_bit_for_bit_the_on
     assert ours["mode_report", "test"] == theirs["mode_report", "test"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_goes_on_to_the_same_weights_and_a_finished_pretraining_is_not_done_again(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(trained, out)
@@ -231,6 +233,7 @@ def test_a_run_is_entered_again_only_when_asked_and_only_as_it_began(trained: Pa
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_has_come_to_its_end_is_only_judged_again(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(trained, out)
@@ -284,6 +287,7 @@ def test_generate_writes_the_reports_that_training_wrote(trained: Path, tmp_path
     assert "phantom-0-test-000003" in (tmp_path / "out/test.html").read_text()
 
 
+@pytest.mark.slow
 def test_how_a_report_is_searched_for_changes_it_and_a_seed_makes_it_the_same_again(trained: Path, tmp_path: Path) -> None:
     greedy = generate(trained, tmp_path / "greedy")
     texts = {"greedy": [r.text for r in greedy]}

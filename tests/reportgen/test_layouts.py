@@ -137,6 +137,7 @@ def test_both_views_are_seen_and_maps_lie_in_the_first(iu: Path, fused: Path) ->
     assert_second_view_counts(it, iu)
 
 
+@pytest.mark.slow
 def test_two_views_side_by_side_are_twice_the_tokens(iu: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run("train", *CONCAT, *r2gens(iu), "--out", out) == 0
@@ -299,6 +300,7 @@ def of_openi(root: Path) -> list[str]:
     return [word for word in ONE if not word.startswith("page.")] + chosen
 
 
+@pytest.mark.slow
 def test_findings_and_impression_are_written_and_studies_of_a_wrong_view_are_left_out_and_counted(openi: Path, told: Path) -> None:
     listed = [s for s in load_studies("openi", root=str(openi)).studies if s.split == "test"]
     lateral = [s for s in listed if all(view == "LATERAL" for view in s.views)]
