@@ -48,6 +48,7 @@ def test_a_checkpoint_holds_what_the_readme_says(folder: Path) -> None:
     assert "pointing | 0.5" in (folder / "MODEL_CARD.md").read_text()
 
 
+@pytest.mark.slow
 def test_another_process_in_another_directory_gets_bit_equal_features_without_lightning(folder: Path, tmp_path: Path) -> None:
     image = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))
     torch.save(image, tmp_path / "image.pt")

@@ -119,7 +119,7 @@ def test_a_shipped_config_builds_at_full_size(name: str) -> None:
         assert any("layer.6." in n for n in frozen) == whole
 
 
-@pytest.mark.parametrize("name", some_slow(RUNNABLE, ["silc_cxr", "lovt_cxr", "gloria_cxr", "clip_cxr", "elvis_lovt_cxr"]))
+@pytest.mark.parametrize("name", some_slow(RUNNABLE, ["silc_cxr", "lovt_cxr", "gloria_cxr", "clip_cxr", "elvis_lovt_cxr", "structure_ct", "clip_ct"]))
 def test_a_shipped_config_trains_a_step_on_fixtures(name: str, roots: dict[str, list[str]], tmp_path: Path) -> None:
     own = source(name)
     small = [

@@ -26,6 +26,7 @@ from elvis.interop.smp import Encoder, SimplePyramid, depth, encoder_of
 from elvis.model import VisionLanguageModel
 from elvis.pretrained import Pretrained
 from elvis.registry import TEXT_ENCODERS
+from tests.tiny import some_slow
 
 DECODERS = {"Unet": smp.Unet, "FPN": smp.FPN, "UPerNet": smp.UPerNet, "Segformer": smp.Segformer, "DeepLabV3Plus": smp.DeepLabV3Plus}
 NAMES = ["test_resnet", "test_convnext", "test_vit"]
@@ -82,7 +83,7 @@ def registered() -> Iterator[None]:
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("in_channels", [1, 3])
+@pytest.mark.parametrize("in_channels", some_slow([1, 3], [3]))
 def test_every_decoder_takes_our_names(decoder: str, name: str, in_channels: int) -> None:
     model = DECODERS[decoder](f"elvis-{name}", encoder_weights=None, in_channels=in_channels, classes=2).eval()
     given = image(channels=in_channels)

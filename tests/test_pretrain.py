@@ -308,6 +308,7 @@ def test_resuming_with_a_queue_ends_in_the_same_bits(volumes: Path, tmp_path: Pa
     assert int(one["structure_contrast.steps"]) == 4
 
 
+@pytest.mark.slow
 def test_the_same_objective_trains_on_radiographs(tmp_path: Path) -> None:
     queries = len(Structures.load("cxr").names)
     more = [

@@ -21,6 +21,7 @@ def losses(out: Path, *words: str) -> list[float]:
     return [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_prepared_dataset_trains_as_its_raw_files_do(tmp_path: Path) -> None:
     root, ready = str(tmp_path / "root"), str(tmp_path / "ready")
     assert main(["export", f"out={root}", "train=14", "val=2", "test=4", "comp=0", "decor=0", "swap=0", "size=80"]) == 0

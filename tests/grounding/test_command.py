@@ -76,6 +76,7 @@ def test_an_evaluation_on_phantoms_writes_everything_it_says(folder: Path, tmp_p
     assert "not scored, by reason: none" in said
 
 
+@pytest.mark.slow
 def test_ms_cxr_runs_with_every_preset_and_says_how_each_differs(
     folder: Path, ms_cxr: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,6 +31,8 @@ from elvis.errors import ConfigError, DataError
 from elvis.results import read
 from tests.reportgen import tiny
 
+pytestmark = pytest.mark.slow
+
 TINY = [  # a model of some ten thousand parameters, 4 x 4 x 4 patches, three tokens of each structure
     "data.size=[16,32,32]", "data.train=12", "data.val=4", "data.test=4", "data.masks=false", "pretraining.image.channels=[8,16]",
     "pretraining.image.layers=[1,1]", "pretraining.image.steps=[2,2,2]", "pretraining.image.depth_steps=[1,2,2]", "pretraining.text.width=16",
@@ -121,6 +123,7 @@ def unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "report", lambda *args, **options: [])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unjudged")
 def test_training_goes_on_where_it_was_cut_and_from_exported_features_to_the_same_weights(trained: Path, exported: Path, tmp_path: Path) -> None:
     out = tmp_path / "cut"

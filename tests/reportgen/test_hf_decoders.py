@@ -22,6 +22,8 @@ from downstream.reportgen.vocabulary import Vocabulary
 from elvis.errors import CheckpointError, ConfigError
 from tests.reportgen import tiny
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64}
 HF = {
     "bert": {"model_type": "bert", **SMALL},

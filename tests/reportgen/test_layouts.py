@@ -99,6 +99,7 @@ def fused(iu: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---------------------------------------------------------------------------------------------------------- R2Gen, IU
 
 
+@pytest.mark.slow
 def test_iu_in_r2gens_clean_text_is_learned_and_judged_in_that_text_and_says_so(iu: Path, fused: Path) -> None:
     page = (fused / "index.html").read_text()
     assert "text: r2gen (IU X-ray rules)" in page

@@ -25,6 +25,7 @@ from elvis.errors import ConfigError
 from elvis.training import train_mode
 from elvis.types import Batch
 from tests.reportgen import tiny
+from tests.tiny import some_slow
 
 Row = Sequence[Sequence[int]]
 PARTS = {"words": ("topic_sentence", "sentence"), "topics": ("topic_sentence", "topic"), "report": ("transformer", "report")}
@@ -443,7 +444,10 @@ def probability(task: Tuning, batch: Batch, token: int) -> float:
     return float(out.logits[:, -1].softmax(-1)[:, token].mean())
 
 
-@pytest.mark.parametrize(("part", "method", "samples"), [*((part, "scst", 1) for part in PARTS), ("words", "rloo", 4), ("words", "grpo", 4)])
+SELDOM = [("words", "rloo", 4), ("words", "grpo", 4)]
+
+
+@pytest.mark.parametrize(("part", "method", "samples"), some_slow([*((part, "scst", 1) for part in PARTS), *SELDOM], SELDOM))
 def test_a_word_that_is_rewarded_is_said_more_often(part: str, method: str, samples: int) -> None:
     wanted = 6
     name, level = PARTS[part]

@@ -607,7 +607,7 @@ def test_a_run_in_bf16_is_finite_and_keeps_weights_and_losses_in_fp32(tmp_path: 
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("plain", [False, True], ids=["cnn", "vit"])
+@pytest.mark.parametrize("plain", [pytest.param(False, id="cnn"), pytest.param(True, id="vit", marks=pytest.mark.slow)])
 def test_every_head_runs_in_bf16(head: str, plain: bool) -> None:
     torch.manual_seed(0)
     backbone = vit().backbone if plain else create_backbone("resnet10t", in_chans=1, arch={"channels": [8, 16, 24, 32], "stem_width": 8})
