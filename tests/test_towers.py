@@ -23,9 +23,11 @@ from tests.test_backbones import images, tensors
 from tests.tiny import random_batch
 from tests.tiny_encoders import bert_config
 
-pytestmark = pytest.mark.slow
 
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo asks inputs that are no leaves for it
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),  # dynamo asks inputs that are no leaves for it
+]
 IMAGE: dict[str, dict[str, Any]] = {
     "cnn": {"model": "test_resnet", "stride": 8, "levels": [4]},
     "vit": {"model": "test_vit", "depth": 2, "levels": [0]},
