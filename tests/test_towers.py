@@ -23,7 +23,6 @@ from tests.test_backbones import images, tensors
 from tests.tiny import random_batch
 from tests.tiny_encoders import bert_config
 
-
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),  # dynamo asks inputs that are no leaves for it
