@@ -83,12 +83,7 @@ def test_all_mistakes_are_listed_at_once() -> None:
 def test_unlike_configs_are_told_by_the_keys_one_would_write() -> None:
     old = {"train": {"lr": 1.0, "steps": 4}, "head": "unet", "loss": {"dice": 1.0}}
     new = {"train": {"lr": 2.0, "steps": 4}, "head": "dpt", "loss": {"bce": 1.0}}
-    assert configs.unlike(old, new) == [
-        "train.lr",
-        "head",
-        "loss.dice",
-        "loss.bce",
-    ]
+    assert configs.unlike(old, new) == ["train.lr", "head", "loss.dice", "loss.bce"]
     assert configs.unlike(old, {**old}) == []
     assert configs.unlike(old, {**old, "head": {"name": "unet"}}) == ["head"]
 

@@ -233,9 +233,13 @@ class _Loader(DataLoader):
         if not self.num_workers:
             return next(batches, None)
         asked = time.monotonic()
-        # torch waits without end for one that was stopped while it hands a batch over; for one that was killed it does not
-        given_up: list[bool] = []
-        bell = threading.Timer(self.patience + 2 * POLL, lambda: (given_up.append(True), self._end_workers()))
+        given_up = threading.Event()
+
+        def give_up() -> None:  # torch waits without end for one that was stopped while it hands a batch over; not for one that was killed
+            given_up.set()
+            self._end_workers()
+
+        bell = threading.Timer(self.patience + 2 * POLL, give_up)
         bell.daemon = True
         bell.start()
         try:
@@ -250,7 +254,7 @@ class _Loader(DataLoader):
                         raise
                     gone = {int(pid) for pid in died[1].split(",")} if died else set()
                 if gone or time.monotonic() - asked >= self.patience:
-                    raise self._lost(set() if given_up else gone)
+                    raise self._lost(set() if given_up.is_set() else gone)
         finally:
             bell.cancel()
 

@@ -141,13 +141,12 @@ def look(source: Path | ImageSource, *, bits: int | None = None) -> Look:
         seen = _look(source, bits)
     else:
         seen = source.look() if hasattr(source, "look") else Look(source.read())
-    file, (short, long) = isinstance(source, (Path, ImageFile)), sorted(seen.pixels.shape[-2:])
-    reasons = {
-        f"a side shorter than {MIN_SIDE} pixels": file and short < MIN_SIDE,
-        f"more than {MAX_ASPECT} times as long as wide": file and long > MAX_ASPECT * short,
-        "constant": seen.pixels.min() == seen.pixels.max(),
-    }
-    if reason := next((reason for reason, there in reasons.items() if there), ""):
+    reason = "constant" if seen.pixels.min() == seen.pixels.max() else ""
+    if isinstance(source, (Path, ImageFile)):  # phantoms and volumes are of any size
+        short, long = sorted(seen.pixels.shape[-2:])
+        reason = f"more than {MAX_ASPECT} times as long as wide" if long > MAX_ASPECT * short else reason
+        reason = f"a side shorter than {MIN_SIDE} pixels" if short < MIN_SIDE else reason
+    if reason:
         raise BadImage(reason, source if isinstance(source, Path) else source.id, "D016")
     return seen
 
