@@ -1,8 +1,10 @@
-"""While tests are collected nothing is garbage, and to look for some takes half of that time."""
+"""For all tests: one thread each, and no looking for garbage while they are collected."""
 
 import gc
+import os
 
-gc.disable()
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: in the processes that tests start too, so that all of them count to the same bits
+gc.disable()  # while tests are collected nothing is garbage, and to look for some takes half of that time
 
 
 def pytest_collection_finish() -> None:

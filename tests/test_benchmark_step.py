@@ -147,9 +147,7 @@ def test_a_run_that_says_another_text_than_the_package_is_an_error(monkeypatch) 
 
 @pytest.mark.slow
 def test_the_feeding_section_runs_alone_and_writes_where_it_is_told(tmp_path) -> None:
-    threads = torch.get_num_threads()
     loading.main(["--quick", "--out", str(tmp_path / "loading.md")])
-    torch.set_num_threads(threads)
     page = (tmp_path / "loading.md").read_text()
     assert page.count("\n## ") == 1
     for part in ("augmented on the device", "workers: 1", "stall", "cpu, 0"):

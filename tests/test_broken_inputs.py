@@ -12,7 +12,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +108,6 @@ def break_everything(bad: Path, good: Path, run: Path) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """One tiny trained run, an untrained model of each other kind, data, and broken copies of all of it; nobody changes them."""
     root = tmp_path_factory.mktemp("made")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     few = ["train.steps=1", "train.checkpoint_every=1", "train.batch_size=4", "evaluate.limit=1", "evaluate.overlays=0"]
     with contextlib.redirect_stdout(None):
         assert pretrain.main(["--out", str(root / "run"), "--quiet", *SMALL, "data.train=8", "data.val=0", "data.test=2", *few]) == 0
@@ -123,7 +121,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     files.write_image(root / "image/a.png", pixels(0))
     (root / "bad").mkdir()
     break_everything(root / "bad", root / "good", root / "run")
-    torch.set_num_threads(before)
     return {name: root / name for name in ("run", "volumes", "head", "reports", "good", "mimic", "image", "bad")}
 
 
@@ -337,13 +334,9 @@ def standing(line: str, made: Mapping[str, Path]) -> dict[Path, tuple[int, int]]
 
 
 @pytest.fixture(autouse=True)
-def one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In an empty folder, since a command without --out writes beside itself."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since a command without --out writes beside itself."""
     monkeypatch.chdir(tmp_path)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("line", "code", "names"), LINES, ids=[line for line, _, _ in LINES])

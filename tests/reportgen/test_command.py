@@ -85,15 +85,6 @@ def refused(*words: str | Path, says: str, fix: str = "", kind: type[ElvisError]
     assert fix in error.value.fix, error.value.fix
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Any:
-    """So that every call gives the same bits, wherever it runs: of the fixtures of this file too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pretrained, trained, judged; nobody changes it."""

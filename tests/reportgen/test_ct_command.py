@@ -54,14 +54,11 @@ def decoder_weights(out: Path) -> bytes:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread_no_curves_and_a_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def no_curves_and_a_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ELVIS_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(results, "draw_curves", lambda rows: None)  # which takes as long as everything else
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -72,14 +72,6 @@ def by_row(out: Path) -> dict[str, Any]:
     return {r.row: r for r in read(out / "results.json")}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def iu(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """R2Gen's IU X-ray: two images a study."""

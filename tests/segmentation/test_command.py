@@ -89,15 +89,6 @@ def assert_no_place_of_this_machine(out: Path, *places: Path) -> None:
     assert seen > 5
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Any:
-    """So that every call gives the same bits, wherever it runs: of the fixtures of this file too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A U-Net on phantoms, two classes; nobody changes it."""
