@@ -331,7 +331,9 @@ def test_workers_that_were_stopped_while_they_hand_a_batch_over_are_given_up(tok
     def train() -> None:
         for number, _ in enumerate(made):
             if number == 0:
-                time.sleep(1.0)  # batches lie ready
+                seen = None
+                while seen != (seen := made.dataset.reading.tolist()):
+                    time.sleep(1.0)  # until batches lie ready, and nothing more is read
                 for pid, _ in made.dataset.reading.tolist():
                     os.kill(pid, signal.SIGSTOP)
 
