@@ -1,5 +1,5 @@
 # make pretrain   train ELVIS on phantom radiographs (about 3 minutes on 2 CPU cores)
-# make test       the fast test suite (about 6 minutes on 2 CPU cores)
+# make test       the fast test suite (about 5 minutes on 2 CPU cores)
 # Each makes .venv and installs the project first, if needed. Extra arguments: make pretrain ARGS="train.steps=50"
 
 PYTHON ?= python3
@@ -18,7 +18,7 @@ slow: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
 
 lint: .venv/ready
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy --no-error-summary
 
 # A bare Debian or Ubuntu has python3 without venv: installed when we may (root), else the one command to type is printed.
 .venv/ready: pyproject.toml

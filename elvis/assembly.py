@@ -28,6 +28,7 @@ class Run:
     weights: dict[str, float]
     excluded: tuple[str, ...] = ()  # patients left out on purpose
     patients: Any = None  # hashes of the training patients (studies.fingerprints)
+    table: Any = None  # the StudyTable that `studies` are of: what a checkpoint's DATA_CARD.md tells
 
     @property
     def module(self) -> Any:
@@ -133,13 +134,14 @@ def assemble(config: configs.Config, tokenizer: Any = None) -> Run:
     model.wire(needs_of(objectives), data.units, trained_by(objectives))
     check_positions(config, model, objectives)
     check_structures(structures, model, objectives, len(train))
+    notes += [tower.report.short for tower in (model.image, model.text) if getattr(tower, "report", None) is not None]
     frozen = freeze(model, config.freeze)
     if frozen:
         notes.append(f"frozen: {len(frozen)} parameters, {frozen[0]} ... {frozen[-1]}")
     about = {"max_tokens": data.max_tokens, "structures": structures, "fill": data.fill_structures}
     pretrained = Pretrained(model, tokenizer, create_preprocess(config, model, train), **about)
     patients = studies.fingerprints(table, "train", data.name)
-    run = Run(config, table.studies, notes, pretrained, objectives, weights, table.excluded, patients)
+    run = Run(config, table.studies, notes, pretrained, objectives, weights, table.excluded, patients, table)
     if run.classes:
         notes.append(f"data.balance: classes of {', '.join(str(len(members)) for members in run.classes)} studies come equally often")
     return run
@@ -222,9 +224,10 @@ def create_tokenizer(config: configs.Config, texts: Sequence[str]) -> Any:
     from elvis.data.tokenizer import Tokenizer
     from elvis.registry import TEXT_ENCODERS
 
-    own = getattr(TEXT_ENCODERS.get(config.text["name"]), "load_tokenizer", None)
-    if own is not None and config.text.get("checkpoint"):
-        return Tokenizer(own(config.text["checkpoint"]))
+    encoder = TEXT_ENCODERS.get(config.text["name"])
+    own, source = getattr(encoder, "load_tokenizer", None), config.text.get(getattr(encoder, "source", "checkpoint"))
+    if own is not None and source:
+        return Tokenizer(own(source))
     data, _ = configs.data_section(config)
     return Tokenizer.train(texts, data.vocab_size)
 

@@ -12,6 +12,7 @@ is written out, so what a config grows to when it is read is bounded.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import math
 import os
@@ -196,8 +197,13 @@ def find(name: str, task: str = "pretrain") -> Path:
     raise ConfigError(f"no config '{name}'{nearest(name, known)}", f"give a path to a YAML file or one of: {', '.join(known)}")
 
 
-def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
     """A YAML file as a plain dict, with what it `extends:` (a file beside it) merged below it."""
+    return functools.reduce(merge, (raw for _, raw in layers(path)), {})
+
+
+def layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """A YAML file and those it extends, the lowest first: (name, what it says itself)."""
     if path in seen:
         raise ConfigError(f"{path.name} extends itself through {' -> '.join(p.name for p in seen)}", "break the circle")
     try:
@@ -217,11 +223,11 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path.name} holds no mapping", "a config is a YAML mapping of sections")
     base = raw.pop("extends", None)
     if base is None:
-        return raw
+        return [(path.name, raw)]
     parent = path.parent / str(base)
     if os.path.basename(str(base)) != base or not os.path.isfile(parent):  # of the same folder: a config that came from elsewhere reads nothing else
         raise ConfigError(f"{path.name} extends '{str(base)[:60]}', which is not beside it", f"name a file in {path.parent}")
-    return merge(read(parent, (*seen, path)), raw)
+    return [*layers(parent, (*seen, path)), (path.name, raw)]
 
 
 def check_yaml(text: str, where: str) -> None:
@@ -275,17 +281,22 @@ def load(name: str, overrides: Sequence[str] = (), *, task: str = "pretrain", sc
     """Find, merge and check a config. Raises one ConfigError that lists every mistake."""
     raw = read(find(name, task))
     for item in overrides:
-        key, equals, _ = item.partition("=")
-        if not equals or not key or key.startswith("-"):
-            raise ConfigError(f"'{item}' is not an override", "write key=value, for example train.steps=100")
-        try:
-            check_yaml(item.partition("=")[2], f"override '{key[:60]}'")
-            raw = merge(raw, OmegaConf.to_container(OmegaConf.from_dotlist([item]), resolve=False))
-        except ConfigError:
-            raise
-        except Exception as error:
-            raise ConfigError(f"cannot read override '{item[:100]}': {' '.join(str(error).split())[:150]}", "write key=value") from error
+        raw = merge(raw, override(item))
     return build(raw, schema, where=name)
+
+
+def override(item: str) -> dict[str, Any]:
+    """What a `key=value` of the command line says, as a config of one key. ConfigError for anything else."""
+    key, equals, text = item.partition("=")
+    if not equals or not key or key.startswith("-"):
+        raise ConfigError(f"'{item}' is not an override", "write key=value, for example train.steps=100")
+    try:
+        check_yaml(text, f"override '{key[:60]}'")
+        return OmegaConf.to_container(OmegaConf.from_dotlist([item]), resolve=False)  # type: ignore[return-value]
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"cannot read override '{item[:100]}': {' '.join(str(error).split())[:150]}", "write key=value") from error
 
 
 def build(raw: Mapping[str, Any], schema: type = Config, *, where: str = "config") -> Any:
@@ -301,7 +312,7 @@ def build(raw: Mapping[str, Any], schema: type = Config, *, where: str = "config
     if len(strange) > 2:  # of another command, most likely
         words = ", ".join(strange[:6]) + ", ..." * (len(strange) > 6)
         raise ConfigError(f"{where}: {len(strange)} unknown keys: {words}", f"is it a config of this command? It knows {', '.join(sorted(known))}")
-    wrong += [f"unknown key '{key}'{nearest(key, known)}" for key in strange]
+    wrong += [f"unknown key '{key}'{_inside(key, schema) or nearest(key, known)}" for key in strange]
     for key, value in raw.items():
         if key not in known:
             continue
@@ -325,6 +336,13 @@ def build(raw: Mapping[str, Any], schema: type = Config, *, where: str = "config
     if wrong:
         raise ConfigError(f"{where}: " + "; ".join(wrong), "mend the keys above; --print-config shows the whole config")
     return config
+
+
+def _inside(key: str, schema: type) -> str:
+    """A clause for a key that was written without its section: train.steps for steps."""
+    sections = {f.name: getattr(schema(), f.name) for f in fields(schema)} | ({"data": Data()} if schema is Config else {})
+    found = [f"{name}.{key}" for name, section in sections.items() if dataclasses.is_dataclass(section) and hasattr(section, key)]
+    return nearest(found[0], found) if found else ""
 
 
 def data_section(config: Config) -> tuple[Data, dict[str, Any]]:
@@ -493,7 +511,7 @@ def _head_problems(given: Any, heads: Mapping[str, Any]) -> list[str]:
         return wrong + ([] if of in maps else [f"of: {of!r} is no region query with positions{nearest(str(of), maps)}"])
     if name != "region_query":
         forms = "{name: region_query, unit: sentence}, {name: region_query, queries: 10} or {name: codebook, of: LABEL}"
-        return [f"no head {given!r}; write {forms}"]
+        return [f"no head {given!r}{nearest(str(name), ('region_query', 'codebook'))}; write {forms}"]
     options = {k: v for k, v in given.items() if k not in ("name", "unit")}
     if "blocks" in given:
         wrong = check_call("region_query with blocks", CrossQuery, options, provided=frozenset({"width"}))

@@ -6,12 +6,18 @@ import argparse
 import contextlib
 import difflib
 import errno
+import inspect
 import os
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
+
+from elvis import terminal
+from elvis.notice import NOTICE
+from elvis.terminal import Shown, visible
 
 
 class ElvisError(Exception):
@@ -48,11 +54,6 @@ class CheckpointError(ElvisError):
     exit_code = 4
 
 
-def visible(text: str) -> str:
-    """What would steer a terminal, or cannot be written to one (ESC, NUL, bidi overrides, half a surrogate pair), as an escape: \\x1b."""
-    return text if text.isprintable() else "".join(c if c.isprintable() or c in "\n\u00a0" else c.encode("unicode_escape").decode() for c in text)
-
-
 def _shorten(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: max(0, limit - 4)].rstrip() + " ..."
 
@@ -73,7 +74,18 @@ def some(names: Sequence[str], width: int = 60) -> str:
 
 class Words(argparse.ArgumentParser):
     """The words of a command. A mistake in them is a ConfigError with the nearest option, not the whole usage; so is an option that was given "",
-    as `--out "$RUN"` does where RUN is not set: the default would be taken for it."""
+    as `--out "$RUN"` does where RUN is not set: the default would be taken for it.
+
+    Every command has `--quiet` and `--json` (elvis.terminal), and `--help` with defaults, examples (lines as one types them) and the notice.
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **options: Any) -> None:
+        lines = ["examples:", *(f"  {line}" for line in examples), ""] if examples else []
+        about = options | {"formatter_class": _Help, "conflict_handler": "resolve", "allow_abbrev": False}
+        super().__init__(*args, **about | {"epilog": "\n".join([*lines, *([options["epilog"], ""] if options.get("epilog") else []), NOTICE])})
+        output = self.add_argument_group("output")
+        output.add_argument("--quiet", action="store_true", help="no progress and no notes: the result, and errors")
+        output.add_argument("--json", action="store_true", help="the result as one JSON document on stdout; everything else goes to stderr")
 
     def error(self, message: str) -> NoReturn:
         fix = f"{self.prog} --help shows how"
@@ -82,75 +94,111 @@ class Words(argparse.ArgumentParser):
             close = nearest(f"--{name}", [option for option in self._option_string_actions if option.startswith("--")])
             message = f"no option '{word[:60]}'{close if 'mean' in close else ''}"
             fix = f"write {name}=VALUE, without dashes" if "." in name and equals else fix
+        elif found := re.match("unrecognized arguments: (.*)", message):
+            message = f"'{found[1][:60]}' is a word too many"
         elif found := re.match("the following arguments are required: (.*)", message):
-            message = "what is to be done?" + _choices(self) if "command" in found[1].split(", ") else f"{found[1]} is missing"
-        elif found := re.match(r"argument command: invalid choice: '(.*)' \(choose", message):
-            message = f"no command '{found[1][:60]}'" + _choices(self, found[1])
+            message = "what is to be done?" + nearest("", self._choices("command")) if "command" in found[1].split(", ") else f"{found[1]} is missing"
+        elif found := re.match(r"argument ([^:]+): invalid choice: '(.*)' \(choose", message):
+            name, word = found[1].split("/")[-1], found[2]
+            known = self._choices(name)
+            message = f"no {'command' if name == 'command' else name} '{word[:60]}'{nearest(word, known)}"
+            fix = fix if name == "command" else f"known: {', '.join(known)}"
+        elif found := re.match(r"argument ([^:]+): invalid (int|float) value: '(.*)'", message):
+            message = f"{found[1]} is a {'whole ' * (found[2] == 'int')}number, not '{found[3][:60]}'"
+        elif found := re.match(r"argument ([^:]+): expected (?:one|at least one) argument", message):
+            message = f"{found[1]} needs a value"
         raise ConfigError(message, fix)
 
-    def parse_intermixed_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        found = super().parse_intermixed_args(args, namespace)
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        terminal.begin(sys.argv[1:] if args is None else args)
+        return self._whole(super().parse_args(args, namespace))
+
+    def parse_intermixed_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        terminal.begin(sys.argv[1:] if args is None else args)
+        return self._whole(super().parse_intermixed_args(args, namespace))
+
+    def _whole(self, found: Any) -> Any:
+        """ConfigError for an option without a value."""
         for action in self._actions:
             given = getattr(found, action.dest, None)
-            if action.option_strings and "" in (given if isinstance(given, list) else [given]):
+            if action.option_strings and action.nargs != "?" and "" in (given if isinstance(given, list) else [given]):
                 raise ConfigError(f"{action.option_strings[-1]} is empty", "give it a value (is a variable of the shell not set?), or leave it out")
         return found
 
-
-def _choices(parser: argparse.ArgumentParser, word: str = "") -> str:
-    """A clause with the commands of a parser, the nearest first to be named."""
-    known = [choice for action in parser._actions if action.dest == "command" for choice in action.choices or ()]
-    return nearest(word, known)
+    def _choices(self, name: str) -> list[str]:
+        """What an argument may be."""
+        return [str(choice) for action in self._actions if name in (action.dest, *action.option_strings) for choice in action.choices or ()]
 
 
-class _Shown:
-    """A stream on which every text is made visible; a carriage return may stay, since progress bars need it."""
+class _Help(argparse.HelpFormatter):
+    """As wide as the terminal; lines that are set in stay lines, and every default is said."""
 
-    def __init__(self, stream: TextIO, keep: str = "") -> None:
-        self._stream, self._keep = stream, keep
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
 
-    def write(self, text: str) -> int:
-        return self._stream.write(self._keep.join(map(visible, text.split(self._keep))) if self._keep else visible(text))
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Paragraphs, filled; a line that begins with spaces stays one, and goes on deeper where it is too long."""
+        parts: list[str] = []
+        for line in inspect.cleandoc(text).splitlines():
+            if line.startswith(" ") or not line or not parts or not parts[-1] or parts[-1].startswith(" ") or parts[-1].endswith(":"):
+                parts.append(line)
+            else:
+                parts[-1] += f" {line}"
+        depths = [len(part) - len(part.lstrip()) for part in parts]
+        how = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
+        return "\n".join(
+            textwrap.fill(part, width, initial_indent=indent, subsequent_indent=indent + " " * (depth + 4 if depth else 0), **how)  # type: ignore[arg-type]
+            for part, depth in zip(parts, depths, strict=True)
+        )
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        plain = action.default in (None, False, argparse.SUPPRESS) or action.default == [] or "default" in text
+        return text if plain else f"{text} (default %(default)s)"
 
 
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run a command: an ElvisError becomes one message on stderr and its exit code; and so does an OSError; a traceback only with ELVIS_DEBUG=1.
 
-    What it prints is made visible: no name of a file, id or text of a table reaches the terminal as it is.
+    What it prints is made visible: no name of a file, id or text of a table reaches the terminal as it is. With --json a document stands on stdout,
+    of what is wrong, too.
     """
-    out, err = _Shown(sys.stdout), _Shown(sys.stderr, keep="\r")
+    terminal.begin(())
+    err = Shown(sys.stderr, keep="\r")
+    wrong: ElvisError | None = None
+    cause: BaseException | None = None
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):  # type: ignore[type-var]
+        with contextlib.redirect_stdout(Shown(sys.stdout, instead=err)), contextlib.redirect_stderr(err):  # type: ignore[type-var]
             code = main() or 0
     except ElvisError as error:
-        if os.environ.get("ELVIS_DEBUG") == "1":
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        code = error.exit_code
+        code, wrong, cause = error.exit_code, error, error
     except KeyboardInterrupt:
         code = 130
+    except SystemExit as error:  # of --help, and of a trainer that was told to stop
+        if isinstance(error.code, str):
+            raise
+        code = error.code or 0
     except (MemoryError, RuntimeError) as error:
         if not (said := _no_memory(error)):
             raise
-        code = _told(said, "take a smaller batch, model or image, or a machine with more memory")
+        code, wrong, cause = 2, ElvisError(said, "take a smaller batch, model or image, or a machine with more memory"), error
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
+        sys.exit(141)
     except OSError as error:  # a full disk, a folder of somebody else
         what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-        code = _told(what, "free space there, or write elsewhere" if error.errno == errno.ENOSPC else "check the path, and who may write there")
+        fix = "free space there, or write elsewhere" if error.errno == errno.ENOSPC else "check the path, and who may write there"
+        code, wrong, cause = 2, ElvisError(what, fix), error
+    if wrong is not None:
+        if os.environ.get("ELVIS_DEBUG") == "1":
+            traceback.print_exception(cause)
+        print(f"error: {wrong}", file=sys.stderr)
+    if terminal.MODE.json and os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # one of all processes speaks
+        wrong = wrong or (ElvisError("interrupted", "go on with --resume where there is one") if code > 128 else None)
+        problem = {"problem": wrong.code} if isinstance(wrong, DataError) and wrong.code else {}
+        about = None if wrong is None else {"what": wrong.what, "fix": wrong.fix, "code": code, **problem}
+        print(terminal.document(about))
     sys.exit(code)
-
-
-def _told(what: str, fix: str) -> int:
-    """One message of an error that is none of ours; its exit code."""
-    if os.environ.get("ELVIS_DEBUG") == "1":
-        traceback.print_exc()
-    print(f"error: {ElvisError(what, fix)}", file=sys.stderr)
-    return 2
 
 
 def _no_memory(error: Exception) -> str:

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from elvis.data.images import BadImage, Look, read
 from elvis.data.masks import resized
+from elvis.data.montage import montage, montage_map, slices
 from elvis.data.reports import text_hash
 from elvis.data.studies import in_frame, placed
 from elvis.errors import DataError
@@ -54,6 +55,7 @@ PIXELS = 2**18  # map pixels scored at once: few enough to stay in a core's cach
 PRIOR_PHRASES = 4000  # of training, evenly spread: enough for a mean, and an image is opened for each
 PRESERVATION_STUDIES = 1000
 RECALLS = (1, 5, 10)
+SLICES, COLUMNS = 12, 4  # of a volume, where it is shown
 
 
 def evaluate(
@@ -158,6 +160,51 @@ def examples(
         title = f"{truth.category or 'finding'}{', no place named' if 'location_free' in truth.tags else ''}: {'hit' if hit >= 0.5 else 'miss'}"
         out.append((title, image, map.numpy(), truth.boxes, truth.phrase))
     return out
+
+
+class Told(NamedTuple):
+    """A sentence of a report over the study's first image; heat H W, NaN = unseen; boxes as of an Overlay."""
+
+    report: int  # counted from 1, as `place` is; no id: a page may be passed on
+    place: int
+    count: int
+    text: str
+    category: str  # of its findings, "" where none has a box
+    image: np.ndarray  # uint8 H W; of a volume slices of what the model sees, side by side from the feet to the head
+    heat: np.ndarray
+    boxes: tuple[tuple[float, ...], ...]
+
+
+@torch.inference_mode()
+def sentences(pretrained: Pretrained, studies: Sequence[Study], *, count: int = 3, most: int = 8) -> Iterator[Told]:
+    """For the page: where the sentences (the first `most`) of `count` reports look, each read within its report. The first studies that have two."""
+    pretrained.model.eval()
+    for number, study in enumerate([study for study in studies if len(study.sentences) > 1][:count], 1):
+        try:
+            look = pretrained.see(study.images[0], study.spacing)
+        except BadImage:
+            continue
+        image = pretrained.images([look.pixels], [look.spacing])[0]
+        units = pretrained.reports([[s.text for s in study.sentences]])[0].units["sentence"]
+        maps = pretrained.maps(image, units.vectors[0])[0].float().cpu()  # U *grid
+        pixels, over = _shown(pretrained, look)
+        for place in [i for i in range(min(most, len(study.sentences))) if units.mask[0, i]]:
+            truths = [placed(g, *pixels.shape) for g in study.groundings if g.sentence == place and not g.image and g.boxes and look.pixels.ndim == 2]
+            category = ", ".join(dict.fromkeys(g.category for g in study.groundings if g.sentence == place and g.category))
+            boxes = tuple(box for g in truths for box in g.boxes)
+            yield Told(number, place + 1, len(study.sentences), study.sentences[place].text, category, pixels, over(maps[place]), boxes)
+
+
+def _shown(pretrained: Pretrained, look: Look) -> tuple[np.ndarray, Callable[[Tensor], np.ndarray]]:
+    """What a page shows of an image (itself) or a volume (slices): uint8 H W; and how a map on its token grid lies over that: H W."""
+    if look.pixels.ndim == 2:
+        frame = pretrained.frame(look.pixels)
+        return look.pixels, lambda map: frame.to_original(map[None])[0].numpy()
+    seen = pretrained.preprocess.resize(look.pixels, look.spacing)
+    where = slices(len(seen), SLICES)
+    pixels = montage(seen, where, COLUMNS)
+    over = lambda map: torch.from_numpy(montage_map(map.numpy(), len(seen), where, COLUMNS))[None, None]  # noqa: E731
+    return pixels, lambda map: F.interpolate(over(map), pixels.shape, mode="nearest")[0, 0].numpy()
 
 
 # --------------------------------------------------------------------------------------------- one pass over a split

@@ -8,6 +8,7 @@ results.json, table.md, index.html, figures/, checkpoints/, bad_studies.jsonl.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from elvis import config as configs
+from elvis import reference, terminal
 from elvis.assembly import Run, assemble, loader_for, settled
 from elvis.errors import ConfigError, Words, run_cli, some
 from elvis.types import Metric, Result
@@ -28,6 +30,17 @@ CONTINUED = ("image", "text", "model", "heads", "objectives", "freeze", "data", 
 MOVABLE = {"data": {"root", "reports", "fallback", "images", "ms_cxr", "workers", "timeout", "cache", "max_bad_fraction"}}
 FIXED = {"train": {"seed", "batch_size", "accumulate"}}  # ... and of train only what the data order depends on
 
+
+ABOUT = """Pretrain image and text encoders so that where things are survives: trains, evaluates on held-out studies, and writes a run directory with
+checkpoints, tables and a page. Without arguments: ELVIS on phantom radiographs, no download, about 3 minutes on 2 CPU cores."""
+EXAMPLES = (
+    "python -m elvis.pretrain                                                    # phantoms, whose truth is known",
+    "python -m elvis.pretrain --out runs/short train.steps=100 objectives.intra_modal=null",
+    "python -m elvis.pretrain --resume --out runs/short train.steps=200          # go on",
+    "python -m elvis.pretrain --config elvis_cxr data.root=MIMIC_JPG data.reports=MIMIC_REPORTS --dry-run",
+    "python -m elvis.pretrain --config elvis_cxr --help-config train             # keys, defaults, and who set what",
+    "python -m elvis.pretrain --json | python -m json.tool                       # for a program",
+)
 
 # -------------------------------------------------------------------------------------------------------------- run
 
@@ -62,12 +75,14 @@ def _pretrain(run: Run, out: Path, resume: Path | None, fabric: Any, progress: b
     before = _at_start(out, lambda: evaluation.preservation(settled(run, fabric), test, batch_size=size)) if lead and test else {}
     state = _restore(run, checkpoints.standing(resume)) if resume is not None else None
     text = shareable(config)
-    facts = checkpoints.provenance(config.to_dict(), data=config.data["name"], studies=len(run.split("train")), seed=config.train.seed)
+    about = {"data": config.data["name"], "studies": len(run.split("train")), "lists": checkpoints.lists(run.studies), "seed": config.train.seed}
+    facts = checkpoints.provenance(config.to_dict(), **about, devices=fabric.world_size)
+    data_card = checkpoints.data_card(config.data["name"], run.table, configs.data_section(config)[1]) if lead else ""
 
     def write(target: Path, step: int, snapshot: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> Path:
         if lead:
             whole = None if snapshot is None else {**snapshot, "objectives": run.objectives.state_dict()}
-            more = {"objectives": run.looking, "patients": run.patients}
+            more = {"objectives": run.looking, "patients": run.patients, "data_card": data_card}
             checkpoints.save(target, pretrained, config_yaml=text, metrics=metrics, provenance={**facts, "step": step}, state=whole, **more)
         fabric.barrier()
         return target
@@ -168,9 +183,12 @@ def _report(run: Run, out: Path, before: Mapping[str, Metric], log: Any, facts: 
         pretrained.model.to(device)
     how = {"pooled": run.trains_pooled, "batch_size": config.evaluate.batch_size}
     found = evaluation.evaluate(pretrained, splits, dataset=config.data["name"], start=before, provenance=facts, **how)
-    measured = {k: m.value for r in found if r.row == "model" and r.split in ("test", "val") for k, m in r.metrics.items()}
+    measured = {k: m for r in found if r.row == "model" and r.split in ("test", "val") for k, m in r.metrics.items()}
+    measured |= {k: m for r in found if r.row == "model" and r.split == "swap" for k, m in r.metrics.items() if k.startswith("swap")}
     checkpoints.annotate(path, measured, pretrained)
-    overlays = evaluation.examples(pretrained, splits.get("test") or splits.get("val", []), count=config.evaluate.overlays)
+    shown = splits.get("test") or splits.get("val", [])
+    overlays = evaluation.examples(pretrained, shown, count=config.evaluate.overlays)
+    reports = [_told(sentence) for sentence in evaluation.sentences(pretrained, shown, count=config.evaluate.overlays // 4)]
     negatives = config.train.batch_size * devices - 1
     more = f"; accumulating {config.train.accumulate} micro-batches adds none" if config.train.accumulate > 1 else ""
     cut = run.dataset.reports.cut
@@ -183,14 +201,35 @@ def _report(run: Run, out: Path, before: Mapping[str, Metric], log: Any, facts: 
         found,
         curves=log.rows,
         overlays=overlays,
+        pictures=[results.Pictures("Sentences", SENTENCES, reports)] if reports else [],
         notes=notes,
         next_commands=commands,
         config_yaml=shareable(config),
         public_text=config.data["name"] in COMPUTED,  # report text of patients stays out of pages
     )
     print("\n" + results.table(found) + "\n")
-    print(f"note: {notes[-1]}\ncheckpoint: {path}\npage: {out / 'index.html'}\n\nnext:\n  " + "\n  ".join(commands))
+    terminal.note(f"note: {notes[-1]}")
+    print(f"checkpoint: {path}\npage: {out / 'index.html'}")
+    terminal.note("\nnext:", *(f"  {command}" for command in commands))
+    terminal.tell(results=out / "results.json", out=out, checkpoint=path, page=out / "index.html")
     return found
+
+
+SENTENCES = (
+    "Where each sentence of a report looks: cosine of the image's tokens with the sentence, read within its report. Colours go from a map's lowest "
+    "to its highest value, which a blue cross marks; green: where its finding is, if it has a box. Of a volume: slices from the feet to the head."
+)
+
+
+def _told(sentence: Any) -> tuple[str, Any, str]:
+    """What stands below a sentence's picture, the picture, and its words."""
+    import numpy as np
+
+    from elvis.pictures import draw_map
+
+    which = f"report {sentence.report}, sentence {sentence.place} of {sentence.count}" + (f" ({sentence.category})" if sentence.category else "")
+    low, high = np.nanmin(sentence.heat), np.nanmax(sentence.heat)
+    return f"{which}; cosine {low:.2f} to {high:.2f}", draw_map(sentence.image, sentence.heat, sentence.boxes), sentence.text
 
 
 def interpreter() -> str:
@@ -264,16 +303,18 @@ def continued(out: Path, config: configs.Config | None, overrides: Sequence[str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Words(prog="python -m elvis.pretrain", description="Pretrain image and text encoders so that where things are survives.")
+    parser = Words(prog="python -m elvis.pretrain", description=ABOUT, examples=EXAMPLES)
     parser.add_argument("--config", metavar="NAME|PATH", help=f"one of {', '.join(configs.shipped())}, or a YAML file (default elvis_phantom)")
     parser.add_argument("--out", metavar="DIR", help="run directory (default runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="go on from the last good checkpoint of --out")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
     parser.add_argument("--dry-run", action="store_true", help="print config, parameter counts and one batch's shapes, and stop")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    reference.add_option(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=100 objectives.intra_modal=null")
     args = parser.parse_intermixed_args(argv)
     name = args.config or "elvis_phantom"
+    if reference.asked(argparse.Namespace(**{**vars(args), "config": name})):
+        return 0
     out = output_folder(args.out, name, args.resume or args.print_config or args.dry_run)
     if args.resume:
         given = configs.load(args.config, args.overrides) if args.config else None
@@ -281,6 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         config = configs.load(name, args.overrides)
     if args.print_config:
+        terminal.tell(config=config.to_dict())
         print(config.to_yaml(), end="")
         return 0
     if not args.dry_run:
@@ -299,7 +341,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dry_run(run)
         return 0
     if os.environ.get("LOCAL_RANK", "0") == "0":  # the other ranks are started again with the same command
-        print("\n".join([f"run directory: {out}", *(f"note: {note}" for note in run.notes)]), flush=True)
+        terminal.note(f"run directory: {out}", *(f"note: {note}" for note in run.notes))
     pretrain(run, out, resume, progress=not args.quiet)
     return 0
 

@@ -1,4 +1,4 @@
-"""A pretrained model in use: images and phrases in, features and similarity maps out.
+"""A pretrained model in use: images and phrases in, features, similarity maps and scores of findings out.
 
 The map that is trained is the map that is scored: cosine of the projected image tokens with the projected phrase, mapped to
 the pixels of the original image through the exact inverse of the preprocessing.
@@ -6,7 +6,7 @@ the pixels of the original image through the exact inverse of the preprocessing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -28,6 +28,18 @@ if TYPE_CHECKING:
     from elvis.model import VisionLanguageModel
 
 UNITS = ("report", "sentence", "word")
+SIDES = ("positive", "negative")  # of prompts
+WAYS = ("global", "local")  # of `classify`
+Prompts = Sequence[str] | Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Prompts of findings, encoded: vectors T D; finding -> (places of its positive ones,), or of its positive and its negative ones."""
+
+    vectors: Tensor
+    sides: Mapping[str, tuple[list[int], ...]]
+    by: str
 
 
 @dataclass
@@ -123,6 +135,41 @@ class Pretrained:
         maps = self.maps(seen, text.units["sentence"].vectors[:, 0])  # B T h w
         return [self.frame(s.pixels, s.spacing).to_original(m) for s, m in zip(looks, maps, strict=True)]
 
+    def classify(
+        self, images: Sequence[Any], prompts: Mapping[str, Prompts], *, by: str = "global", spacing: Sequence[Sequence[float]] = ()
+    ) -> dict[str, Tensor]:
+        """How much each image looks like each finding, from words alone (zero-shot): finding -> one score per image, B float32 on the CPU.
+
+        prompts: finding -> ["large effusion", ...]: the mean of the cosines of the image with each prompt (the "ensemble" of CLIP, but of scores);
+        or {"positive": [...], "negative": [...]}: e^p / (e^p + e^n) of the means of both (CheXzero; BioViL has one prompt of each): from 0 to
+        1, .5 where both fit as well. It ranks images, it is no probability of the finding.
+        by: "global", the pooled image (trained by global objectives); "local", the image's best-fitting token (the maximum of `similarity`).
+        Raises DataError for empty lists or prompts, and for keys that are neither positive nor negative.
+        """
+        asked = self.asked(prompts, by)
+        if not len(images):
+            raise DataError("classify takes a list of images, and it is empty", "write model.classify([image], {...})")
+        return self.scores(self.images(images, spacing)[0], asked)
+
+    def asked(self, prompts: Mapping[str, Prompts], by: str = "global") -> Asked:
+        """The prompts of `classify` as vectors, to score many batches of images with."""
+        if by not in WAYS:
+            raise DataError(f"classify by '{by}'", f"known: {', '.join(WAYS)}")
+        sides = _sides(prompts)
+        listed = list(dict.fromkeys(prompt for some in sides.values() for side in some for prompt in side))
+        text, _ = self.phrases(listed)
+        vectors = text.pooled if by == "global" else text.units["sentence"].vectors[:, 0]
+        places = {prompt: place for place, prompt in enumerate(listed)}
+        return Asked(vectors, {name: tuple([places[p] for p in side] for side in some) for name, some in sides.items()}, by)
+
+    @staticmethod
+    def scores(image: ImageFeatures, asked: Asked) -> dict[str, Tensor]:
+        """Projected features of B images and prompts -> what `classify` gives."""
+        seen = image.pooled.unsqueeze(1) if asked.by == "global" else image.tokens  # B 1 D or B N D
+        each = cosine(seen, asked.vectors).amax(1).cpu()  # B T
+        means = {name: [each[:, side].mean(1) for side in sides] for name, sides in asked.sides.items()}
+        return {name: found[0] if len(found) == 1 else (found[0] - found[1]).sigmoid() for name, found in means.items()}
+
     def frame(self, pixels: np.ndarray, spacing: Sequence[float] = ()) -> Frame | VolumeFrame:
         """Where an image or volume lies in the model's input."""
         if isinstance(self.preprocess, VolumePreprocess):
@@ -133,6 +180,24 @@ class Pretrained:
     def maps(image: ImageFeatures, vectors: Tensor) -> Tensor:
         """Cosine of projected tokens with projected phrases: B N D, T D -> B T *grid."""
         return cosine(vectors, image.tokens).unflatten(-1, image.grid)
+
+
+def _sides(prompts: Mapping[str, Prompts]) -> dict[str, list[Sequence[str]]]:
+    """Finding -> [positive prompts] or [positive, negative ones]; DataError as of `classify`."""
+    how = 'write {"effusion": ["pleural effusion"]}, or {"effusion": {"positive": ["pleural effusion"], "negative": ["no effusion"]}}'
+    if not isinstance(prompts, Mapping) or not prompts:
+        raise DataError("classify takes prompts for each finding, and there are none", how)
+    found = {}
+    for name, given in prompts.items():
+        if isinstance(given, Mapping) and set(given) != set(SIDES):
+            wrong = sorted(map(str, set(given) ^ set(SIDES)))
+            raise DataError(f"prompts of '{str(name)[:40]}': {', '.join(wrong)[:60]} is missing, or no kind of prompts", how)
+        sides = [given[side] for side in SIDES] if isinstance(given, Mapping) else [given]
+        for side in sides:
+            if isinstance(side, str) or not isinstance(side, Sequence) or not side or not all(isinstance(p, str) and p.strip() for p in side):
+                raise DataError(f"prompts of '{str(name)[:40]}' are no list of phrases, or one of them is empty", how)
+        found[name] = sides
+    return found
 
 
 def _each(images: Sequence[Any], spacing: Sequence[Sequence[float]]) -> list[tuple[Any, Sequence[float]]]:

@@ -101,7 +101,14 @@ def check_call(what: str, entry: Callable[..., Any], options: Mapping[str, Any],
     except NameError:  # a name that exists for type checkers only
         return wrong
     unfit = [n for n in options if n in known and n not in missing and not fits(options[n], hints.get(n, Any))]
-    return wrong + [f"{what}: option '{n}' must be {_say(hints[n])}, not {options[n]!r}" for n in unfit]
+    return wrong + [f"{what}: option '{n}' must be {_say(hints[n])}, not {options[n]!r}{_nearest_choice(options[n], hints[n])}" for n in unfit]
+
+
+def _nearest_choice(value: Any, hint: Any) -> str:
+    """A clause that helps a typo in one of several words."""
+    options = [hint, *typing.get_args(hint)]
+    words = [word for one in options if typing.get_origin(one) is typing.Literal for word in typing.get_args(one) if isinstance(word, str)]
+    return nearest(value, words) if isinstance(value, str) and words else ""
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -1,6 +1,7 @@
 """Every command ends here: numbers for programs, a table for the terminal, and one page that opens from disk, alone.
 
-    write(out, results, ...) -> out/results.json  out/table.md  out/figures/*.png  out/index.html
+    write(out, results, ...) -> out/results.json  out/table.md  out/figures/*.png  out/page.json  out/index.html
+    python -m elvis.results RUN                              the page once more, from what the others hold
 
 The page needs no network and no script, and its policy (CSP) allows none: images are embedded, every text is escaped. With `public_text=False`
 it names findings but quotes no phrase, because a report must not leave its owner's machine inside a page that is passed on.
@@ -21,15 +22,15 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from elvis.errors import ConfigError, DataError
+from elvis import terminal
+from elvis.errors import ConfigError, DataError, Words, run_cli
+from elvis.notice import NOTICE
+from elvis.pictures import Overlay, draw_curves, draw_overlay
 from elvis.types import Metric, Result
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 HEADLINE = (
     "lf_pointing",
@@ -66,33 +67,25 @@ DETAILS = frozenset(  # in results.json and in the page's last table
     + ["image_corr_pooled", "report_corr_study", "iou_positive_only", "precision", "recall"]
     + [f"r@{k}_{way}" for k in (1, 5) for way in ("image_to_text", "text_to_image")]
 )
-GREY = "#808080"  # legible on white and on black
-PANEL = 224  # height of an overlay's panels
-
-
 LEGEND = (
     "lf = phrases of focal findings that name no place. mean_box (or centre_prior) and text_prior never look at the image; "
     "oracle = the true mask on the model's token grid."
 )
 
 
+CURVES = "What was logged, over the steps of the optimizer. Losses have no unit: they are means over what they compare."
+OVERLAYS = "Image, map (colours from its lowest to its highest value; its maximum a blue cross), truth boxes (green)."
+
+
 class Pictures(NamedTuple):
-    """A part of the page: pictures (uint8 h w 3, or figures of matplotlib), each with what stands below it."""
+    """A part of the page: pictures (uint8 h w 3, or figures of matplotlib), each with what stands below it: (text, picture), or
+    (text, picture, phrase of a report), which is shown where report text may be."""
 
     title: str
     note: str
-    items: Sequence[tuple[str, Any]]
-    wide: bool = False  # one below the other, as large as the page
-
-
-class Overlay(NamedTuple):
-    """A phrase on an image. `heat` H W float, NaN = unseen; boxes (x1, y1, x2, y2) in pixels of `image` (uint8 H W)."""
-
-    title: str
-    image: np.ndarray
-    heat: np.ndarray
-    boxes: Sequence[Sequence[float]]
-    phrase: str = ""
+    items: Sequence[tuple[str, Any] | tuple[str, Any, str]]
+    shape: str = "small"  # three beside each other; "grid": two; "wide": one below the other, as large as the page
+    name: str = ""  # of their files; "" = the title
 
 
 def write(
@@ -118,43 +111,77 @@ def write(
     reports: no); private: the page and its pictures are for their owner alone.
     """
     out = Path(out)
-    figures = out / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     write_file(out / "results.json", to_json(results).encode())
     write_file(out / "table.md", markdown(results).encode())
-    rows = _rows(curves)
-    lines = draw_curves(rows) if len(rows) > 1 else None
-    if lines is not None:
-        lines.savefig(figures / "curves.png", dpi=110, transparent=True)
-    shown = []
-    for i, overlay in enumerate(Overlay(*o) for o in overlays):
-        path = figures / f"overlay_{i + 1:02d}.png"
-        _image(draw_overlay(overlay)).save(path)
-        shown.append({"title": overlay.title, "phrase": overlay.phrase if public_text else "", "source": _embed(path)})
     parts = []
-    for part in pictures:
-        name = "".join(c if c.isalnum() else "_" for c in part.title.lower())
-        paths = [figures / f"{name}{f'_{i + 1:02d}' * (len(part.items) > 1)}.png" for i in range(len(part.items))]
-        drawn = [(text, _drawn(item, path, private)) for (text, item), path in zip(part.items, paths, strict=True)]
-        parts.append(part._asdict() | {"items": drawn})
+    if len(rows := _rows(curves)) > 1:
+        parts.append(Pictures("Training", CURVES, [("", draw_curves(rows))], "wide", "curves"))
+    parts += pictures
+    if shown := [Overlay(*overlay) for overlay in overlays]:
+        parts.append(Pictures("Phrases", OVERLAYS, [(o.title, draw_overlay(o), o.phrase) for o in shown], "grid", "overlay"))
+    content = {
+        "title": title or out.resolve().name, "legend": legend, "alarms": list(alarms), "notes": list(notes), "commands": list(next_commands),
+        "config": config_yaml, "private": private, "parts": [draw(out, part, public_text=public_text, private=private) for part in parts],
+    }  # fmt: skip
+    write_file(out / "page.json", (json.dumps(content, indent=1) + "\n").encode(), private=private)
+    return _render(out, results, content)
+
+
+def again(out: Path | str) -> Path:
+    """The page of a run once more, from its results.json, page.json and figures; returns it. DataError where these are not there or not whole."""
+    out = Path(out)
+    if not (out / "page.json").is_file() or not (out / "results.json").is_file():
+        where = str(out)[:150]
+        raise DataError(f"no page.json beside results.json in {where}", "give the folder of a run; other pages are made by their command", "D001")
+    results = read(out / "results.json")
+    try:
+        return _render(out, results, json.loads((out / "page.json").read_text()))
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{out / 'page.json'} is not whole ({type(error).__name__})", "run what wrote it again", "D004") from None
+
+
+def draw(out: Path, part: Pictures, *, public_text: bool = False, private: bool = False) -> dict[str, Any]:
+    """The pictures of a part, written below `out`: what the page says of them, and the names of their files. Options as of `write`."""
+    name = part.name or "".join(c if c.isalnum() else "_" for c in part.title.lower())
+    (out / "figures").mkdir(exist_ok=True)
+    items = []
+    for number, (text, item, *phrase) in enumerate(part.items, 1):
+        file, plot = io.BytesIO(), not isinstance(item, np.ndarray)
+        item.savefig(file, dpi=110) if plot else _image(item).save(file, "PNG")
+        path = out / "figures" / (f"{name}_{number:02d}.png" if len(part.items) > 1 else f"{name}.png")
+        write_file(path, file.getvalue(), private=private)
+        items.append({"text": text, "phrase": "".join(phrase) if public_text else "", "file": path.name, "plot": plot})
+    return {"title": part.title, "note": part.note, "shape": part.shape, "items": items}
+
+
+def embedded(out: Path, part: Mapping[str, Any]) -> dict[str, Any]:
+    """A part as `draw` gives it, with its pictures inside it: "source" of each item. DataError for one that is not there."""
+    items = []
+    for item in part["items"]:
+        path = out / "figures" / Path(item["file"]).name
+        if not path.is_file():
+            raise DataError(f"a picture of the page is gone: {path.name[:60]}", "run what wrote it again", "D001")
+        source = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+        items.append({name: item[name] for name in ("text", "phrase", "plot")} | {"source": source})
+    return {"title": part["title"], "note": part["note"], "shape": part["shape"], "items": items}
+
+
+def _render(out: Path, results: Sequence[Result], content: Mapping[str, Any]) -> Path:
+    """index.html, of the results and of what page.json holds."""
     template = _template()
     page = template.render(
         policy=policy("".join(template.blocks["style"](template.new_context()))),
-        title=title or out.resolve().name,
+        notice=NOTICE,
         blocks=[_for_page(b) for b in (*_headline(results), *_preservation(results))],
         details=[_for_page(b) for b in _details(results)],
-        curves=_embed(figures / "curves.png") if lines is not None else "",
-        overlays=shown,
-        pictures=parts,
-        legend=legend,
-        alarms=alarms,
-        notes=[*notes, *_absences(results)],
         protocols=list(dict.fromkeys((r.row, r.protocol) for r in results)),
-        commands=next_commands,
-        config=config_yaml,
         provenance=_plain(results[0].provenance) if results else {},
+        **{name: content[name] for name in ("title", "legend", "alarms", "commands", "config")},
+        notes=[*content["notes"], *_absences(results)],
+        parts=[embedded(out, part) for part in content["parts"]],
     )
-    write_file(out / "index.html", page.encode("utf-8", "backslashreplace"), private=private)
+    write_file(out / "index.html", page.encode("utf-8", "backslashreplace"), private=bool(content["private"]))
     return out / "index.html"
 
 
@@ -196,15 +223,15 @@ def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
 
 
 def to_json(results: Sequence[Result]) -> str:
-    """What a results.json holds; numbers that are not finite are null."""
-    return json.dumps([_plain(asdict(r)) for r in results], indent=1, allow_nan=False) + "\n"
+    """What a results.json holds: rows, each with the notice; numbers that are not finite are null."""
+    return json.dumps([_plain(asdict(r)) | {"notice": NOTICE} for r in results], indent=1, allow_nan=False) + "\n"
 
 
 def read(path: Path | str) -> list[Result]:
     """The results of a results.json; a number that was not finite comes back as NaN. DataError for a file of another kind, or one cut off."""
     metrics = lambda found: {n: Metric(**{**m, "value": math.nan if m["value"] is None else m["value"]}) for n, m in found.items()}  # noqa: E731
     try:
-        rows = json.loads(Path(path).read_text())
+        rows = [{name: value for name, value in row.items() if name != "notice"} for row in json.loads(Path(path).read_text())]
         return [Result(**{**row, "metrics": metrics(row["metrics"]), "per_case": tuple(row["per_case"])}) for row in rows]
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path} is no results.json, or not a whole one ({type(error).__name__})", "run what wrote it again", "D004") from None
@@ -343,83 +370,6 @@ def _for_page(block: Block) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------------------------------ figures
-
-
-def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """A small panel per logged number over the steps; transparent, grey on nothing, to be read on a light and a dark page."""
-    from matplotlib.figure import Figure
-
-    names = [n for n in dict.fromkeys(n for row in rows for n in row) if n != "step" and any(_is_number(row.get(n)) for row in rows)]
-    across = min(4, max(1, len(names)))
-    down = -(-len(names) // across) or 1
-    figure = Figure(figsize=(2.9 * across, 1.9 * down), layout="constrained")
-    figure.get_layout_engine().set(hspace=0.12)
-    for i, name in enumerate(names):
-        axes = figure.add_subplot(down, across, i + 1)
-        points = [(row["step"], row[name]) for row in rows if _is_number(row.get(name)) and "step" in row]
-        axes.plot(*zip(*points, strict=True), color="#3b82c4", linewidth=1.4, marker="." if len(points) < 12 else None)
-        axes.set_title(name, fontsize=9, color=GREY)
-        axes.tick_params(colors=GREY, labelsize=7)
-        axes.patch.set_alpha(0)
-        for side, spine in axes.spines.items():
-            spine.set_visible(side in ("left", "bottom"))
-            spine.set_color(GREY)
-    return figure
-
-
-def draw_overlay(overlay: Overlay) -> np.ndarray:
-    """Three panels beside each other, uint8 h w 3: the image; the map over it, its maximum a cross; the truth boxes, the same cross."""
-    plain = _grey(overlay.image, PANEL)
-    truth, heat = draw_panels(overlay.image, {"": overlay.heat}, overlay.boxes, PANEL)
-    gap = np.full((PANEL, 4, 3), 128, np.uint8)
-    return np.concatenate([plain, gap, heat, gap, _marked(truth, overlay.heat, PANEL / overlay.image.shape[0])], 1)
-
-
-def draw_panels(image: np.ndarray, heats: Mapping[str, np.ndarray], boxes: Sequence[Sequence[float]], height: int) -> list[np.ndarray]:
-    """The image (uint8 H W) with its true boxes; then for each map (H W, NaN = unseen) the image with it, its maximum a cross. uint8 h w 3 each."""
-    from matplotlib import colormaps
-    from PIL import ImageDraw
-
-    scale, plain = height / image.shape[0], _grey(image, height)
-    truth = _image(plain)
-    pen = ImageDraw.Draw(truth)
-    for x1, y1, x2, y2 in boxes:
-        pen.rectangle([x1 * scale, y1 * scale, x2 * scale, y2 * scale], outline=(80, 255, 120), width=2)
-    panels = [np.asarray(truth)]
-    for heat in heats.values():
-        seen = np.isfinite(heat)
-        values = np.where(seen, heat, np.min(heat, where=seen, initial=np.inf))
-        span = np.ptp(values) if seen.any() else 0.0
-        shade = (values - values.min()) / span if span > 0 else np.zeros(values.shape)
-        colours = (colormaps["inferno"](shade)[..., :3] * 255).astype(np.uint8)
-        colours[~seen] = 96
-        colours = np.asarray(_image(colours).resize(plain.shape[1::-1])).astype(np.float32)
-        panels.append(_marked((0.4 * plain + 0.6 * colours).astype(np.uint8), heat, scale))
-    return panels
-
-
-def _grey(image: np.ndarray, height: int) -> np.ndarray:
-    """uint8 H W at a height, as uint8 h w 3."""
-    size = (max(1, round(image.shape[1] * height / image.shape[0])), height)
-    return np.repeat(np.asarray(_image(image).resize(size))[..., None], 3, -1)
-
-
-def _marked(panel: np.ndarray, heat: np.ndarray, scale: float) -> np.ndarray:
-    """A panel with a cross where the map is highest; a flat map has no such place."""
-    from PIL import ImageDraw
-
-    seen = np.isfinite(heat)
-    if not seen.any() or np.ptp(heat[seen]) == 0:
-        return panel
-    out = _image(panel.copy())
-    pen = ImageDraw.Draw(out)
-    y, x = (scale * (float(i) + 0.5) for i in np.unravel_index(np.argmax(np.where(seen, heat, -np.inf)), heat.shape))
-    for ends in ([x - 5, y, x + 5, y], [x, y - 5, x, y + 5]):
-        pen.line(ends, fill=(90, 200, 255), width=2)
-    return np.asarray(out)
-
-
 # -------------------------------------------------------------------------------------------------------------- pieces
 
 
@@ -428,10 +378,6 @@ def _rows(curves: Path | Iterable[Mapping[str, Any]] | None) -> list[Mapping[str
         return list(curves or ())
     path = Path(curves)
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _plain(value: Any) -> Any:
@@ -455,20 +401,25 @@ def _image(pixels: np.ndarray) -> Any:
     return Image.fromarray(pixels)
 
 
-def _drawn(item: Any, path: Path, private: bool) -> str:
-    """A picture or a figure, written and embedded."""
-    file = io.BytesIO()
-    _image(item).save(file, "PNG") if isinstance(item, np.ndarray) else item.savefig(file, dpi=110, transparent=True)
-    write_file(path, file.getvalue(), private=private)
-    return _embed(path)
-
-
-def _embed(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
 def _template() -> Any:
     from jinja2 import Environment, StrictUndefined
 
     page = Path(__file__).with_name("page.html.jinja").read_text(encoding="utf-8")
     return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(page)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Words(
+        prog="python -m elvis.results",
+        description="The page of a run once more, from its results.json, page.json and figures.",
+        examples=("python -m elvis.results runs/elvis_phantom",),
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="the folder that holds them")
+    page = again(parser.parse_intermixed_args(argv).run)
+    print(f"page: {page}")
+    terminal.tell(page=page)
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -33,6 +33,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from elvis import terminal
+from elvis.board import board
 from elvis.distributed import even, everyones, max_over_ranks, sum_over_ranks, world_size
 from elvis.errors import ConfigError, NumericsError, nearest, some
 from elvis.fabric import Sharded, shards
@@ -132,16 +134,18 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 @dataclass
 class RunLog:
-    """log.jsonl (one row per logged step, appended) and metrics.csv (the same rows as a table, written at the end)."""
+    """log.jsonl (one row per logged step, appended) and metrics.csv (the same rows as a table, written at the end); tensorboard/ (elvis.board)."""
 
     folder: Path
     active: bool = True
     rows: list[dict[str, Any]] = field(default_factory=list)
+    board: Callable[[Mapping[str, Any]], None] | None = None
 
     def resume(self, step: int) -> None:
         """Keep the rows up to `step`: what came after the checkpoint is about to happen again."""
         self.rows += self._keep("log.jsonl", step)
         self._keep("bad_steps.jsonl", step)
+        self.board = board(self.folder / "tensorboard", step) if self.active else None
 
     def _keep(self, name: str, step: int) -> list[dict[str, Any]]:
         path, kept = self.folder / name, []
@@ -160,6 +164,8 @@ class RunLog:
     def write(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         self._append("log.jsonl", row)
+        if self.board is not None:
+            self.board(row)
 
     def bad_step(self, row: dict[str, Any]) -> None:
         """One more line of bad_steps.jsonl."""
@@ -370,8 +376,6 @@ def fit(
     Where the strategy splits the model (`Sharded`), `module` has the trained weights on rank zero alone: whenever `validate` and `save` are
     called, and at the end. A gradient that is not finite is then not told by its parameter.
     """
-    from tqdm import tqdm
-
     sharded = Sharded(fabric, module, lambda own: optimizer_for(own, train, scales)) if shards(fabric) else None
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     if train.compile:  # with which no strategy splits (make_fabric)
@@ -389,8 +393,7 @@ def fit(
         start, skipped = int(state["step"]), Skipped(train, log, **state.get("skipped", {}))
     log.resume(start)
     stream: Iterator[Batch] = iter(batches(start * train.accumulate))
-    show = progress and fabric.is_global_zero
-    bar = tqdm(total=train.steps, initial=start, disable=not show, unit="step", file=sys.stderr, dynamic_ncols=True)
+    shown = terminal.progress(train.steps, "step", done=start, show=progress and fabric.is_global_zero)
     pace = Pace(fabric.device)
 
     def autocast() -> torch.autocast:
@@ -410,8 +413,8 @@ def fit(
             log.write(
                 {"step": step, **{k: v for k, v in found.items() if math.isfinite(v)}, **row, **({"skipped": skipped.count} if skipped.count else {})}
             )
-            shown = [f"loss {total:.3f}", *(f"{_short(t)} {v:.3f}" for t, v in values.items()), f"{row['studies_per_s']:.0f} studies/s"]
-            bar.set_postfix_str(" ".join([*shown, f"stall {row['stall']:.0%}"] if row["stall"] > 0.02 else shown))
+            said = [f"loss {total:.3f}", f"{row['studies_per_s']:.0f} studies/s", *[f"stall {row['stall']:.0%}"] * (row["stall"] > 0.02)]
+            bar.say(" ".join([*said, *(f"{_short(t)} {v:.3f}" for t, v in values.items())]))
 
     def stop(saved: Path | None, received: int) -> NoReturn:
         if fabric.is_global_zero:
@@ -419,10 +422,10 @@ def fit(
         raise Interrupted(128 + received)
 
     late, due = Late(read), False
-    if state is not None and fabric.is_global_zero:
+    if state is not None and progress and fabric.is_global_zero:
         print(f"going on after step {start} of {train.steps}", file=sys.stderr)
     train_mode(wrapped)
-    with _Signals() as signals, bar, late:
+    with _Signals() as signals, shown as bar, late:
         for step in range(start, train.steps):
             torch.manual_seed(step_seed(train.seed, step, fabric.global_rank))
             try:

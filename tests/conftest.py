@@ -4,6 +4,7 @@ import gc
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: in the processes that tests start too, so that all of them count to the same bits
+os.environ["ELVIS_TENSORBOARD"] = "0"  # its import would be paid by every process that trains
 gc.disable()  # while tests are collected nothing is garbage, and to look for some takes half of that time
 
 

@@ -266,7 +266,7 @@ GUARDS = (
         "tests/hostile/test_pages.py::test_no_text_makes_a_tag_or_an_attribute",
     ),
     Guard(
-        "I", "no name steers a terminal", "elvis/errors.py",
+        "I", "no name steers a terminal", "elvis/terminal.py",
         "return text if text.isprintable() else ", "return text if text else ",
         "tests/hostile/test_pages.py::test_nothing_that_a_file_is_named_steers_a_terminal",
     ),
@@ -277,7 +277,7 @@ GUARDS = (
     ),
     Guard(
         "R7", "phrases of patients stay out of pages", "elvis/results.py",
-        'overlay.phrase if public_text else ""', "overlay.phrase",
+        '"".join(phrase) if public_text else ""', '"".join(phrase)',
         "tests/test_results.py::test_phrases_of_patients_stay_off_the_page",
     ),
     Guard(

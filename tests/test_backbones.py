@@ -27,6 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {  # options that keep a test quick; a new ba
         "hidden": 24,
     },  # few layers: attention is everywhere, a token must lie somewhere
     "vit": {"model": "test_vit", "depth": 2},
+    "open_clip": {"config": {"embed_dim": 24, "vision_cfg": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}}},
     "ct_vit": {
         "patch": 4, "temporal_patch": 2, "width": 24, "spatial_depth": 1, "temporal_depth": 1, "heads": 2, "head_width": 8, "input_size": [4, 12, 16]
     },

@@ -33,7 +33,9 @@ def pretrained(seed: int = 0) -> Pretrained:
 
 def save(target: Path, seed: int = 0, **state: object) -> Path:
     facts = {"commit": "abc", "data": "none", "step": 3}
-    return checkpoints.save(target, pretrained(seed), config_yaml="train: {}\n", metrics={"pointing": 0.5}, provenance=facts, state=state or None)
+    return checkpoints.save(
+        target, pretrained(seed), config_yaml="train: {}\n", metrics={"pointing": 0.5}, provenance=facts, state=state or None, data_card="# Data\n"
+    )
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_checkpoint_holds_what_the_readme_says(folder: Path) -> None:
     names = {p.name for p in folder.iterdir()}
-    files = "config.yaml model.json model.safetensors preprocess.json tokenizer MODEL_CARD.md metrics.json provenance.json manifest.json"
+    files = "config.yaml model.json model.safetensors preprocess.json tokenizer MODEL_CARD.md DATA_CARD.md metrics.json provenance.json manifest.json"
     assert names == set(files.split())
     assert "pointing | 0.5" in (folder / "MODEL_CARD.md").read_text()
 

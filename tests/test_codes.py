@@ -96,5 +96,5 @@ def test_every_mistake_of_every_layout_names_a_known_code() -> None:
 
 def test_the_page_lists_every_dataset_and_every_code_as_they_are() -> None:
     page = DOCS.read_text()
-    assert set(re.findall(r"^\| `(\w+)`", page, re.M)) == set(DATASETS.names())
+    assert set(re.findall(r"^\| \[`(\w+)`\]", page, re.M)) == set(DATASETS.names())
     assert re.findall(r"^\| (D\d+) \| (\w) \| (.*) \|$", page, re.M) == [(code, severity, what) for code, (severity, what) in CODES.items()]

@@ -17,8 +17,9 @@ from elvis.data.frames import VolumePreprocess
 from elvis.data.images import BadImage, Look, Preprocess
 from elvis.data.masks import decode_volume, encode_volume
 from elvis.data.structures import Structures
-from elvis.evaluation import evaluate, examples, preservation, score, structure_shares, truths
+from elvis.evaluation import evaluate, examples, preservation, score, sentences, structure_shares, truths
 from elvis.ops import cosine
+from elvis.pretrained import Pretrained
 from elvis.types import Grounding, ImageFeatures, Mask, Regions, Result, Sentence, Study, TextFeatures, UnitFeatures
 
 GREY = {"dot": 120, "square": 240}
@@ -56,6 +57,8 @@ class Finder:
     def __init__(self, *, size: int = SIZE, cells: int = 12, blind: bool = False) -> None:
         self.preprocess = Preprocess((size, size), "pad", (0.5,), (0.5,))
         self.model, self.cells, self.blind, self.structures = Model(), cells, blind, None
+
+    maps = staticmethod(Pretrained.maps)
 
     def see(self, image, spacing=()) -> Look:
         return Look(image.read())
@@ -282,6 +285,37 @@ def test_examples_take_findings_in_turn_and_say_hit_or_miss() -> None:
     assert len(boxes) == 1
     assert "dot" in phrase
     assert "miss" in examples(Finder(blind=True), scatter("test", 1))[0][0]
+
+
+def test_every_sentence_of_a_report_has_its_map_and_the_boxes_of_its_finding() -> None:
+    one = make("test", 9, (("dot", 0, 0),))  # one sentence: no report to look at
+    broken = replace(scatter("test", 1, 3)[0], images=(Squares("gone", ()),))
+    told = list(sentences(Finder(), [one, broken, *scatter("test", 4)], count=3))
+    assert [(t.report, t.place, t.count, t.category) for t in told] == [(n, p, 2, c) for n in (2, 3) for p, c in ((1, "dot"), (2, "square"))]
+    for sentence in told:
+        assert sentence.image.shape == sentence.heat.shape == (SIZE, SIZE)
+        ((x1, y1, x2, y2),) = sentence.boxes
+        y, x = np.unravel_index(np.argmax(sentence.heat), sentence.heat.shape)
+        assert x1 <= x < x2
+        assert y1 <= y < y2
+        assert sentence.category in sentence.text
+    assert len(list(sentences(Finder(), scatter("test", 4), count=2, most=1))) == 2
+    assert list(sentences(Finder(), scatter("test", 4), count=0)) == []
+
+
+def test_a_sentence_of_a_scan_has_its_map_over_slices() -> None:
+    (study,) = phantom_ct(size=[16, 32, 32], train=0, val=0, test=1).studies
+    whole = Finder()
+    whole.preprocess = VolumePreprocess((16, 32, 32), "pad", (0.5,), (0.25,))
+    whole.see = lambda image, spacing=(): image.look()
+    tokens = torch.rand(1, 2 * 4 * 4, 3, generator=torch.Generator().manual_seed(0))
+    seen = ImageFeatures(pooled=tokens.mean(1), tokens=tokens, mask=torch.ones(1, 32, dtype=torch.bool), grid=(2, 4, 4))
+    whole.images = lambda images, spacing=(): (seen, seen)
+    told = next(sentences(whole, [study], count=1))
+    assert told.image.shape == told.heat.shape == (3 * 32, 4 * 32)  # 12 slices, 4 across
+    assert told.boxes == ()
+    assert np.isfinite(told.heat).all()
+    assert told.heat.max() > told.heat.min()
 
 
 # ---------------------------------------------------------------------------------------------------------- structures

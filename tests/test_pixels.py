@@ -176,6 +176,38 @@ def test_a_box_wholly_outside_what_was_seen_counts_as_missed() -> None:
     assert math.isnan(found["auroc"])
 
 
+def test_a_zone_is_the_one_that_holds_most_and_agrees_with_the_place() -> None:
+    frame = (10, 5, 40, 35)
+    for seed in range(20):
+        draw = np.random.default_rng(seed)
+        mask = draw.random((12, 14)) > 0.6
+        first = (int(draw.integers(0, 30)), int(draw.integers(0, 30)))
+        counts = dict.fromkeys(pixels.ZONES, 0)
+        for y, x in np.argwhere(mask):
+            side = "left" if x + first[1] + 0.5 > 25 else "right"  # the patient's
+            third = min(2, max(0, int((y + first[0] + 0.5 - 5) // 10)))
+            counts[f"{side} {('upper', 'mid', 'lower')[third]}"] += 1
+        assert counts[pixels.ZONES[pixels.zone(mask, first, frame)]] == max(counts.values())
+        one = np.zeros((12, 14), np.float32)
+        one[tuple(draw.integers(0, 12, 2))] = 1
+        left, thirds = pixels.place(one, first, frame)
+        assert pixels.zone(one > 0, first, frame) == 3 * int(left) + int(thirds.argmax())
+    assert pixels.zone(np.zeros((3, 3), bool), (0, 0), frame) == -1
+
+
+def test_a_maximum_is_in_the_first_region_that_holds_half_of_it() -> None:
+    regions = [pixels.region(boxes, (20, 20)) for boxes in ([(0, 0, 4, 4)], [(10, 10, 20, 20)], [(12, 12, 14, 14)])]
+    top = np.zeros((18, 18), bool)  # its first pixel is (2, 2) of the image
+    top[10, 11] = True
+    assert pixels.holder(top, (2, 2), regions) == 1
+    assert pixels.holder(top, (2, 2), regions[::-1]) == 0  # (12, 13) lies in the small one, too
+    top[0, 0] = True  # (2, 2): a tie
+    assert pixels.holder(top, (2, 2), regions) == 0
+    top[5:8, 5:8] = True
+    assert pixels.holder(top, (2, 2), regions) == -1
+    assert pixels.holder(top, (2, 2), []) == -1
+
+
 def test_the_place_of_the_maximum_is_told_in_the_frame_of_the_patient() -> None:
     values = np.zeros((30, 40), np.float32)
     values[2, 5] = 1

@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elvis import results
-from elvis.results import Overlay
+from elvis import pictures, results
+from elvis.errors import ConfigError, DataError
+from elvis.notice import NOTICE
+from elvis.pictures import Overlay
 from elvis.types import Metric, Result
+from tests.browser import chromium
 
 EVIL = '<script>alert("x")</script> & effusion <img src=//evil.example/x>'
 
@@ -117,6 +120,7 @@ def test_the_page_stands_alone(two: list[Result], tmp_path: Path) -> None:
     found = parse(page)
     assert page == tmp_path / "index.html"
     assert not re.search(r"(?:https?:)?//\w", re.sub(r"data:image/png;base64,[\w+/=]+", "", page.read_text()))
+    assert NOTICE in found.text
     assert len(found.links) == 3
     assert all(link.startswith("data:image/png;base64,") for link in found.links)
     assert not {"script", "link", "iframe", "object"} & set(found.tags)
@@ -143,12 +147,62 @@ def test_everything_on_the_page_is_escaped(tmp_path: Path) -> None:
     assert found.text.count(EVIL) >= 7  # title twice, row, protocol, phrase, note, command, config
 
 
+def test_the_notice_is_on_every_row_of_the_file_and_in_no_result(two: list[Result], tmp_path: Path) -> None:
+    results.write(tmp_path, two)
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert [row.pop("notice") for row in rows] == [NOTICE] * 3
+    before = results.read(tmp_path / "results.json")
+    (tmp_path / "results.json").write_text(json.dumps(rows))  # one that was written before there was a notice
+    assert results.read(tmp_path / "results.json") == before
+
+
+def test_a_page_is_made_again_from_what_it_left_behind(two: list[Result], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"step": i, "loss": 3.0 / i} for i in (1, 2, 3)]
+    shown = results.Pictures("Part", "a note", [("one", np.zeros((4, 4, 3), np.uint8), EVIL), ("two", pictures.draw_curves(rows))], "wide")
+    absent = Result("t", "d", "p", "test", "none", {}, (), {"absent": {"oracle": "no box"}}, {})
+    given = {"curves": rows, "overlays": [overlay()], "pictures": [shown], "notes": [EVIL, "\ud800"], "alarms": ["A"], "config_yaml": "a: 1"}
+    page = results.write(tmp_path, [*two, result(cnr=Metric(math.nan)), absent], **given, public_text=True, private=True)
+    first = page.read_bytes()
+    page.unlink()
+    assert results.main([str(tmp_path)]) == 0
+    assert str(page) in capsys.readouterr().out
+    assert page.read_bytes() == first
+    assert {path.stat().st_mode & 0o777 for path in (page, tmp_path / "page.json", *(tmp_path / "figures").iterdir())} == {0o600}
+    changed = (tmp_path / "results.json").read_text().replace('"value": 123.456', '"value": 77.5')
+    (tmp_path / "results.json").write_text(changed)
+    assert "77.5" in parse(results.again(tmp_path)).text  # numbers come from results.json alone
+
+
+def test_a_folder_that_no_page_can_be_made_of_is_refused(two: list[Result], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no page\.json"):
+        results.again(tmp_path)
+    with pytest.raises(ConfigError, match="missing"):
+        results.main([])
+    results.write(tmp_path, two, overlays=[overlay()])
+    whole = json.loads((tmp_path / "page.json").read_text())
+    item = whole["parts"][0]["items"][0]
+    (tmp_path / "elsewhere.png").write_bytes(b"secret")
+    for broken, why in (
+        ([], "not whole"),
+        ({**whole, "parts": [{"title": "x"}]}, "not whole"),
+        ({name: value for name, value in whole.items() if name != "title"}, "not whole"),
+        ({**whole, "parts": [{**whole["parts"][0], "items": [{**item, "file": "../elsewhere.png"}]}]}, "gone"),  # nothing beside figures/ is read
+        ({**whole, "parts": [{**whole["parts"][0], "items": [{**item, "file": "none.png"}]}]}, "gone"),
+    ):
+        (tmp_path / "page.json").write_text(json.dumps(broken))
+        with pytest.raises(DataError, match=why):
+            results.again(tmp_path)
+
+
 @pytest.mark.parametrize("public", [True, False])
 def test_phrases_of_patients_stay_off_the_page(public: bool, tmp_path: Path) -> None:
-    page = results.write(tmp_path, [result(pointing=Metric(1))], overlays=[overlay("Small effusion on the left.")], public_text=public)
-    everything = page.read_text() + (tmp_path / "results.json").read_text() + (tmp_path / "table.md").read_text()
-    assert ("Small effusion on the left." in everything) is public
+    sentence = results.Pictures("Sentences", "", [("sentence 1 of 2", np.zeros((4, 4, 3), np.uint8), "A nodule is seen.")])
+    shown = {"overlays": [overlay("Small effusion on the left.")], "pictures": [sentence], "public_text": public}
+    results.write(tmp_path, [result(pointing=Metric(1))], **shown)
+    everything = "".join(path.read_text() for path in tmp_path.iterdir() if path.is_file())
+    assert ("Small effusion on the left." in everything) is ("A nodule is seen." in everything) is public
     assert "effusion: hit" in everything
+    assert "sentence 1 of 2" in everything
 
 
 def test_a_run_without_results_still_has_a_page(tmp_path: Path) -> None:
@@ -158,13 +212,13 @@ def test_a_run_without_results_still_has_a_page(tmp_path: Path) -> None:
 
 
 def test_an_overlay_shows_image_map_and_boxes_side_by_side() -> None:
-    drawn = results.draw_overlay(overlay())
-    width = round(90 * results.PANEL / 60)
-    assert drawn.shape == (results.PANEL, 3 * width + 8, 3)
+    drawn = pictures.draw_overlay(overlay())
+    width = round(90 * pictures.PANEL / 60)
+    assert drawn.shape == (pictures.PANEL, 3 * width + 8, 3)
     plain, heat, truth = drawn[:, :width], drawn[:, width + 4 : 2 * width + 4], drawn[:, -width:]
     assert (plain == 77).all()
     green = (truth == (80, 255, 120)).all(-1)
-    scale = results.PANEL / 60
+    scale = pictures.PANEL / 60
     assert green[round(40 * scale), 10]
     assert not green[: round(39 * scale)].any()
     assert heat[-40, 20].astype(int).sum() > heat[20, 120].astype(int).sum() + 100  # high lower left, low above
@@ -173,5 +227,43 @@ def test_an_overlay_shows_image_map_and_boxes_side_by_side() -> None:
 
 def test_a_flat_map_and_a_map_of_nothing_can_be_drawn() -> None:
     for value in (0.5, np.nan):
-        drawn = results.draw_overlay(overlay()._replace(heat=np.full((60, 90), value)))
+        drawn = pictures.draw_overlay(overlay()._replace(heat=np.full((60, 90), value)))
         assert drawn.dtype == np.uint8
+
+
+# --------------------------------------------------------------------------------------------------------- in a browser
+
+MANY = [{"step": step, **{f"objective/{name}": 1.0 / step for name in "abcdef"}, "lr": 0.1} for step in range(1, 20)]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("shown")
+    counts = {"all": {"nodule": {"nodule": 3, "nothing marked": 1}, "mass": {"nodule": 2}}}
+    drawn = pictures.draw_confusion(counts, ["nodule", "mass"], ["nodule", "nothing marked"], x="found", y="asked")
+    parts = [results.Pictures("Sentences", "a note", [("one", pictures.draw_map(overlay().image, overlay().heat), "Words.")])]
+    parts += [results.Pictures("Confusion", "", [("", drawn)], "wide")]
+    many = [result(row, pointing=Metric(0.5, 0.4, 0.6), cnr=Metric(1.0)) for row in ("model", "text_prior with a long name")]
+    return results.write(out, many, curves=MANY, pictures=parts, overlays=[overlay()] * 3, public_text=True).as_uri()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1300, 400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_opens_from_disk_asks_for_nothing_and_fits(address: str, width: int, scheme: str) -> None:
+    with chromium() as driver:
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+        driver.get(address)
+        ask = driver.execute_script
+        assert driver.get_log("browser") == []
+        assert ask("return performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length") == 0
+        assert ask("return document.documentElement.scrollWidth <= window.innerWidth")
+        assert ask("return [...document.images].map(i => i.complete && i.naturalWidth > 100)") == [True] * 6
+        assert ask("return [...document.querySelectorAll('figure')].every(f => f.getBoundingClientRect().right <= window.innerWidth)")
+        figures = ask("return [...document.querySelectorAll('.plot img')].map(i => [i.getBoundingClientRect().width, getComputedStyle(i).filter])")
+        assert len(figures) == 2
+        assert figures[0][0] > 700  # a figure keeps its size, in a box that can be scrolled
+        assert {shade != "none" for _, shade in figures} == {scheme == "dark"}
+        assert NOTICE in driver.find_element("tag name", "body").text

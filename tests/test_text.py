@@ -22,6 +22,7 @@ VOCABULARY = 80
 SMALL: dict[str, dict[str, Any]] = {  # options that keep a test quick; a new encoder is tested with its defaults
     "tiny": {"width": 16, "depth": 2, "heads": 2, "max_length": 24},
     "hf": {"config": bert_config()},
+    "open_clip": {"config": {"embed_dim": 16, "text_cfg": {"width": 16, "heads": 2, "layers": 2, "context_length": 24}}},
 }
 
 
@@ -126,7 +127,7 @@ def test_checkpointing_changes_no_result_and_no_gradient(name: str) -> None:
 @EVERY
 def test_checkpointing_does_not_go_back_through_frozen_layers(name: str) -> None:
     encoder = TEXT_ENCODERS.create(name, vocab_size=VOCABULARY, checkpointing=True, **SMALL[name])
-    first, second = encoder.blocks if name == "tiny" else encoder.encoder.encoder.layer
+    first, second = encoder.encoder.encoder.layer if name == "hf" else encoder.blocks
     encoder.requires_grad_(False)
     second.requires_grad_(True)
     passed = []

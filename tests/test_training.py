@@ -319,6 +319,7 @@ def test_stall_is_the_share_of_the_time_that_went_by_waiting_for_batches(
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr("elvis.training.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr("elvis.terminal.PAUSE", 0.0)  # a line each tenth, however quick
     module = Toy()
     draw = toy_batch
 

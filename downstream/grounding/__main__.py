@@ -5,6 +5,7 @@
     python -m downstream.grounding show     the same, [cases=FILE] [--count 8] [--out overlays.png]: overlays of cases, checkpoints side by side
     python -m downstream.grounding evaluate --checkpoint [NAME=]DIR --config phantom_ct|rexgroundingct|radgenome_ct: a 3D checkpoint, in volumes
     python -m downstream.grounding show     --checkpoint DIR --image VOLUME --phrase "..." [--phrase ...] [--out grounding.html]: any volume
+    python -m downstream.grounding demo     --checkpoint [NAME=]DIR [--checkpoint ...] [--config NAME|FILE] [--port 7860]: phrases typed in a browser
 
 A checkpoint is a run or checkpoint directory of ours, open_clip:MODEL:WEIGHTS, or a YAML file of a pair of registered encoders.
 docs/grounding.md says what every number means.
@@ -21,13 +22,31 @@ from pathlib import Path
 from typing import Any
 
 from elvis import config as configs
-from elvis.errors import ConfigError, Words, run_cli
+from elvis import reference, terminal
+from elvis.errors import ConfigError, Words, nearest, run_cli
+
+ABOUT = """Where does a model look when it reads a phrase?
+
+  evaluate  tables, every case as CSV and a page, beside what never looks at the image; for 3D checkpoints, in volumes
+  show      overlays of cases, checkpoints side by side; or any volume (--image, --phrase)
+  demo      a page in a browser: choose an image, type a phrase, see its map
+
+A checkpoint is a run or checkpoint directory of ours, open_clip:MODEL:WEIGHTS, or a YAML file of a pair of registered encoders.
+docs/grounding.md says what every number means."""
+EXAMPLES = (
+    "python -m downstream.grounding evaluate --checkpoint runs/elvis_phantom --config phantom",
+    "python -m downstream.grounding evaluate --checkpoint elvis=RUN --checkpoint clip=RUN2 --config ms_cxr data.root=DIR preset=biovil",
+    "python -m downstream.grounding show --checkpoint runs/elvis_phantom --count 8 --out overlays.png",
+    'python -m downstream.grounding show --checkpoint RUN_3D --image ct.nii.gz --phrase "nodule in the left upper lobe"',
+    "python -m downstream.grounding demo --checkpoint runs/elvis_phantom",
+    "python -m downstream.grounding evaluate --config ms_cxr --help-config              # keys, defaults, and who set what",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Words(prog="python -m downstream.grounding", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Words(prog="python -m downstream.grounding", description=ABOUT, examples=EXAMPLES)
     known = ", ".join(configs.shipped("grounding"))
-    parser.add_argument("command", choices=("evaluate", "show"))
+    parser.add_argument("command", choices=("evaluate", "show", "demo"), help="what is to be done")
     parser.add_argument("--checkpoint", action="append", metavar="[NAME=]DIR", help="may be given several times; differences are to the first one")
     parser.add_argument("--config", metavar="NAME|PATH", default="phantom", help=f"one of {known}, or a YAML file (default phantom)")
     parser.add_argument(
@@ -37,14 +56,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--image", metavar="VOLUME", help="show, 3D: a NIfTI file, an .npz or a folder of slices, instead of cases of --config")
     parser.add_argument("--phrase", action="append", default=[], help="show, 3D: what is looked for in --image; may be given several times")
-    parser.add_argument("--count", type=int, default=8, help="show: how many cases (default 8)")
+    parser.add_argument("--count", type=int, default=8, help="show: how many cases; demo: how many examples (default 8)")
+    parser.add_argument("--host", help="demo: the address it listens at (default 127.0.0.1: this machine alone)")
+    parser.add_argument("--port", type=int, help="demo: default 7860, or the next free one")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    reference.add_option(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example preset=biovil data.root=DIR limit=50")
     args = parser.parse_intermixed_args(argv)
     from downstream.grounding import config as schemas
 
+    if reference.asked(args, task="grounding", schema=schemas.Grounding):
+        return 0
     chosen = schemas.load(args.config, args.overrides)
     if args.print_config:
         print(configs.to_yaml(dataclasses.asdict(chosen)), end="")
@@ -52,7 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.checkpoint:
         raise ConfigError("no checkpoint", "add --checkpoint DIR (a run directory), open_clip:MODEL:WEIGHTS or PAIR.yaml")
     if args.device not in ("auto", "cpu") and not args.device.startswith("cuda"):
-        raise ConfigError(f"no device '{args.device}'", "choose auto, cpu or cuda")
+        raise ConfigError(f"no device '{args.device}'{nearest(args.device, ('auto', 'cpu', 'cuda'))}", "choose auto, cpu or cuda")
+    if args.command == "demo":
+        return demo(args, chosen)
+    if args.host or args.port:
+        raise ConfigError("--host and --port are of the demo", "leave them out")
     from downstream.grounding import volumes
 
     begun = _begin(args, chosen)
@@ -149,8 +176,6 @@ def _about(table: Any) -> list[str]:
 
 def _volumes(args: argparse.Namespace, chosen: Any, begun: _Begun) -> int:
     """Both commands for 3D checkpoints."""
-    from tqdm import tqdm
-
     from downstream.grounding import models, volume_report, volumes
     from elvis import checkpoints
     from elvis.data import studies
@@ -167,7 +192,7 @@ def _volumes(args: argparse.Namespace, chosen: Any, begun: _Begun) -> int:
     gathered = volumes.gather(table, chosen, structures=asks)
     judged = dataclasses.replace(table, studies=tuple(s.study for split in gathered.splits for s in gathered.scans[split]))
     leaked = _leaks(begun.models, judged, name, chosen.force)
-    with tqdm(total=sum(map(len, gathered.scans.values())), unit="volume", disable=args.quiet or None) as bar:
+    with terminal.progress(sum(map(len, gathered.scans.values())), "volume", show=not args.quiet) as bar:
         outcome = volumes.run(begun.models, gathered, chosen, progress=bar.update)
     if args.command == "show":
         alarms = [note for note in leaked if note.startswith(models.LOUD)]
@@ -177,14 +202,13 @@ def _volumes(args: argparse.Namespace, chosen: Any, begun: _Begun) -> int:
     facts = checkpoints.provenance(configs.shareable(dataclasses.asdict(chosen)), data=name, preset="volumes")
     facts |= {"checkpoints": _origins(begun.models)}
     title = f"Grounding in volumes on {table.card.title if table.card else name}"
+    terminal.tell(out=out, page=out / "index.html", results=out / "results.json")
     print(volume_report.write(out, outcome, gathered, chosen, leaked=leaked, notes=_about(table), provenance=facts, title=title))
     return 0
 
 
 def evaluate(args: argparse.Namespace, chosen: Any, begun: _Begun) -> int:
     """Score, and write results.json, table.md, per_case.csv, config.yaml and index.html into a folder."""
-    from tqdm import tqdm
-
     from downstream.grounding import models, report, tables
     from downstream.grounding.evaluate import run
     from elvis import checkpoints, results
@@ -194,7 +218,7 @@ def evaluate(args: argparse.Namespace, chosen: Any, begun: _Begun) -> int:
     ready = _prepare(args, chosen, begun)
     out.mkdir(parents=True, exist_ok=True)
     images = sum(map(len, ready.gathered.shots.values()))
-    with tqdm(total=images, unit="image", disable=args.quiet or None) as bar:
+    with terminal.progress(images, "image", show=not args.quiet) as bar:
         outcome = run(ready.models, ready.gathered, ready.protocol, chosen, progress=bar.update)
     excluded = {reason: count for reason, count in (ready.gathered.excluded + outcome.excluded).items() if count}
     dataset, options = chosen.data["name"], {"resamples": chosen.resamples, "seed": chosen.seed}
@@ -226,6 +250,7 @@ def evaluate(args: argparse.Namespace, chosen: Any, begun: _Begun) -> int:
         cases=report.gallery(outcome, ready.gathered, ready.protocol, chosen),
         total=sum(len(outcome.kept(split)) for split in outcome.cases),
         tables=[*head, *both, *details],
+        pictures=report.confusions(found, outcome) if chosen.page.cases else (),
         alarms=alarms,
         notes=notes,
         published=report.published(dataset),
@@ -235,7 +260,9 @@ def evaluate(args: argparse.Namespace, chosen: Any, begun: _Begun) -> int:
         patients=dataset not in studies.COMPUTED,
     )
     print("\n" + "\n\n".join([*map(report.text, head), *(report.text(table, intervals=True) for table in both)]))
-    print("\n".join(["", *(f"RED: {a}" for a in alarms), *(f"note: {n}" for n in notes)]))
+    print("\n".join(["", *(f"RED: {a}" for a in alarms)]))
+    terminal.note(*(f"note: {n}" for n in notes))
+    terminal.tell(out=out, page=page, results=out / "results.json", alarms=alarms, notes=notes)
     print(f"\npreset {ready.protocol.name}: {ready.protocol.differs}\ntables: {out / 'table.md'}\neach case: {out / 'per_case.csv'}\npage: {page}")
     return 0
 
@@ -291,8 +318,30 @@ def show(args: argparse.Namespace, chosen: Any, begun: _Begun) -> int:
     if chosen.data["name"] not in studies.COMPUTED:
         out.chmod(0o600)  # it shows patients
     picture.save(out, optimize=True)
+    terminal.tell(out=out, phrases=count)
     print(f"wrote {out}: {count} phrases, true boxes in green, the maximum of each map a blue cross")
     return 0
+
+
+def demo(args: argparse.Namespace, chosen: Any) -> int:
+    """A page in a browser, until Ctrl-C: an image, a phrase, each checkpoint's map."""
+    from downstream.grounding import demo, models, volumes
+    from elvis.data import studies
+
+    if args.out or args.image or args.phrase or args.count < 0:
+        raise ConfigError("the demo takes no --out, --image or --phrase, and no --count below 0", "image and phrases are chosen in the page")
+    host = args.host or demo.LOCAL[0]
+    demo.checked_address(host, args.port)
+    demo.checked_library()
+    begun = _begin(args, chosen)
+    name, loaded = chosen.data["name"], begun.models
+    if volumes.are_volumes(loaded):
+        raise ConfigError(f"the demo shows images, and {loaded[0].name} sees volumes", "a page of a volume: show --image VOLUME --phrase '...'")
+    table = studies.checked(studies.index(name, **begun.options), name, strict=chosen.strict, on_leak="allow")
+    films = demo.examples(table, chosen.splits, args.count, resized=chosen.resized)
+    prints = studies.fingerprints(dataclasses.replace(table, studies=tuple(film.study for film in films)), None, name)
+    alarms = [f"{model.name} was trained on {count} of the examples' patients" for model in loaded if (count := models.leaks(model, prints))]
+    return demo.serve(loaded, films, host=host, port=args.port, alarms=[*alarms, *_damaged(loaded)], patients=name not in studies.COMPUTED)
 
 
 if __name__ == "__main__":

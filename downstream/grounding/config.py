@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from elvis import config as configs
-from elvis.errors import ConfigError
+from elvis.errors import ConfigError, nearest
 
 
 @dataclass
 class Page:
-    cases: int = 120  # shown in the gallery: the best and the worst of every category, then others evenly; 0 = none
+    cases: int = 120  # shown in the gallery: the best and the worst of every category, then others evenly; 0 = none, and no pictures
     size: int = 384  # pixels of their long side; of volumes at most 128
 
 
@@ -62,9 +62,13 @@ def load(name: str, overrides: Sequence[str] = ()) -> Grounding:
         f"{key} must be positive, not {value}" for key, value in (("batch_size", found.batch_size), ("page.size", found.page.size)) if value < 1
     ]
     wrong += [f"resamples must be 1 or more, not {found.resamples}"] * (found.resamples < 1) + [f"workers={found.workers}"] * (found.workers < -1)
-    wrong += [f"on_invalid must be error or skip, not '{found.on_invalid}'"] * (found.on_invalid not in ("error", "skip"))
+    wrong += [f"on_invalid must be error or skip, not '{found.on_invalid}'{nearest(found.on_invalid, ('error', 'skip'))}"] * (
+        found.on_invalid not in ("error", "skip")
+    )
     wrong += ["splits is empty"] * (not found.splits) + ["maps is empty"] * (not found.maps)
-    wrong += [f"volumes.space must be {' or '.join(SPACES)}, not '{found.volumes.space}'"] * (found.volumes.space not in SPACES)
+    wrong += [f"volumes.space must be {' or '.join(SPACES)}, not '{found.volumes.space}'{nearest(found.volumes.space, SPACES)}"] * (
+        found.volumes.space not in SPACES
+    )
     wrong += [f"volumes.share must be from 0 to below 1, not {found.volumes.share}"] * (not 0 <= found.volumes.share < 1)
     wrong += [f"volumes.choose_limit must be positive, not {found.volumes.choose_limit}"] * (found.volumes.choose_limit < 1)
     if not isinstance(found.data.get("name"), str):

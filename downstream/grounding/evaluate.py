@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -32,7 +32,9 @@ from downstream.grounding.score import Job, Scores, score
 from elvis.data.images import BadImage, Frame, Preprocess, read
 from elvis.data.prepare import cores, end_with_the_parent
 from elvis.errors import DataError, NumericsError
+from elvis.metrics import pixels
 
+NAMELESS = "finding"  # of a dataset without categories
 LITTLE = 2e9  # pixels times rows: less is scored in this process, starting others would take longer
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 AHEAD = 2  # batches of images that are read before their turn
@@ -261,7 +263,8 @@ class _Scorers:
         outcome.grids[split, shot.study.id, shot.image] = {row: shown[row] for row in (*outcome.models, *scores.oracles) if row in shown}
         table = outcome.cases.setdefault(split, {})
         for row, values in scores.cases.items():
-            table.setdefault(row, []).extend(about(shot, case) | value for case, value in zip(shot.cases, values, strict=True))
+            places = enumerate(zip(shot.cases, values, strict=True))
+            table.setdefault(row, []).extend(about(shot, case) | value | _named(shot, value, place) for place, (case, value) in places)
         for row, pair in scores.twins.items():
             outcome.twins.setdefault(split, {}).setdefault(row, {})[shot.study.id] = pair
 
@@ -277,6 +280,13 @@ def about(shot: Shot, case: Any) -> dict[str, Any]:
         "category": case.category,
         "tags": sorted(case.truth.tags),
     }
+
+
+def _named(shot: Shot, value: Mapping[str, float], place: int) -> dict[str, Any]:
+    """What `score` numbers, by name: zones, and the finding in whose region the maximum lies ("" = in none); "top_own": it is the phrase's own."""
+    region, top, on = (int(value[name]) for name in ("region_zone", "top_zone", "top_on"))
+    zones = {"region_zone": pixels.ZONES[region] if region >= 0 else "", "top_zone": pixels.ZONES[top] if top >= 0 else ""}
+    return zones | {"top_on": shot.cases[on].category or NAMELESS if on >= 0 else "", "top_own": on == place}
 
 
 @contextmanager

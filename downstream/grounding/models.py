@@ -28,6 +28,7 @@ from elvis.data.images import Preprocess
 from elvis.errors import CheckpointError, ConfigError
 from elvis.ops import cosine
 from elvis.pretrained import Pretrained
+from elvis.registry import TEXT_ENCODERS
 from elvis.types import ImageFeatures, TextFeatures
 
 
@@ -114,6 +115,8 @@ class Ours:
     def _layer(self) -> nn.Module:
         """Whose output is looked at: the backbone's tokens, or the last block but one of a transformer whose class token is the pooled vector."""
         image = self.pretrained.model.image
+        if self.pretrained.model.image_pool_kind == "backbone" and hasattr(image, "asked"):  # it pools by other means than its tokens' mean
+            return image.asked
         blocks = getattr(getattr(image, "net", None), "blocks", None)
         if self.pretrained.model.image_pool_kind == "backbone" and blocks is not None and getattr(image.net, "cls_token", None) is not None:
             if len(blocks) < 2:
@@ -218,11 +221,12 @@ def pair(path: Path, name: str = "", device: str = "cpu") -> Ours:
         )
     if given.model.projection != "none" and not given.weights:
         raise ConfigError(f"{path.name}: projections without weights would be random", "set model.projection: none, or weights: FILE.safetensors")
-    if backbones.resolve(given.image["name"])[0] in ("cnn", "vit") and not (given.image.get("pretrained") or given.weights or given.untrained):
+    own = given.weights or given.untrained or any(given.image.get(key) for key in ("pretrained", "weights"))
+    if backbones.resolve(given.image["name"])[0] in ("cnn", "vit") and not own:
         what = f"{path.name}: image encoder '{given.image['name']}' has random weights: its maps would be noise"
         raise ConfigError(what, "set image.pretrained: true, or weights: FILE.safetensors, or, if you mean it, untrained: true")
-    if not given.text.get("checkpoint"):
-        raise ConfigError(f"{path.name}: text encoder '{given.text['name']}' brings no tokenizer", "give text.checkpoint: a folder or hub id")
+    if not given.text.get(source := getattr(TEXT_ENCODERS.get(given.text["name"]), "source", "checkpoint")):
+        raise ConfigError(f"{path.name}: text encoder '{given.text['name']}' brings no tokenizer", f"give text.{source}: a folder or hub id")
     if given.zoom < 1 or (given.zoom > 1 and given.fit != "crop"):
         raise ConfigError(f"{path.name}: zoom={given.zoom} with fit={given.fit}", "zoom is 1 or more, and of fit: crop")
     data = {"name": "phantom", "size": given.size, "fit": given.fit, "max_tokens": given.max_tokens}

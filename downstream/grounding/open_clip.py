@@ -12,39 +12,27 @@ Which model (`OpenClip.load`):
     ViT-B-32:/path/weights.pt  a local file, also .safetensors; OpenAI's and others of QuickGELU belong to ViT-B-32-quickgelu
     local-dir:/path            a folder with open_clip_config.json, open_clip_model.safetensors (or .bin), and its tokenizer if it brings one
     hf-hub:owner/name          the same on the hub
-No pickles and no code of a checkpoint are run.
+No pickles and no code of a checkpoint are run. The towers themselves are in elvis.backbones.open_clip.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Self
-from warnings import catch_warnings, filterwarnings
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Self
 
 import numpy as np
 import open_clip
 import torch
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
-from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from elvis.backbones.open_clip import FORMS, Tower, create, kind_of, parts, refusals, short, tower_of
 from elvis.data.images import Preprocess
-from elvis.errors import ConfigError, DataError, ElvisError, nearest
-from elvis.hub import check_hub
+from elvis.errors import ConfigError, DataError
 from elvis.types import ImageFeatures, TextFeatures, UnitFeatures
-
-FORMS = "write NAME:TAG, NAME:/path/to/weights.safetensors (or .pt), local-dir:/path/to/folder or hf-hub:owner/name"
-CHUNK = 256  # tokens that are pooled at once: CoCa's pool asks 256 questions of each
 
 
 class OpenClip:
@@ -59,10 +47,10 @@ class OpenClip:
 
     def __init__(self, model: nn.Module, tokenizer: Callable[[list[str]], Tensor], *, name: str) -> None:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
-        with _refusals(f"'{name}'", "use a model in fp32 with a tower of open_clip: VisionTransformer, ModifiedResNet or TimmModel"):
+        with refusals(f"'{name}'", "use a model in fp32 with a tower of open_clip: VisionTransformer, ModifiedResNet or TimmModel"):
             self.preprocess = _preprocess(model)
             probe = torch.rand(1, 3, *self.preprocess.size, generator=torch.Generator().manual_seed(0)).to(self.device)
-            self.tower = _tower(model.visual, probe)
+            self.tower = tower_of(model.visual, kind_of(model.visual), self.preprocess.size)
             width = _check(model, self.tower, probe)
             with torch.no_grad():
                 text = self._text(["a phrase"])
@@ -72,13 +60,10 @@ class OpenClip:
     @classmethod
     def load(cls, spec: str, *, name: str = "", device: str = "cpu") -> Self:
         """The model that `spec` says (see the top of this file), in fp32. ConfigError, short, for everything that cannot be had or used."""
-        with _refusals(f"'{spec}'", FORMS), catch_warnings():
-            filterwarnings("ignore", "QuickGELU mismatch", UserWarning)  # what the tag asks for is forced; else the model's config is right
-            model_name, options = _resolve(spec)
-            text = _parts(model_name)
-            model = open_clip.create_model(model_name, device=device, require_pretrained=True, pretrained_text=False, weights_only=True, **options)
-            tokenizer = open_clip.get_tokenizer(model_name, **({"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}))
-        return cls(model.requires_grad_(False), tokenizer, name=name or _short(spec))
+        with refusals(f"'{spec}'", FORMS):
+            model, model_name, _ = create(spec, device)
+            tokenizer = open_clip.get_tokenizer(model_name, **({"trust_remote_code": False} if parts(model_name).get("hf_tokenizer_name") else {}))
+        return cls(model.requires_grad_(False), tokenizer, name=name or short(spec))
 
     @property
     def device(self) -> torch.device:
@@ -128,111 +113,6 @@ class OpenClip:
         return pad_sequence([vectors[[row[p] for p in own]] for own in phrases], batch_first=True)
 
 
-# -------------------------------------------------------------------------------------------------------- towers
-
-
-@dataclass(frozen=True)
-class Tower:
-    """An image tower in two halves, and how what lies between them is laid out."""
-
-    features: Callable[[Tensor], Tensor]  # pixels B 3 H W -> A
-    pool: Callable[[Tensor], Tensor]  # A -> B D
-    layout: str = "NCHW"  # of A; or NHWC, or NLC: `prefix` tokens, then those of `grid`
-    grid: tuple[int, int] = (0, 0)
-    prefix: int = 0
-    last: nn.Module | None = None  # the last block, where the layout is NLC
-    value: Callable[[Tensor], Tensor] | None = None  # cells K C -> K D, where the pool takes no cell alone
-
-    def cells(self, features: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """A, or a gradient of its shape -> B N C and the grid."""
-        if self.layout == "NLC":
-            return features[:, self.prefix :], self.grid
-        features = features.movedim(1, -1) if self.layout == "NCHW" else features
-        return features.flatten(1, 2), (features.shape[1], features.shape[2])
-
-    def tokens(self, features: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """A -> B N D: each cell as the tower would pool it if it were alone; and the grid."""
-        cells, grid = self.cells(features)
-        pool = self.value or (lambda some: self.pool(self._alone(some)))
-        return torch.cat([pool(some) for some in cells.flatten(0, 1).split(CHUNK)]).unflatten(0, cells.shape[:2]), grid
-
-    def _alone(self, cells: Tensor) -> Tensor:
-        """K C -> K times an A of one cell; a sequence holds it at its prefix too, where the class token stands."""
-        if self.layout == "NLC":
-            return cells.unsqueeze(1).expand(-1, self.prefix + 1, -1)
-        return cells[:, :, None, None] if self.layout == "NCHW" else cells[:, None, None]
-
-    def cut(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """GradCAM's A as a leaf, and the features made from it: no gradient flows to what lies before, parameters or pixels."""
-        if self.last is None:
-            with torch.no_grad():
-                leaf = self.features(pixels)
-            leaf = leaf.detach().requires_grad_()
-            return leaf, leaf.clone()  # heads may write into what they get
-        seen: list[Tensor] = []
-
-        def catch(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            seen.append(args[0].detach().requires_grad_())
-            return (seen[0].clone(), *args[1:])
-
-        handle = self.last.register_forward_pre_hook(catch)
-        try:
-            features = self.features(pixels)
-        finally:
-            handle.remove()
-        return seen[0], features
-
-
-def _tower(visual: nn.Module, probe: Tensor) -> Tower:
-    if isinstance(visual, VisionTransformer):
-        return _vision_transformer(visual)
-    if isinstance(visual, ModifiedResNet):
-        return _modified_resnet(visual)
-    if isinstance(visual, TimmModel):
-        return _timm(visual, probe)
-    raise ConfigError(
-        f"an image tower of class {type(visual).__name__} is not known here", "towers: VisionTransformer, ModifiedResNet, TimmModel of open_clip"
-    )
-
-
-def _vision_transformer(visual: VisionTransformer) -> Tower:
-    def pool(sequence: Tensor) -> Tensor:
-        pooled = visual._pool(sequence)[0]
-        return pooled if visual.proj is None else pooled @ visual.proj
-
-    return Tower(lambda x: visual.transformer(visual._embeds(x)), pool, "NLC", tuple(visual.grid_size), 1, visual.transformer.resblocks[-1])
-
-
-def _modified_resnet(visual: ModifiedResNet) -> Tower:
-    layers = (visual.stem, visual.layer1, visual.layer2, visual.layer3, visual.layer4)
-
-    def features(x: Tensor) -> Tensor:
-        for layer in layers:
-            x = layer(x)
-        return x
-
-    return Tower(features, visual.attnpool, value=lambda cells: visual.attnpool.c_proj(visual.attnpool.v_proj(cells)))
-
-
-def _timm(visual: TimmModel, probe: Tensor) -> Tower:
-    """A CNN or a transformer that gives maps, or a ViT; which one it is, a forward pass says."""
-    trunk = visual.trunk
-
-    def pool(features: Tensor) -> Tensor:
-        return visual.head(trunk.forward_head(features))
-
-    with torch.no_grad():
-        sequence = trunk.forward_features(probe[:1]).ndim == 3
-    if not sequence:
-        return Tower(trunk.forward_features, pool, str(getattr(trunk, "output_fmt", "NCHW")))
-    grid, blocks = getattr(getattr(trunk, "patch_embed", None), "grid_size", None), getattr(trunk, "blocks", None)
-    if not grid or not blocks:
-        raise ConfigError(
-            f"a timm trunk of class {type(trunk).__name__} does not say where its tokens lie", "use a ViT of timm, or one that gives maps"
-        )
-    return Tower(trunk.forward_features, pool, "NLC", tuple(grid), getattr(trunk, "num_prefix_tokens", 0), blocks[-1])
-
-
 def _check(model: nn.Module, tower: Tower, probe: Tensor) -> int:
     """D, if on noise the two halves are `encode_image`, tokens lie in the same space and GradCAM finds its grid; else ConfigError."""
     with torch.inference_mode(False), torch.enable_grad():
@@ -260,77 +140,3 @@ def _preprocess(model: nn.Module) -> Preprocess:
     size = (own.size, own.size) if isinstance(own.size, int) else tuple(own.size)
     mean, std = (tuple(v) if isinstance(v, Sequence) else (v,) * 3 for v in (own.mean, own.std))
     return Preprocess(size, {"shortest": "crop", "longest": "pad", "squash": "pad"}[own.resize_mode], mean, std)
-
-
-# ------------------------------------------------------------------------------------------- where a model is from
-
-
-def _resolve(spec: str) -> tuple[str, dict[str, Any]]:
-    """The name and the options for `open_clip.create_model`. ConfigError for what is not there."""
-    kind, _, rest = spec.partition(":")
-    if kind == "local-dir":
-        return f"local-dir:{_folder(Path(rest).expanduser(), rest)}", {}
-    if kind == "hf-hub":
-        check_hub(f"'{spec}'", "write local-dir:/path/to/folder")
-        return spec, {}
-    return _named(kind.replace("/", "-"), rest)
-
-
-def _folder(folder: Path, given: str) -> Path:
-    if not given or not folder.is_dir():
-        raise ConfigError(f"no folder '{given}' for an open_clip model", FORMS)
-    if not (folder / "open_clip_config.json").is_file():
-        raise ConfigError(
-            f"'{given}' holds no open_clip_config.json", "it says 'model_cfg' and 'preprocess_cfg'; for weights alone write NAME:/path/to/file"
-        )
-    if not any(file.suffix in (".safetensors", ".bin", ".pth") for file in folder.iterdir()):
-        raise ConfigError(f"'{given}' holds no weights", "put open_clip_model.safetensors or open_clip_pytorch_model.bin beside its config")
-    return folder
-
-
-def _named(name: str, weights: str) -> tuple[str, dict[str, Any]]:
-    if name not in open_clip.list_models():
-        raise ConfigError(f"open_clip has no model '{name}'{nearest(name, open_clip.list_models())}", FORMS)
-    tags = list_pretrained_tags_by_model(name)
-    known = f"tags of {name}: {', '.join(tags) or 'none'}; or {name}:/path/to/weights.safetensors"
-    if not weights:
-        raise ConfigError(f"'{name}' is a model without weights: its maps would be noise", known)
-    if tag := get_pretrained_cfg(name, weights):
-        check_hub(f"the weights '{weights}' of {name}", f"write {name}:/path/to/weights.safetensors")
-        return name, {"pretrained": weights, "force_quick_gelu": bool(tag.get("quick_gelu"))}
-    if not (file := Path(weights).expanduser()).is_file():
-        raise ConfigError(f"'{weights}' is no file, and no tag of {name}{nearest(weights, tags)}", known)
-    return name, {"pretrained": str(file)}
-
-
-def _parts(model_name: str) -> Mapping[str, Any]:
-    """The model's text_cfg. ConfigError if the hub, which has a tower or the tokenizer that a local model is built on, does not answer."""
-    config = open_clip.get_model_config(model_name)
-    text, local = config["text_cfg"], model_name.startswith("local-dir:")
-    names = [text.get("hf_model_name"), None if local else text.get("hf_tokenizer_name")]  # a folder brings its tokenizer
-    names += [n for n in [config["vision_cfg"].get("timm_model_name")] if n and n.startswith(("hf-hub:", "hf_hub:"))]
-    for part in names:
-        if part and not os.path.isdir(part):
-            check_hub(
-                f"'{part}', which {model_name} is built on", "use a local-dir with its tokenizer, whose open_clip_config.json names a folder instead"
-            )
-    return text
-
-
-@contextmanager
-def _refusals(what: str, fix: str) -> Iterator[None]:
-    """What open_clip, timm, torch and transformers refuse, each in its own way, as one short ConfigError."""
-    try:
-        yield
-    except ElvisError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:180] or type(error).__name__
-        raise ConfigError(f"open_clip cannot use {what}: {reason}", fix) from error
-
-
-def _short(spec: str) -> str:
-    """A row's name of a model: ViT-B-32:openai, RN50:weights, folder; never a path of this machine."""
-    first, colon, rest = spec.partition(":")
-    last = rest.rstrip("/").rsplit("/", 1)[-1]
-    return (last if first in ("local-dir", "hf-hub") else f"{first}:{last.rsplit('.', 1)[0] if '.' in last else last}") if colon else spec

@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from elvis.results import write_file
+from elvis.notice import NOTICE
+from elvis.results import Pictures, draw, embedded, write_file
 
 LONG_SIDE = 512  # pixels of an embedded image; its boxes and maps keep the original's coordinates
 QUALITY = 85  # of its JPEG
@@ -83,8 +84,10 @@ def write(
     config: str = "",
     provenance: Mapping[str, Any] = MappingProxyType({}),
     patients: bool = False,
+    pictures: Sequence[Pictures] = (),
 ) -> Path:
-    """Write the page; returns its path. total: how many cases there are, of which `cases` are shown; alarms: sentences in red near the top."""
+    """Write the page, and its pictures into figures/ beside it; returns its path. total: how many cases there are, of which `cases` are shown;
+    alarms: sentences in red near the top."""
     return fill(
         path,
         "page.html.jinja",
@@ -102,17 +105,22 @@ def write(
         config=config,
         provenance=provenance,
         patients=patients,
+        pictures=pictures,
     )
 
 
 def fill(
     path: Path, template: str, style: str, script: str, data: Mapping[str, Any], *, tables: Sequence[Table], published: Sequence[Table] = (),
-    provenance: Mapping[str, Any], patients: bool, **content: Any,
+    provenance: Mapping[str, Any], patients: bool, pictures: Sequence[Pictures] = (), **content: Any,
 ) -> Path:  # fmt: skip
     """Fill a template beside this file and write the page; returns its path. `data` is what its script reads."""
     policy = [("default-src", "'none'"), ("img-src", "data:"), ("style-src", _hash(style)), ("script-src", _hash(script))]
     policy += [("base-uri", "'none'"), ("form-action", "'none'")]
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     page = _template(template).render(
+        notice=NOTICE,
+        pictures=[embedded(path.parent, draw(path.parent, part, private=patients)) for part in pictures],
         policy="; ".join(" ".join(line) for line in policy),
         style=_verbatim(style),
         script=_verbatim(script),
@@ -124,8 +132,6 @@ def fill(
         patients=patients,
         **content,
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, page.encode("utf-8", "backslashreplace"), private=patients)
     return path
 

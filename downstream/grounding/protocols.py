@@ -80,13 +80,13 @@ PRESETS = {
 def protocol(preset: str, changes: Mapping[str, Any]) -> Protocol:
     """A preset, with single fields changed (its name then ends in *). Raises ConfigError that lists what is allowed."""
     if preset not in PRESETS:
-        raise ConfigError(f"no preset '{preset}'", f"known: {', '.join(PRESETS)}")
+        raise ConfigError(f"no preset '{preset}'{nearest(str(preset), PRESETS)}", f"known: {', '.join(PRESETS)}")
     chosen = PRESETS[preset]
     known = {f.name for f in fields(Protocol)} - {"name", "differs", "source"}
     hints = {"group": Literal["phrase", "text", "box"], "upsample": Literal["bilinear", "nearest"], "sigma": float, "margin": float, "raster": int}
     for key, value in changes.items():
         if key not in known:
-            raise ConfigError(f"protocol has no option '{key}'", f"known: {', '.join(sorted(known))}")
+            raise ConfigError(f"protocol has no option '{key}'{nearest(str(key), known)}", f"known: {', '.join(sorted(known))}")
         hint = hints.get(key, bool if isinstance(getattr(chosen, key), bool) else object)
         if (hint is not object and not fits(value, hint)) or (isinstance(value, int | float) and not isinstance(value, bool) and value < 0):
             raise ConfigError(f"protocol.{key} cannot be {value!r}", f"it is {getattr(chosen, key)!r} in the preset '{preset}'")

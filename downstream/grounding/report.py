@@ -17,9 +17,12 @@ from downstream.grounding.evaluate import Outcome
 from downstream.grounding.page import Layer, Shown, Table
 from downstream.grounding.protocols import METRICS, Protocol
 from downstream.grounding.score import gaussian
+from downstream.grounding.tables import NOWHERE
 from elvis.data.images import BadImage, read, scaled
 from elvis.metrics import twins
-from elvis.results import for_markdown
+from elvis.metrics.pixels import ZONES
+from elvis.pictures import draw_confusion
+from elvis.results import Pictures, for_markdown
 from elvis.types import Metric, Result
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
@@ -134,6 +137,64 @@ def markdown(all_tables: Sequence[Table]) -> str:
         parts.append("\n".join("| " + " | ".join(map(for_markdown, line)) + " |" for line in lines))
         parts += [f"† {table.note}"] if table.red else [table.note] if table.note else []
     return "\n\n".join(parts) + "\n"
+
+
+# ----------------------------------------------------------------------------------------------------------- pictures
+
+CONFUSION = (
+    "Of {split}. Rows: what was asked for; columns: the finding in whose region the map's maximum lies (its own, or another one's of the same "
+    "image), or that it lies in none. Only what is marked in an image can be met.{flat}",
+    "Of {split}. Rows: the zone that has most of the true region; columns: the zone of the map's maximum. One inside the region counts in the "
+    "region's zone, so that everything off the diagonal is a miss. Zones are halves (the patient's right is on the image's left) and thirds of "
+    "the box around the lungs of a phantom, else of the image.{flat}",
+)
+PANELS, FINDINGS = 5, 12  # the most frequent findings that have a panel, or a row, of their own
+DRAWN = 3  # models
+
+
+def confusions(found: Sequence[Result], outcome: Outcome) -> list[Pictures]:
+    """Confusion by finding and by zone of the first models, on the split with the most phrases: from `config["confusion"]` of its results."""
+    told = {(r.split, r.row): r.config["confusion"] for r in found if r.row in outcome.models[:DRAWN] and r.config["confusion"]}
+    if not told:
+        return []
+    split = max(dict.fromkeys(split for split, _ in told), key=lambda split: len(outcome.kept(split)))
+    mine = {row: counted for (where, row), counted in told.items() if where == split}
+    flat = ", ".join(f"{counted['flat']} phrases of {row}" for row, counted in mine.items() if counted["flat"])
+    notes = [note.format(split=split, flat=f" Left out, since their map is flat: {flat}." * bool(flat)) for note in CONFUSION]
+    drawn = {row: counted for row, counted in mine.items() if counted["zones"]}
+    kinds = (("Confusion by finding", _by_finding), ("Confusion by zone", _by_zone))
+    parts = [(title, note, [(row, of(counted)) for row, counted in drawn.items()]) for (title, of), note in zip(kinds, notes, strict=True)]
+    return [Pictures(*part, "wide") for part in parts] if drawn else []
+
+
+def _by_finding(told: Mapping[str, Any]) -> Any:
+    counts: Mapping[str, Mapping[str, int]] = told["findings"]
+    often = sorted(counts, key=lambda name: -sum(counts[name].values()))[:FINDINGS]
+    met = [name for name in often if any(name in row for row in counts.values())]
+    other = "another finding"
+    rows = {name: _merged(counts[name], [*met, NOWHERE], other) for name in often}
+    columns = [*met, *[other] * any(other in row for row in rows.values()), NOWHERE]
+    title = f"{sum(sum(row.values()) for row in rows.values())} phrases"
+    return draw_confusion({title: rows}, often, columns, x="finding whose region holds the map's maximum", y="finding asked for")
+
+
+def _by_zone(told: Mapping[str, Any]) -> Any:
+    zones: Mapping[str, Mapping[str, Mapping[str, int]]] = told["zones"]
+    sizes = {name: sum(sum(row.values()) for row in table.values()) for name, table in zones.items()}
+    whole: dict[str, dict[str, int]] = {zone: {} for zone in ZONES}
+    for table in zones.values():
+        for zone, row in table.items():
+            for met, count in row.items():
+                whole[zone][met] = whole[zone].get(met, 0) + count
+    often = sorted(zones, key=lambda name: -sizes[name])[:PANELS] if len(zones) > 1 else []
+    panels = {f"all ({sum(sizes.values())} phrases)": whole} | {f"{name} ({sizes[name]})": zones[name] for name in often}
+    return draw_confusion(panels, ZONES, ZONES, x="zone of the map's maximum", y="zone of the true region")
+
+
+def _merged(row: Mapping[str, int], kept: Sequence[str], other: str) -> dict[str, int]:
+    """A row whose columns beside `kept` are one."""
+    rest = sum(count for name, count in row.items() if name not in kept)
+    return {name: count for name, count in row.items() if name in kept} | ({other: rest} if rest else {})
 
 
 # ------------------------------------------------------------------------------------------------------------ gallery

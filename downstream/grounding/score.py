@@ -58,7 +58,7 @@ def score(job: Job, protocol: Protocol) -> Scores:
             if number < len(boxes):
                 means.append(pixels.heights(values, first, regions))
                 measured = pixels.measure(values, first, boxes[number], shape, seen_truth=protocol.seen_truth)
-                found.append(measured | _place(values, first, lungs, job.phrases[number]))
+                found.append(measured | _place(values, first, lungs, job.phrases[number]) | _top(values, first, lungs, regions, number))
             else:
                 tops.append(float(values.max()))
         if job.twin and row in job.maps:
@@ -149,6 +149,19 @@ def gaussian(cells: int, sigma: float) -> np.ndarray:
         at = (np.arange(row - reach, row + reach + 1)) % (2 * cells)
         np.add.at(out[row], np.where(at < cells, at, 2 * cells - 1 - at), kernel / kernel.sum())
     return out
+
+
+def _top(values: np.ndarray, first: tuple[int, int], lungs: Sequence[float], regions: Sequence[pixels.Region], own: int) -> dict[str, float]:
+    """`region_zone`, the zone (of pixels.ZONES) that has most of the region; `top_zone`, that of the maximum; `top_on`, the number of the case
+    in whose region the maximum lies, its own first. -1: none; a flat map has no maximum."""
+    (rows, columns), mask = regions[own]
+    region = pixels.zone(mask, (rows.start, columns.start), lungs)
+    if values.min() == values.max():
+        return {"region_zone": region, "top_zone": -1, "top_on": -1}
+    top = values == values.max()
+    order = [own, *(number for number in range(len(regions)) if number != own)]
+    on = pixels.holder(top, first, [regions[number] for number in order])
+    return {"region_zone": region, "top_zone": pixels.zone(top, first, lungs), "top_on": order[on] if on >= 0 else -1}
 
 
 def _place(values: np.ndarray, first: tuple[int, int], lungs: Sequence[float], phrase: str) -> dict[str, float]:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from downstream.grounding.cases import Gathered, Shot
 from downstream.grounding.maps import maps
 from downstream.grounding.protocols import Protocol
-from elvis import results
+from elvis import pictures
 from elvis.data.images import BadImage, read
 from elvis.data.studies import stable_hash
 
@@ -55,7 +55,7 @@ def _row(shot: Shot, place: int, columns: Sequence[tuple[str, Any, str]], protoc
         return None
     case, boxes = shot.cases[place], shot.boxes(image.shape)[place]
     heats = {name: maps(model, [image], [[case.phrase]], kind, protocol)[0][0].numpy() for name, model, kind in columns}
-    panels = results.draw_panels(image, heats, boxes, SIDE)
+    panels = pictures.draw_panels(image, heats, boxes, SIDE)
     names = ["truth", *heats]
     body = np.concatenate([np.pad(p, ((0, 0), (0, GAP), (0, 0))) for p in panels], 1)
     lines = textwrap.wrap(f"{case.category or 'finding'}: {case.phrase}", max(20, body.shape[1] // 7))

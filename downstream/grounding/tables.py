@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from downstream.grounding.evaluate import Outcome
+from downstream.grounding.evaluate import NAMELESS, Outcome
 from downstream.grounding.protocols import METRICS, Protocol
 from elvis.metrics import bootstrap
 from elvis.metrics import twins as pairs_of
@@ -24,6 +24,8 @@ from elvis.types import Metric, Result
 
 Cases = Sequence[Mapping[str, Any]]
 PRIOR = "text_prior"
+MAXIMUM = {"region_zone": "region_zone", "maximum_zone": "top_zone", "maximum_on": "top_on"}  # columns of per_case.csv
+NOWHERE = "nothing marked"  # where a maximum lies that lies in no region of its image
 LOCATED = ("side", "zone", "wid")  # over phrases, not macro: few phrases of a category name a place, or share an image
 
 
@@ -61,6 +63,26 @@ def metrics(cases: Cases, resamples: int, seed: int) -> dict[str, Metric]:
     return {name: metric for name, metric in found.items() if math.isfinite(metric.value)}
 
 
+def confusion(cases: Cases) -> dict[str, Any]:
+    """Where maxima lie, counted: "findings": asked for -> in whose region (its own, another of its kind, another finding's of the image, or
+    NOWHERE) -> phrases; "zones": finding -> the zone that has most of its region -> the maximum's zone -> phrases, where a maximum inside
+    the region counts in the region's zone: all else is a miss; "flat": phrases whose map has no maximum, in neither. {} where nothing is known.
+    """
+    known = [case for case in cases if case.get("region_zone")]
+    findings: dict[str, dict[str, int]] = {}
+    zones: dict[str, dict[str, dict[str, int]]] = {}
+    for case in (case for case in known if case["top_zone"]):
+        asked = case["category"] or NAMELESS
+        _count(findings.setdefault(asked, {}), case["top_on"] or NOWHERE)
+        where = case["region_zone"]
+        _count(zones.setdefault(asked, {}).setdefault(where, {}), where if case["top_own"] else case["top_zone"])
+    return {"findings": findings, "zones": zones, "flat": sum(not case["top_zone"] for case in known)} if known else {}
+
+
+def _count(counts: dict[str, int], name: str) -> None:
+    counts[name] = counts.get(name, 0) + 1
+
+
 def results(
     outcome: Outcome, twins: Mapping[str, Mapping[str, tuple[str, str]]], protocol: Protocol, *, dataset: str, resamples: int, seed: int,
     provenance: Mapping[str, Any],
@@ -80,6 +102,7 @@ def results(
                 "patients": len({c["patient"] for c in cases}),
                 "resamples": resamples,
                 "preset": protocol.name,
+                "confusion": confusion(cases),
                 "undefined": {name: lost for name in METRICS if name not in LOCATED and (lost := int(np.isnan(column(cases, name)).sum()))},
             }
             about = f"{outcome.about.get(row, '')}; {protocol.name}: {protocol.differs}"
@@ -182,7 +205,7 @@ def undefined(found: Sequence[Result]) -> list[str]:
 
 def per_case(outcome: Outcome, path: Path, *, patients: bool = True) -> None:
     """Every phrase of every row and split as CSV: ids, hash of the phrase, category, tags, every metric. Ids of patients are for the owner's eyes."""
-    fields = ("split", "row", "study", "patient", "image", "sentence", "phrase", "category", "tags", *METRICS)
+    fields = ("split", "row", "study", "patient", "image", "sentence", "phrase", "category", "tags", *METRICS, *MAXIMUM)
     path.unlink(missing_ok=True)
     path.touch(mode=0o600 if patients else 0o644)
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -191,5 +214,7 @@ def per_case(outcome: Outcome, path: Path, *, patients: bool = True) -> None:
         for split, table in outcome.cases.items():
             for row, cases in table.items():
                 for case in cases:
+                    shown = {name: value for name, value in case.items() if name in fields}
                     values = {name: "" if math.isnan(case[name]) else f"{case[name]:.6g}" for name in METRICS}
-                    writer.writerow(for_csv({**case, **values, "split": split, "row": row, "tags": " ".join(case["tags"])}))
+                    values |= {name: case.get(key, "") for name, key in MAXIMUM.items()}
+                    writer.writerow(for_csv({**shown, **values, "split": split, "row": row, "tags": " ".join(case["tags"])}))

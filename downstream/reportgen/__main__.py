@@ -21,13 +21,32 @@ from pathlib import Path
 from typing import Any
 
 from elvis import config as configs
+from elvis import reference, terminal
 from elvis.errors import CheckpointError, ConfigError, Words, run_cli
+
+ABOUT = """Put images into words.
+
+  train     the visual side first (SILC) where no --checkpoint is given, then the decoder; then reports and numbers
+  tune      reinforcement learning from a trained run: SCST, RLOO or GRPO
+  generate  reports of a dataset or of a folder of images
+  evaluate  judge a generator, or reports of any model (--generated)
+  export    what a frozen visual side sees, kept for training
+
+--checkpoint of train and export: a run of elvis.pretrain; of the others: a run of train or tune. docs/reportgen.md says what every number means."""
+EXAMPLES = (
+    "python -m downstream.reportgen train --config mgrrg_phantom",
+    "python -m downstream.reportgen tune --config mgrrg_phantom --checkpoint runs/reportgen-mgrrg_phantom tune.method=scst",
+    "python -m downstream.reportgen generate --checkpoint runs/reportgen-mgrrg_phantom --images FOLDER decode.beams=3",
+    "python -m downstream.reportgen evaluate --config mgrrg_phantom --checkpoint runs/reportgen-mgrrg_phantom --sanity",
+    "python -m downstream.reportgen evaluate --config mgrrg_phantom --generated reports.json",
+    "python -m downstream.reportgen train --config mgrrg_mimic --help-config decoder     # keys, defaults, and who set what",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Words(prog="python -m downstream.reportgen", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Words(prog="python -m downstream.reportgen", description=ABOUT, examples=EXAMPLES)
     known = ", ".join(configs.shipped("reportgen"))
-    parser.add_argument("command", choices=("export", "train", "tune", "generate", "evaluate"))
+    parser.add_argument("command", choices=("export", "train", "tune", "generate", "evaluate"), help="what is to be done")
     parser.add_argument("--config", metavar="NAME|PATH", default="mgrrg_phantom", help=f"one of {known}, or a YAML file (default mgrrg_phantom)")
     parser.add_argument("--checkpoint", metavar="[NAME=]DIR", help="train: the visual side; tune, generate, evaluate: a trained generator")
     parser.add_argument("--generated", metavar="FILE", help="evaluate: reports of any model: our reports.json, or a ReXrank submission")
@@ -42,13 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="train, tune: go on in a folder that holds a run already")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
     parser.add_argument("--dry-run", action="store_true", help="train: sizes of everything, and stop")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    reference.add_option(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=200 decode.beams=3")
     args = parser.parse_intermixed_args(argv)
     from downstream.reportgen import commands
     from downstream.reportgen import config as schemas
+    from downstream.reportgen.decoders import DECODERS
     from elvis import results
 
+    if reference.asked(args, task="reportgen", schema=schemas.Reportgen, more={"decoder": DECODERS}):
+        return 0
     chosen = schemas.load(args.config, args.overrides)
     if args.print_config:
         print(configs.to_yaml(dataclasses.asdict(chosen)), end="")
@@ -107,7 +129,7 @@ def lead() -> bool:
 
 def say(*lines: str) -> None:
     if lead():
-        print("\n".join(lines), flush=True)
+        terminal.note(*lines)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from downstream.reportgen.readers import reader_of
 from downstream.reportgen.reports import Generated, Spoken
 from downstream.reportgen.score import Setting, Split
 from downstream.reportgen.train import Table
-from elvis import checkpoints, results
+from elvis import checkpoints, results, terminal
 from elvis import config as configs
 from elvis.data import reports as texts
 from elvis.data import studies
@@ -78,7 +78,10 @@ def train(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, a
         generator.vocabulary = model.vocabulary_of(config.decoder, newest / "vocabulary")
     generator.wishes(config.decode)
     generator.patients = _together(seen.patients, studies.fingerprints(table.owner, "train", table.name))
-    generator.provenance = {**checkpoints.provenance(dataclasses.asdict(config), data=table.name, seed=config.train.seed), **generator.provenance}
+    about = {"data": table.name, "studies": len(table.split("train")), "lists": checkpoints.lists(table.studies), "seed": config.train.seed}
+    facts = checkpoints.provenance(dataclasses.asdict(config), **about, devices=fabric.world_size)
+    generator.provenance = {**facts, **generator.provenance}
+    generator.data_card = checkpoints.data_card(table.name, dataclasses.replace(table.owner, studies=table.studies), options)
     say(f"decoder {config.decoder['name']}: {parameters(generator.decoder):,} parameters; visual side: {parameters(generator.pretrained.model):,}")
     held_out = table.split("val", config.tune.held_out)
     generator = training.run(
@@ -108,12 +111,14 @@ def export(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path, 
     listed = table.split("train")
     store = features.of(sight, listed, where, batch_size=config.batch_size, dataset=table.name, progress=not args.quiet)
     tokens, width = store.about["shape"]
-    print("\n".join(f"note: {note}" for note in table.notes))
+    terminal.note(*(f"note: {note}" for note in table.notes))
     print(f"features of {store.about['studies']} studies: {tokens} tokens of {width} each, {store.bytes:,} bytes")
     if bad := store.about["unreadable"]:
         print(f"  {len(bad)} cannot be read: " + ", ".join(f"{id} ({reason})" for id, reason in list(bad.items())[:3]))
     then = shlex.join(["train", "--config", args.config, "--checkpoint", str(checkpoint), *args.overrides, f"features={where}"])
-    print(f"folder: {store.folder}\nnext:\n  {interpreter()} -m downstream.reportgen {then}")
+    terminal.tell(out=store.folder, studies=store.about["studies"])
+    print(f"folder: {store.folder}")
+    terminal.note(f"next:\n  {interpreter()} -m downstream.reportgen {then}")
     return 0
 
 
@@ -162,7 +167,7 @@ def generate(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path
     else:
         _, table = _table(config, generator, silent=True)
         public, reader = table.name in studies.COMPUTED, table.reader(config.labeler)
-        print("\n".join(f"note: {note}" for note in table.notes))
+        terminal.note(*(f"note: {note}" for note in table.notes))
         splits = {split: _write(generator, config, table.split(split, config.limit), "model", oracle=False) for split in config.splits}
     for split, found in splits.items():
         _save(found, out, split, public)
@@ -178,6 +183,7 @@ def generate(config: Reportgen, *, checkpoint: Path | None, name: str, out: Path
             print(f"  page: {path}")
         if entries is not None:
             output.save(out / "reports" / f"{split}.rexrank.json", output.to_rexrank(rows, entries), private=not public)
+    terminal.tell(out=out, reports={split: out / "reports" / f"{split}.json" for split in splits})
     return 0 if any(found.reports["model"] for found in splits.values()) else 2
 
 
@@ -271,6 +277,9 @@ def report(
         )
     if (out / "checkpoints").is_dir():
         _annotate(out, found_results, name, generator)
+    terminal.tell(out=out, page=index, results=out / "results.json", alarms=alarms, reports=out / "reports")
+    if (out / "checkpoints").is_dir():
+        terminal.tell(checkpoint=checkpoints.resolve(out))
     print("\n" + results.table(found_results) + "\n")
     print("\n".join([*(f"RED: {alarm}" for alarm in alarms), f"page: {index}"] + ([f"reports: {out / 'reports.html'}"] if cases else [])))
     return found_results
@@ -312,8 +321,9 @@ def _entries(path: Path) -> dict[str, Any]:
 
 def _annotate(out: Path, found: Sequence[Result], name: str, generator: Generator) -> None:
     path = checkpoints.resolve(out)
-    measured = {n: found_metric.value for r in found if r.row == name for n, found_metric in r.metrics.items() if n in score.HEADLINE}
-    checkpoints.annotate(path, measured, generator.pretrained)
+    told = {*score.HEADLINE, "side_f1", "wrong_side"}
+    measured = {n: metric for r in found if r.row == name for n, metric in r.metrics.items() if n in told}
+    checkpoints.annotate(path, measured, generator.pretrained, model.card(generator))
 
 
 def _limits(rows: Sequence[Generated]) -> str:
@@ -421,6 +431,7 @@ def _evaluate_file(config: Reportgen, path: Path, table: Table, how: Setting, ou
         out, everything, legend=score.LEGEND, alarms=alarms, notes=table.notes, config_yaml=shareable(config), title=f"Reports: {name}",
         private=table.name not in studies.COMPUTED,
     )  # fmt: skip
+    terminal.tell(out=out, page=index, results=out / "results.json", alarms=alarms)
     print("\n" + results.table(everything) + "\n\n" + "\n".join([*(f"RED: {alarm}" for alarm in alarms), f"page: {index}"]))
 
 

@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 
 from downstream.reportgen.decoders.base import Memory
 from downstream.reportgen.model import Sight
-from elvis import checkpoints
+from elvis import checkpoints, terminal
 from elvis.checkpoints import border
 from elvis.data import cache, shards
 from elvis.errors import ConfigError
@@ -96,8 +96,6 @@ def place_of(sight: Sight, studies: Sequence[Study]) -> Path:
 
 def export(sight: Sight, studies: Sequence[Study], folder: Path, *, batch_size: int, dataset: str, progress: bool = True) -> Store:
     """Look at every study once and write what was seen. Studies without a readable image are not among them, and counted in about.json."""
-    from tqdm import tqdm
-
     from downstream.reportgen import score
 
     sight.eval()
@@ -106,18 +104,17 @@ def export(sight: Sight, studies: Sequence[Study], folder: Path, *, batch_size: 
     def fill(stage: Path) -> None:
         ids: list[tuple[str, str]] = []
         arrays: list[np.ndarray] = []
-        bar = tqdm(total=len(studies), unit="study", desc="features", disable=not progress)
-        for kept, batch, _ in score.batches(sight, studies, batch_size, unreadable):
-            with torch.no_grad():
-                memory = sight.seen(batch)
-            found = _whole(memory, sight.shape[0])
-            if not arrays:
-                arrays = [_new(stage / name, len(studies), value) for name, value in zip(FILES, found, strict=False)]
-            for array, value in zip(arrays, found, strict=True):
-                array[len(ids) : len(ids) + len(kept)] = value.cpu().numpy()
-            ids += [(study.id, fingerprint(study)) for study in kept]
-            bar.update(len(kept))
-        bar.close()
+        with terminal.progress(len(studies), "study", "features", show=progress) as bar:
+            for kept, batch, _ in score.batches(sight, studies, batch_size, unreadable):
+                with torch.no_grad():
+                    memory = sight.seen(batch)
+                found = _whole(memory, sight.shape[0])
+                if not arrays:
+                    arrays = [_new(stage / name, len(studies), value) for name, value in zip(FILES, found, strict=False)]
+                for array, value in zip(arrays, found, strict=True):
+                    array[len(ids) : len(ids) + len(kept)] = value.cpu().numpy()
+                ids += [(study.id, fingerprint(study)) for study in kept]
+                bar.update(len(kept))
         if not ids:
             raise ConfigError("not one image can be read: there are no features", "is data.root complete?")
         for array in arrays:

@@ -26,7 +26,7 @@ from downstream.reportgen.decoders.base import Decoder, Draft, Memory, Said, Wis
 from downstream.reportgen.reports import Box, Generated, Spoken
 from downstream.reportgen.vocabulary import Vocabulary, Words
 from elvis import checkpoints
-from elvis.checkpoints import border
+from elvis.checkpoints import border, cards
 from elvis.data.frames import VolumeFrame
 from elvis.data.images import Frame
 from elvis.data.inputs import ToInput
@@ -126,6 +126,7 @@ class Generator(Sight):
     topics: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     patients: np.ndarray | None = None
+    data_card: str = ""
 
     def eval(self) -> Self:
         self.decoder.eval()
@@ -285,8 +286,38 @@ def save(target: Path, generator: Generator, *, config_yaml: str, metrics: Mappi
 
     return checkpoints.save(
         target, generator.pretrained, config_yaml=config_yaml, metrics=metrics, provenance=dict(generator.provenance), state=state,
-        patients=generator.patients, more=more,
+        patients=generator.patients, more=more, about=card(generator), data_card=generator.data_card,
     )  # fmt: skip
+
+
+def card(generator: Generator) -> checkpoints.About:
+    """What MODEL_CARD.md says of a generator."""
+    seen, name, origin = checkpoints.about(generator.pretrained), cards.word(generator.recipe["name"]), generator.provenance
+    return replace(
+        seen,
+        title="elvis: report generator",
+        use="Research on writing reports of radiographs and CT, and on how they are to be judged. No sentence of it is a finding.",
+        parts={**seen.parts, "decoder": (f"`{name}`", cards.size(generator.decoder))},
+        load="import elvis\nfrom downstream.reportgen import load\n\nreport = load(DIR).write([image])[0]   # sentences with topic, map, region\n"
+        "backbone = elvis.load_backbone(DIR)",
+        tags=(*seen.tags, "report-generation"),
+        risks={
+            cards.LATERALITY: {
+                "side_f1": "claims of the right kind on the right side",
+                "location_f1": "claims of the right kind, side and zone",
+                "wrong_side": "claims on a side where the reference has none of the kind",
+            },
+            cards.NEGATION: {
+                "hallucination": "claims of a kind that the reference does not have",
+                "chexpert14_f1_micro_zeros": "what is said against what is denied, by a rule labeler",
+            },
+            "Sameness": {"identical_rate": "share of reports that are the most frequent one"},
+        },
+        notes=(
+            *([f"tuned: {cards.word(origin['tuned'])}"] if "tuned" in origin else []),
+            f"visual side: {cards.word(origin.get('visual') or 'new')}",
+        ),
+    )
 
 
 def decoder_state(decoder: nn.Module) -> dict[str, torch.Tensor]:
@@ -339,7 +370,9 @@ def load(path: Path | str) -> Generator:
     with border.believed(file), offline():
         decoder = decoders.create(recipe, vocabulary, **sizes)
     load_decoder(decoder, folder)
-    whose = {"provenance": whole.provenance, "patients": whole.patients}
+    data_card = folder / "DATA_CARD.md"
+    told = data_card.read_text(encoding="utf-8", errors="replace") if data_card.is_file() else ""
+    whose = {"provenance": whole.provenance, "patients": whole.patients, "data_card": told}
     return Generator(whole.pretrained, decoder=decoder, vocabulary=vocabulary, recipe=recipe, sizes=sizes, **more, **whose).eval()
 
 

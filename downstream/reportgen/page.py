@@ -30,6 +30,7 @@ import numpy as np
 from downstream.reportgen.reports import Generated, Spoken
 from elvis.data.images import Frame, scaled
 from elvis.errors import DataError
+from elvis.notice import NOTICE
 from elvis.results import write_file
 
 QUALITY = 85  # of the JPEG of an image
@@ -113,6 +114,7 @@ def write(
     policy = {"default-src": "'none'", "img-src": "data:", "style-src": _hash(style), "script-src": _hash(script)}
     page = template.render(
         title=title,
+        notice=NOTICE,
         policy="; ".join(f"{name} {value}" for name, value in (policy | {"base-uri": "'none'", "form-action": "'none'"}).items()),
         script=_verbatim(script),
         data=_verbatim(as_json(_contents(cases, score, side))),

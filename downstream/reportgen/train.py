@@ -26,7 +26,7 @@ from downstream.reportgen.decoders.base import Memory
 from downstream.reportgen.model import Generator, Sight
 from downstream.reportgen.readers import Reader, reader_of
 from downstream.reportgen.vocabulary import Vocabulary
-from elvis import assembly, checkpoints
+from elvis import assembly, checkpoints, terminal
 from elvis import config as configs
 from elvis.data import studies
 from elvis.data.augment import Augment
@@ -36,7 +36,7 @@ from elvis.data.order import StepSampler
 from elvis.data.studies import BadStudies
 from elvis.data.volumes import is_volume, windowed
 from elvis.distributed import everyones
-from elvis.errors import ConfigError
+from elvis.errors import ConfigError, nearest
 from elvis.pretrained import Pretrained
 from elvis.training import RunLog, fit, freeze
 from elvis.types import Batch, ImageFeatures, Pair, Study
@@ -78,7 +78,7 @@ def table(config: Reportgen, section: configs.Data, options: Mapping[str, Any], 
     for split in (*needed, *config.splits):
         if split not in here:
             raise ConfigError(
-                f"no study of split '{split}' has a sentence in {' or '.join(config.sections)}",
+                f"no study of split '{split}'{nearest(split, here)} has a sentence in {' or '.join(config.sections)}",
                 f"splits with reports: {', '.join(sorted(here)) or 'none'}",
             )
     if "train" not in here:
@@ -125,7 +125,7 @@ def _pretrain(config: Reportgen, out: Path, progress: bool) -> None:
         return
     newest = checkpoints.newest(out) if (out / "checkpoints").is_dir() else None
     tokenizer = Tokenizer.load(newest / "tokenizer") if newest is not None else None
-    print(f"pretraining the visual side ({config.pretraining['name']}) in {out}", file=sys.stderr, flush=True)
+    terminal.note(f"pretraining the visual side ({config.pretraining['name']}) in {out}", file=sys.stderr)
     pretrain(assembly.assemble(schemas.pretraining(config), tokenizer), out, newest, progress=progress)
 
 

@@ -22,13 +22,30 @@ from pathlib import Path
 from typing import Any
 
 from elvis import config as configs
+from elvis import reference, terminal
 from elvis.errors import ConfigError, Words, run_cli, some
+
+ABOUT = """Outline what is seen, with any backbone as encoder.
+
+  train     heads on a backbone: every fraction of the labels, every seed; then tables and a page
+  evaluate  judge again what the same line trained, or any trained heads (--model)
+  predict   masks and overlays of a folder of images
+
+A backbone is a run or checkpoint directory of ours ({seed} in it becomes the run's seed), or any name of elvis.list_backbones().
+docs/segmentation.md says what every number means."""
+EXAMPLES = (
+    "python -m downstream.segmentation train --backbone runs/elvis_phantom --config phantom fraction=[0.01,0.1,1.0] seeds=3",
+    "python -m downstream.segmentation train --backbone resnet50 --config lungs data.root=FOLDER protocol=frozen",
+    "python -m downstream.segmentation evaluate --model OUT/elvis_phantom/1/seed-0 --config phantom",
+    "python -m downstream.segmentation predict --model OUT/elvis_phantom/1/seed-0 --images FOLDER --out MASKS",
+    "python -m downstream.segmentation train --config rsna --help-config train       # keys, defaults, and who set what",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Words(prog="python -m downstream.segmentation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Words(prog="python -m downstream.segmentation", description=ABOUT, examples=EXAMPLES)
     known = ", ".join(configs.shipped("segmentation"))
-    parser.add_argument("command", choices=("train", "evaluate", "predict"))
+    parser.add_argument("command", choices=("train", "evaluate", "predict"), help="what is to be done")
     parser.add_argument("--backbone", action="append", metavar="[NAME=]DIR|NAME", help="may be given several times (default: the config's)")
     parser.add_argument(
         "--model", action="append", metavar="[NAME=]DIR", help="evaluate, predict: a trained head instead of the line it was trained by"
@@ -41,11 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="train: what would be run, on which images, and stop")
     parser.add_argument("--jobs", type=int, default=1, help="train: runs at a time, which share the cores (default 1)")
     parser.add_argument("--part", help=argparse.SUPPRESS)
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    reference.add_option(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example head=fpn fraction=0.1 train.steps=200")
     args = parser.parse_intermixed_args(argv)
     from downstream.segmentation import config as schemas
 
+    if reference.asked(args, task="segmentation", schema=schemas.Segmentation):
+        return 0
     chosen = schemas.load(args.config, args.overrides)
     if args.print_config:
         print(configs.to_yaml(dataclasses.asdict(chosen)), end="")
@@ -84,7 +103,7 @@ def train(args: argparse.Namespace, chosen: Any) -> int:
         for unit in todo:
             runs.same_weights(unit, chosen)
     if args.jobs > 1:
-        print(f"runs: {len(todo)} in {out}, {args.jobs} at a time", flush=True)
+        terminal.note(f"runs: {len(todo)} in {out}, {args.jobs} at a time")
         runs.in_parallel(_words(args), args.jobs)
         _finish(out, todo, chosen, table, alarms)
         return 0
@@ -93,15 +112,15 @@ def train(args: argparse.Namespace, chosen: Any) -> int:
         number, of = map(int, args.part.split("/"))
         todo = todo[number::of]
     elif fabric.is_global_zero:
-        print(
-            "\n".join([f"runs: {len(todo)} in {out}", *(f"note: {note}" for note in table.notes), *(f"RED: {a}" for a in [*table.alarms, *alarms])])
-        )
+        terminal.note(
+            f"runs: {len(todo)} in {out}", *(f"note: {note}" for note in table.notes), *(f"RED: {a}" for a in [*table.alarms, *alarms])
+        )  # the alarms stand again below the table
     for place, unit in enumerate(todo):
         if unit.done:
             continue
         if fabric.is_global_zero:
             what = f"[{place + 1}/{len(todo)}] {unit.backbone.name}, {labelled[unit.fraction]} labelled images, seed {unit.seed}"
-            print(what, file=sys.stderr, flush=True)
+            (print if args.part else terminal.note)(what, file=sys.stderr)  # of several processes each says what it does
         runs.train_unit(unit, chosen, table, fabric, progress=not args.quiet)
     if fabric.is_global_zero and not args.part:
         _finish(out, todo, chosen, table, alarms)
@@ -160,8 +179,6 @@ def _evaluate_models(args: argparse.Namespace, chosen: Any) -> int:
 
 def predict(args: argparse.Namespace, chosen: Any) -> int:
     """Masks and overlays of a folder of images."""
-    from tqdm import tqdm
-
     from downstream.segmentation import model, runs
     from downstream.segmentation.predict import predict as write
     from elvis import results
@@ -180,8 +197,9 @@ def predict(args: argparse.Namespace, chosen: Any) -> int:
             raise ConfigError(f"{folder} is not trained to its end", "run train with the same line, or give --model DIR")
     head = _device(model.load(folder), chosen)
     results.place(out)
-    with tqdm(unit="image", disable=args.quiet or None) as bar:
+    with terminal.progress(None, "image", show=not args.quiet) as bar:
         count, bad = write(head, Path(args.images), out, progress=bar.update)
+    terminal.tell(out=out, images=count, unreadable=len(bad))
     print(f"{count} images: masks in {out / 'masks'}, overlays in {out / 'overlays'}; thresholds {_thresholds(head)}")
     if bad:
         print(f"{len(bad)} files cannot be read, first {bad[0][0]} ({bad[0][1]}): {out / 'bad_images.jsonl'}", file=sys.stderr)
@@ -283,8 +301,9 @@ def _finish(out: Path, todo: Sequence[Any], chosen: Any, table: Any, alarms: Seq
     print("\n" + results.table(found))
     print("\n".join([*(f"RED: {a}" for a in [*table.alarms, *alarms]), *(f"{n}: {origin}" for n, origin in report.provenance(todo).items())]))
     print(f"{_thresholds_of(found)}\ntables: {out / 'table.md'}\neach case: {out / 'per_case.csv'}\npage: {page}")
+    terminal.tell(out=out, page=page, results=out / "results.json", models=[unit.folder for unit in todo], alarms=[*table.alarms, *alarms])
     if (todo[-1].folder / "checkpoints").is_dir():
-        print(f"\nnext:\n  python -m downstream.segmentation predict --model {todo[-1].folder} --images FOLDER --out DIR")
+        terminal.note(f"\nnext:\n  python -m downstream.segmentation predict --model {todo[-1].folder} --images FOLDER --out DIR")
 
 
 def _thresholds(head: Any) -> str:

@@ -7,6 +7,7 @@ elvis.load_backbone(DIR)                                          the fine-tuned
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import nn
 from downstream.segmentation import heads
 from downstream.segmentation.heads import Segmenter
 from elvis import checkpoints
-from elvis.checkpoints import border
+from elvis.checkpoints import border, cards
 from elvis.data import frames
 from elvis.data.images import Preprocess, read
 from elvis.errors import CheckpointError, DataError
@@ -36,6 +37,7 @@ class Head:
     thresholds: tuple[float, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     patients: np.ndarray | None = None  # fingerprints of whom the head (and its backbone) was trained on
+    data_card: str = ""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -87,9 +89,7 @@ def save(target: Path, head: Head, *, config_yaml: str, metrics: Mapping[str, An
         checkpoints.write_tensors(stage / "model.safetensors", weights)
         checkpoints.write_json(stage / "preprocess.json", head.preprocess.to_json())
         checkpoints.write_json(stage / "segmentation.json", {"thresholds": dict(zip(head.classes, head.thresholds, strict=True))})
-        checkpoints.write_json(stage / "metrics.json", dict(metrics))
-        checkpoints.write_json(stage / "provenance.json", dict(head.provenance))
-        (stage / "MODEL_CARD.md").write_text(card(head, metrics))
+        checkpoints.write_cards(stage, card(head), metrics, dict(head.provenance), head.data_card)
         if head.patients is not None:
             np.save(stage / "patients.npy", head.patients, allow_pickle=False)
         if state is not None:
@@ -135,18 +135,28 @@ def _outside(segmenter: Segmenter, name: str) -> str:
     return "image." + name.removeprefix(prefix) if name.startswith(prefix) else name
 
 
-def card(head: Head, metrics: Mapping[str, Any]) -> str:
-    """MODEL_CARD.md: what it is, how to load it, what was measured, what it is not."""
-    rows = "".join(f"| {k} | {v:.4g} |\n" for k, v in metrics.items() if isinstance(v, int | float))
-    measured = f"| metric | value |\n|---|---|\n{rows}" if rows else "Nothing was measured yet.\n"
-    origin = head.provenance
-    return (
-        f"# elvis segmentation head\n\n{head.segmenter.head_name} on {head.segmenter.backbone.spec.name}, {head.segmenter.backbone.spec.in_channels} "
-        f"channel(s), classes: {', '.join(head.classes)}; input {head.preprocess.size[0]} px ({head.preprocess.fit}).\n\n"
-        "```python\nfrom downstream.segmentation import load\nmasks = load(DIR).predict([image])[0]          # {class: bool H W}\n"
-        "import elvis\nbackbone = elvis.load_backbone(DIR)\n```\n\n"
-        f"## Measured\n\n{measured}\n## Origin\n\ncommit {origin.get('commit')}, data {origin.get('data', 'unknown')}, "
-        f"split {origin.get('split', '?')}, {origin.get('labels', '?')} labelled images, "
-        f"protocol {origin.get('protocol', '?')}, seed {origin.get('seed', '?')}.\n\n"
-        "## Limits\n\nResearch only; not a medical device. It was trained on the data named above and nothing is known of others.\n"
+def card(head: Head) -> checkpoints.About:
+    """What MODEL_CARD.md says of a head."""
+    segmenter, origin, spec = head.segmenter, head.provenance, head.segmenter.backbone.spec
+    whole, own = cards.size(segmenter), cards.size(segmenter.backbone)
+    return checkpoints.About(
+        title="elvis: segmentation head on a backbone",
+        use=f"Research on outlining {', '.join(f'`{cards.word(name)}`' for name in head.classes)} in radiographs, and on what backbones are worth.",
+        takes=cards.takes(head.preprocess, spec),
+        parts={"backbone": (f"{spec.name}, tokens of width {spec.width}", own), "head": (segmenter.head_name, whole - own)},
+        load="import elvis\nfrom downstream.segmentation import load\n\nmasks = load(DIR).predict([image])[0]          # {class: bool H W}\n"
+        "backbone = elvis.load_backbone(DIR)",
+        tags=("chest-x-ray", "image-segmentation"),
+        risks={
+            cards.LATERALITY: {f"dice_pooled[{name}]": "a class of one side" for name in head.classes if re.match("(left|right)\\b", name)},
+            "Images without the class": {
+                "dice_image_empty1": "an empty image counts 1 if nothing is painted on it, else 0",
+                "dice_positive_only": "images with the class alone",
+            },
+        },
+        notes=(
+            f"began with: {cards.word(origin.get('backbone', 'unknown'))}",
+            f"protocol {cards.word(origin.get('protocol', 'unknown'))}, seed {origin.get('seed', 'unknown')}; "
+            "the step that was best on validation is kept, thresholds are chosen there",
+        ),
     )

@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 
 from downstream.segmentation.model import Head
-from downstream.segmentation.report import COLOURS, outlined
+from downstream.segmentation.report import outlined
 from elvis.data.images import BadImage, image_files, read
 from elvis.errors import DataError
+from elvis.pictures import PALETTE
 from elvis.results import write_file
 
 
@@ -25,7 +26,7 @@ def predict(head: Head, images: Path, out: Path, *, side: int = 512, progress: o
     if not files:
         raise DataError(f"no image under {images}", "give a folder of JPEG, PNG or DICOM files", "D010")
     names = _names([name for name, _ in files])
-    colours = [tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in COLOURS]
+    colours = [tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in PALETTE]
     written, bad = 0, []
     for name, file in files:
         try:

@@ -17,6 +17,7 @@ from elvis import results
 from elvis.data.images import BadImage, read, scaled
 from elvis.errors import some
 from elvis.metrics import segmentation as metrics
+from elvis.pictures import draw_efficiency
 from elvis.types import Result
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ LEGEND = (
     "hausdorff95_missing: the share of images with a truth and no prediction. Thresholds were chosen on val, where there is one."
 )
 TRUE, FOUND = (70, 190, 255), (255, 210, 0)  # blue and yellow: the colour-blind tell them apart
-COLOURS = ("#3b82c4", "#d1662d", "#2f9e6e", "#9b5fc0", "#b8901f", "#c2517a", "#5b7083", "#7a5b3a")
 
 
 def write(
@@ -39,7 +39,12 @@ def write(
     parts = []
     if (curve := efficiency(found, config)) is not None:
         parts.append(
-            results.Pictures("Label efficiency", "Mean over seeds; bars: 95 % interval by patient.", [("label efficiency", curve)], wide=True)
+            results.Pictures(
+                "Label efficiency",
+                "Mean over seeds; bars: 95 % interval by patient; each panel another definition of the Dice.",
+                [("", curve)],
+                "wide",
+            )
         )
     if config.page.cases and done:
         parts.append(_overlays(done, config, table))
@@ -60,40 +65,13 @@ def write(
 
 def efficiency(found: Sequence[Result], config: Segmentation) -> Figure | None:
     """Dice against the number of labelled images, a line a backbone, a panel a definition; None where there is one amount of labels only."""
-    from matplotlib.figure import Figure
-
     split = config.splits[0]
     mine = [r for r in found if r.split == split and "backbone" in r.config]
     if len({r.config["fraction"] for r in mine}) < 2:
         return None
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    names = ("dice_pooled", "dice_image_empty1", "dice_positive_only")
-    for place, name in enumerate(names):
-        axes = figure.add_subplot(1, len(names), place + 1)
-        for line, backbone in enumerate(dict.fromkeys(r.config["backbone"] for r in mine)):
-            points = sorted(((r.config["labels"], r.metrics[name]) for r in mine if r.config["backbone"] == backbone), key=lambda point: point[0])
-            x = np.array([labels for labels, _ in points]) * 1.07 ** (line - 1.5)  # side by side, so that the bars can be told apart
-            y = np.array([m.value for _, m in points])
-            ends = [[m.value if getattr(m, side) is None else getattr(m, side) for _, m in points] for side in ("low", "high")]
-            low, high = (np.array(end) for end in ends)
-            style = {"color": COLOURS[line % len(COLOURS)], "marker": "os^Dv<>P"[line % 8], "markersize": 4, "linewidth": 1.3, "capsize": 2}
-            axes.errorbar(x, y, yerr=[np.maximum(y - low, 0), np.maximum(high - y, 0)], label=backbone, **style)
-        axes.set_xscale("log")
-        ticks = sorted({r.config["labels"] for r in mine})
-        axes.set_xticks(ticks, [str(t) for t in ticks])
-        axes.minorticks_off()
-        axes.set_title(name, fontsize=10, color=results.GREY)
-        axes.set_xlabel("labelled images", color=results.GREY, fontsize=9)
-        if place == 0:
-            axes.set_ylabel(f"Dice on {split}", color=results.GREY, fontsize=9)
-        axes.tick_params(colors=results.GREY, labelsize=8)
-        axes.patch.set_alpha(0)
-        for side, spine in axes.spines.items():
-            spine.set_visible(side in ("left", "bottom"))
-            spine.set_color(results.GREY)
-    shown = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*shown, loc="outside lower center", ncols=8, fontsize=8, frameon=False, labelcolor=results.GREY)
-    return figure
+    backbones = list(dict.fromkeys(r.config["backbone"] for r in mine))
+    lines = lambda name: {b: [(r.config["labels"], r.metrics[name]) for r in mine if r.config["backbone"] == b] for b in backbones}  # noqa: E731
+    return draw_efficiency({name: lines(name) for name in ("dice_pooled", "dice_image_empty1", "dice_positive_only")}, y=f"Dice on {split} (0 to 1)")
 
 
 def _overlays(done: Sequence[Unit], config: Segmentation, table: Table) -> results.Pictures:

@@ -7,7 +7,6 @@ A run that has its results.json is done; a killed command goes on where it was.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import io
@@ -20,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +29,11 @@ import numpy as np
 from downstream.segmentation import cases, compare, splits
 from downstream.segmentation.cases import Case
 from downstream.segmentation.config import Segmentation
-from elvis import checkpoints, results
+from elvis import checkpoints, results, terminal
 from elvis import config as configs
 from elvis.data import studies
 from elvis.data.studies import StudyTable
-from elvis.errors import ConfigError, DataError
+from elvis.errors import ConfigError, DataError, nearest
 from elvis.types import Result
 
 EVERYONES = ("in_chans",)  # options of `backbone:` that any name gets; others belong to the name they stand beside
@@ -165,7 +164,7 @@ def load_table(config: Segmentation, *, judge_only: bool = False) -> Table:
     wanted = [*([] if judge_only else ["train"]), *config.splits]
     if empty := [s for s in wanted if not gathered.cases.get(s)]:
         there = ", ".join(f"{s} ({len(c)})" for s, c in gathered.cases.items()) or "none"
-        raise DataError(f"no image in split '{empty[0]}'", f"splits by split={config.split}: {there}")
+        raise DataError(f"no image in split '{empty[0]}'{nearest(empty[0], gathered.cases)}", f"splits by split={config.split}: {there}")
     gathered.cases = {s: gathered.cases[s] for s in splits.SPLITS if s in gathered.cases}
     lists = {s: f"{len(c)} images, list {splits.digest([case.id for case in c])}" for s, c in gathered.cases.items()}
     if config.limit:
@@ -291,6 +290,7 @@ def _train_unit(unit: Unit, config: Segmentation, table: Table, fabric: Any, pro
         "lists": table.lists,
         "labelled": splits.digest([c.id for c in labelled]),
     }
+    head.data_card = checkpoints.data_card(config.data["name"], table.owner, {k: v for k, v in config.data.items() if k != "name"})
     head.patients = pretrained if own is None else own if pretrained is None else np.union1d(own, pretrained)
     if fabric.is_global_zero:
         results.write_file(unit.folder / "labels.txt", "".join(f"{case.id}\n" for case in labelled).encode(), private=True)
@@ -298,21 +298,12 @@ def _train_unit(unit: Unit, config: Segmentation, table: Table, fabric: Any, pro
     head = train.run(head, data, config, unit.folder, fabric, seed=unit.seed, config_yaml=configs.to_yaml(shareable), progress=progress)
     if fabric.is_global_zero:
         if data.val:
-            with _bar("thresholds", len(data.val), progress) as advance:
-                head = dataclasses.replace(head, thresholds=score.choose(head, data.val, config.threshold_by, advance))
+            with terminal.progress(len(data.val), "image", "thresholds", show=progress) as bar:
+                head = dataclasses.replace(head, thresholds=score.choose(head, data.val, config.threshold_by, bar.update))
         found = judge_unit(unit, head, config, table, progress=progress)
-        measured = {name: metric.value for name, metric in found[0].metrics.items() if np.isfinite(metric.value)}
-        model.save(unit.folder / "checkpoints" / "best", head, config_yaml=configs.to_yaml(shareable), metrics=measured)
+        model.save(unit.folder / "checkpoints" / "best", head, config_yaml=configs.to_yaml(shareable), metrics=found[0].metrics)
         finish(unit, found)
     fabric.barrier()
-
-
-@contextlib.contextmanager
-def _bar(what: str, images: int, progress: bool) -> Iterator[Callable[[int], Any]]:
-    from tqdm import tqdm
-
-    with tqdm(total=images, unit="image", desc=what, disable=not progress or None, leave=False) as bar:
-        yield bar.update
 
 
 def judge_unit(unit: Unit, head: Any, config: Segmentation, table: Table, *, progress: bool = True) -> list[Result]:
@@ -321,8 +312,8 @@ def judge_unit(unit: Unit, head: Any, config: Segmentation, table: Table, *, pro
 
     found, lines, arrays = [], [], {}
     for split in config.splits:
-        with _bar(split, len(table.of(split)), progress) as advance:
-            scored = score.judge(head, table.of(split), advance)
+        with terminal.progress(len(table.of(split)), "image", split, show=progress) as bar:
+            scored = score.judge(head, table.of(split), bar.update)
         if not scored.cases:
             raise DataError(f"not one image of split '{split}' can be read (first: {scored.bad[0][1]})", "is data.root complete?", "D010")
         if len(scored.bad) > config.max_bad_fraction * len(table.of(split)):

@@ -18,14 +18,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
 from elvis.data.datasets.nih_boxes import BOXES, CARD
 from elvis.data.order import draw
-from elvis.data.studies import StudyTable, leaked, patient_split, stable_hash
+from elvis.data.studies import StudyTable, digest, leaked, patient_split, stable_hash
 from elvis.data.tables import find, names, read_table, rows
 from elvis.errors import ConfigError, DataError, nearest
 from elvis.types import Study
@@ -82,11 +81,6 @@ def assign(table: StudyTable, protocol: str, dataset: str) -> Assigned:
         notes.append("images are split: which show the same patient is not known here (D064), one may be in several splits")
     marked = _marked(protocol, kept, found) if found or protocol == "mgca_rows" else ""
     return Assigned(kept, tuple(notes), marked)
-
-
-def digest(ids: Iterable[str]) -> str:
-    """What a result names a list by: the first 16 hex digits of the SHA-256 of the sorted ids, a newline between them."""
-    return sha256("\n".join(sorted(ids)).encode()).hexdigest()[:16]
 
 
 def subset(ids: Iterable[str], *, fraction: float = 1.0, count: int = 0, seed: int = 0) -> list[str]:

@@ -24,7 +24,7 @@ from downstream.segmentation.cases import UNKNOWN, Case, MaskBatch, MaskDataset
 from downstream.segmentation.config import Segmentation
 from downstream.segmentation.heads import Segmenter
 from downstream.segmentation.model import Head
-from elvis import checkpoints
+from elvis import checkpoints, terminal
 from elvis.data.augment import Augment
 from elvis.data.batches import loader
 from elvis.data.images import Preprocess
@@ -183,5 +183,5 @@ def _settings(config: Segmentation, seed: int, images: int, world: int) -> Any:
             f"the head '{config.head}' norms over the batch what it pools of an image, and a batch is 1", "choose another head, or 2 images"
         )
     if size < config.train.batch_size:
-        print(f"batch_size {size}: there are {images} labelled images", file=sys.stderr)
+        terminal.note(f"batch_size {size}: there are {images} labelled images", file=sys.stderr)
     return dataclasses.replace(config.train, batch_size=size, seed=seed)

@@ -13,6 +13,7 @@ A backbone is an nn.Module with keyword-only options (`in_chans` among them, eac
     .plain                   optional, True: one map only, and, in 2D, .net.blocks; heads make a pyramid of it (elvis.interop.smp)
     .nets                    optional: the modules inside that torch.compile may take, tensors in and out (`train.compile`)
     .recipe                  -> dict for `create_backbone(**recipe)`: the same module without weights and without network
+    .report                  optional: what became of the weights of somebody else that it starts from (elvis.weights.Report), or None
 
 One file each in this folder (or anywhere, with `register_backbone`); tests/test_backbones.py holds every name to this.
 """
@@ -35,9 +36,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from elvis.types import BackboneSpec, ImageFeatures
+    from elvis.weights import Report
 
 T = TypeVar("T", bound=Callable[..., Any])
 OF_FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}  # what timm would open, on this machine or another
+OURS = "elvis_*"  # what elvis.interop.timm has added to timm's models: no backbone's name here, a checkpoint would open there alone
 
 
 def create_backbone(name: str, *, in_chans: int = 3, pretrained: bool = False, **options: Any) -> nn.Module:
@@ -59,7 +62,7 @@ def list_backbones(pattern: str = "*") -> list[str]:
     import timm
 
     own = BACKBONES.names()
-    return fnmatch.filter(own + [n for n in timm.list_models() if n not in own], pattern)
+    return fnmatch.filter(own + [n for n in timm.list_models(exclude_filters=OURS) if n not in own], pattern)
 
 
 def register_backbone(name: str) -> Callable[[T], T]:
@@ -77,7 +80,7 @@ def resolve(name: str, options: Mapping[str, Any] | None = None) -> tuple[str, d
         return name, options
     import timm
 
-    if not timm.is_model(name):
+    if not timm.is_model(name) or fnmatch.fnmatch(name, OURS):
         raise ConfigError(
             f"no backbone '{name}'{nearest(name, list_backbones())}",
             f"registered: {', '.join(BACKBONES)}; and timm's: elvis.list_backbones('resnet*')",
@@ -131,21 +134,56 @@ def timm_model(model: str, *, pretrained: bool = False, **options: Any) -> nn.Mo
         ) from error
 
 
-def timm_spec(model: str, *, in_chans: int, input_size: int | Sequence[int] | None, strides: Sequence[int], channels: Sequence[int]) -> BackboneSpec:
-    """The BackboneSpec of a timm model: statistics and default input size are those of its pretrained weights, whether or not they are loaded.
+def check_start(model: str, weights: str, unmatched: Sequence[str], pretrained: bool) -> None:
+    """ConfigError for two sources of weights, or for what is said of one that is not there."""
+    if weights and pretrained:
+        raise ConfigError(f"'{model}' cannot start from pretrained weights of timm and from {weights[:60]}", "leave out pretrained, or weights")
+    if unmatched and not weights:
+        raise ConfigError(f"unmatched: {list(unmatched)} is about a file of weights, and there is none", "give weights: FILE, or leave it out")
 
-    `mean` and `std` are averaged over the channels where `in_chans` is another number; the default size is rounded down to the last stride.
+
+def start_from(net: nn.Module, model: str, weights: str, unmatched: Sequence[str], **options: Any) -> Report | None:
+    """Weights of somebody else into `net`, timm's `model` or a part of it (elvis.weights); options: those of the whole model.
+
+    None where there are none to load, or shapes alone are asked for. Raises ConfigError, CheckpointError.
+    """
+    import torch
+
+    from elvis.weights import load, read
+
+    if not weights or torch.get_default_device().type == "meta":
+        return None
+    with torch.device("meta"):
+        whole = timm_model(model, **options)
+    first = whole.pretrained_cfg.get("first_conv") or ()
+    return load(net, read(weights), into=model, whole=whole, first=(first,) if isinstance(first, str) else first, unmatched=unmatched)
+
+
+def timm_spec(
+    model: str, *, in_chans: int, input_size: int | Sequence[int] | None, strides: Sequence[int], channels: Sequence[int],
+    mean: Sequence[float] | None = None, std: Sequence[float] | None = None, report: Report | None = None,
+) -> BackboneSpec:  # fmt: skip
+    """The BackboneSpec of a timm model: default input size and statistics are those of its pretrained weights, whether or not they are loaded.
+
+    The statistics are `mean` and `std` where given, else what the weights of the `report` were trained with, where it is known. They are averaged
+    over the channels where `in_chans` is another number; the default size is rounded down to the last stride.
     """
     import timm
 
     from elvis.types import BackboneSpec
 
     cfg = timm.get_pretrained_cfg(model)
-    mean, std = (tuple(v) if len(v) == in_chans else (sum(v) / len(v),) * in_chans for v in (cfg.mean, cfg.std))
+    known = (report.found.mean, report.found.std) if report and report.found.mean else (cfg.mean, cfg.std)
+    mean, std = (tuple(v) if len(v) == in_chans else (sum(v) / len(v),) * in_chans for v in (mean or known[0], std or known[1]))
     default = (n - n % strides[-1] for n in cfg.input_size[1:])
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size or default)
     check_divisible(f"input_size of '{model}' is", size, strides[-1])
     return BackboneSpec(model, 2, in_chans, channels[-1], tuple(channels), tuple(strides), mean, std, size)
+
+
+def stated(spec: BackboneSpec, mean: Sequence[float] | None, std: Sequence[float] | None, report: Report | None) -> dict[str, list[float]]:
+    """For a recipe: the statistics, where they are others than timm's."""
+    return {"mean": list(spec.mean), "std": list(spec.std)} if mean or std or (report and report.found.mean) else {}
 
 
 def volume_spec(

@@ -14,7 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elvis.backbones import check_image, check_kind, has_fixed_size, image_features, recompute_blocks, timm_levels, timm_model, timm_spec
+from elvis.backbones import (
+    check_image,
+    check_kind,
+    check_start,
+    has_fixed_size,
+    image_features,
+    recompute_blocks,
+    start_from,
+    stated,
+    timm_levels,
+    timm_model,
+    timm_spec,
+)
 from elvis.errors import ConfigError
 from elvis.registry import BACKBONES
 from elvis.types import ImageFeatures
@@ -33,9 +45,14 @@ class Cnn(nn.Module):
         input_size: int | Sequence[int] | None = None,  # None = timm's; only models with fixed positions are built for it
         arch: Mapping[str, Any] | None = None,  # keywords for timm's model function, e.g. {channels: [32, 64, 128, 256]} of a resnet
         checkpointing: bool = False,  # blocks are computed again in the backward pass: less memory, the same result
+        weights: str = "",  # file or folder of somebody else's weights to start from (docs/starting_points.md)
+        unmatched: Sequence[str] = (),  # regexes of names that may be missing from that file, or left over in it
+        mean: Sequence[float] | None = None,  # of pixels in 0..1; None = what those weights were trained with, where it is known, else timm's
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         check_kind(model, "cnn")
+        check_start(model, weights, unmatched, pretrained)
         arch = dict(arch or {})
         known = timm_levels(model, arch)
         strides = [s for _, s, _ in known]
@@ -44,12 +61,15 @@ class Cnn(nn.Module):
             raise ConfigError(f"'{model}' has no map at stride {wrong[0]} (up to that of the tokens)", f"its strides: {', '.join(map(str, strides))}")
         index, strides, channels = zip(*(level for level in known if level[1] <= stride), strict=True)
 
-        self.spec = timm_spec(model, in_chans=in_chans, input_size=input_size, strides=strides, channels=channels)
+        about = {"in_chans": in_chans, "input_size": input_size, "strides": strides, "channels": channels, "mean": mean, "std": std}
+        self.spec = timm_spec(model, **about)
         self.fixed = has_fixed_size(model)
         size = {"img_size": self.spec.input_size} if self.fixed else {}
         net = timm_model(
             model, pretrained=pretrained, in_chans=in_chans, features_only=True, feature_cls="getter", out_indices=index, **size, **arch
         )  # "getter" cuts what lies behind the last index and gives B C H W whatever the model uses inside
+        self.report = start_from(net.model, model, weights, unmatched, in_chans=in_chans, **size, **arch)
+        self.spec = timm_spec(model, **about, report=self.report)
         if checkpointing:
             recompute_blocks(net.model, model)
         self.net = net.to(memory_format=torch.channels_last)  # 1.3 to 2 times as fast, on CPU too
@@ -63,6 +83,7 @@ class Cnn(nn.Module):
             "input_size": list(self.spec.input_size),
             "arch": arch,
             "checkpointing": checkpointing,
+            **stated(self.spec, mean, std, self.report),
         }
 
     @property

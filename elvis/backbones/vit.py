@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elvis.backbones import check_image, check_kind, image_features, recompute_blocks, timm_model, timm_spec
+from elvis.backbones import check_image, check_kind, check_start, image_features, recompute_blocks, start_from, stated, timm_model, timm_spec
 from elvis.errors import ConfigError
 from elvis.registry import BACKBONES
 from elvis.types import ImageFeatures
@@ -37,16 +37,22 @@ class Vit(nn.Module):
         input_size: int | Sequence[int] | None = None,  # None = timm's; the positions' own size, others are interpolated
         arch: Mapping[str, Any] | None = None,  # keywords for timm's model function, e.g. {patch_size: 8, embed_dim: 128}
         checkpointing: bool = False,  # blocks are computed again in the backward pass: less memory, the same result
+        weights: str = "",  # file or folder of somebody else's weights to start from (docs/starting_points.md)
+        unmatched: Sequence[str] = (),  # regexes of names that may be missing from that file, or left over in it
+        mean: Sequence[float] | None = None,  # of pixels in 0..1; None = what those weights were trained with, where it is known, else timm's
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         check_kind(model, "vit")
+        check_start(model, weights, unmatched, pretrained)
         arch = dict(arch or {})
         size = {"img_size": input_size} if input_size else {}
         self.net = timm_model(model, pretrained=pretrained, in_chans=in_chans, num_classes=0, dynamic_img_size=True, **size, **arch)
         self.net.attn_pool = None  # SigLIP's pooling head: not used, so not kept
+        self.net.blocks = self.net.blocks[:depth]
+        self.report = start_from(self.net, model, weights, unmatched, in_chans=in_chans, **size, **arch)
         if not isinstance(self.net.fc_norm, nn.Identity):  # average-pooled models norm behind the pool; here the tokens are normed
             self.net.norm, self.net.fc_norm = self.net.fc_norm, nn.Identity()
-        self.net.blocks = self.net.blocks[:depth]
         self.blocks = (*sorted(set(levels)), len(self.net.blocks) - 1)
         if not all(0 <= block < self.blocks[-1] for block in self.blocks[:-1]):
             raise ConfigError(
@@ -59,7 +65,8 @@ class Vit(nn.Module):
         patch = self.net.feature_info[-1]["reduction"]
         strides = [patch // 2**k for k in (2, 1, 0) if patch % 2**k == 0]  # 16: 4, 8, 16;  14: 7, 14
         channels = [self.net.embed_dim] * len(strides)
-        self.spec = timm_spec(model, in_chans=in_chans, input_size=input_size, strides=strides, channels=channels)
+        about = {"strides": strides, "channels": channels, "mean": mean, "std": std, "report": self.report}
+        self.spec = timm_spec(model, in_chans=in_chans, input_size=input_size, **about)
         self.recipe: dict[str, Any] = {
             "name": "vit",
             "model": model,
@@ -69,6 +76,7 @@ class Vit(nn.Module):
             "input_size": list(self.spec.input_size),
             "arch": arch,
             "checkpointing": checkpointing,
+            **stated(self.spec, mean, std, self.report),
         }
 
     @property

@@ -11,6 +11,7 @@ from typing import Any
 from elvis import checkpoints
 from elvis.checkpoints import export
 from elvis.checkpoints.border import read_json
+from elvis.checkpoints.cards import cell
 from elvis.errors import CheckpointError, Words, run_cli
 
 
@@ -28,7 +29,7 @@ def inspect(folder: Path) -> None:
     if measured:
         print("\nmeasured")
         for key, value in measured.items():
-            print(f"  {key:<40} {value:.4g}" if isinstance(value, int | float) else f"  {key:<40} {value}")
+            print(f"  {key:<40} {cell(value).replace(' | ', ' ')}")
     if "state/trainer.pt" in hashes:
         state = checkpoints.load_state(folder)
         print(f"\ntrainer state: step {state.get('step')}, {(state.get('skipped') or {}).get('count', 0)} steps left out; it is for --resume only")
@@ -71,8 +72,15 @@ def _all(path: Path) -> list[Path]:
     return [path]
 
 
+EXAMPLES = (
+    "python -m elvis.checkpoints verify runs/elvis_phantom",
+    "python -m elvis.checkpoints inspect runs/elvis_phantom",
+    "python -m elvis.checkpoints export runs/elvis_phantom --out handed-on --public",
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Words(prog="python -m elvis.checkpoints", description="Look at checkpoints, check them, hand them on.")
+    parser = Words(prog="python -m elvis.checkpoints", description="Look at checkpoints, check them, hand them on.", examples=EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, what in (
         ("inspect", "what a checkpoint holds and where it came from"),

@@ -29,7 +29,15 @@ NUMBER = 1 << 24  # the largest whole number of a recipe (a vocabulary has 10^5 
 LAYERS = 10_000  # ... and of what counts layers, blocks or heads
 TIMES = 100, 20  # a model that is cut down to a part (a vit to its first block) is built whole, in shapes: so many times the file's numbers, tensors
 ROOM = 1 << 28, 8_000  # ... and so many numbers, and tensors and modules, more (an EfficientNet-L2 has 5,000; as many take half a second)
-ELSEWHERE = ("pretrained", "checkpoint", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")  # what would read other files
+ELSEWHERE = (
+    "pretrained",
+    "checkpoint",
+    "checkpoint_path",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "cache_dir",
+    "weights",
+)  # what would read other files
 AGAIN = "copy the directory again; if it is whole, its author made a mistake"
 
 

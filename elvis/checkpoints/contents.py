@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import yaml
 from torch import nn
 
+from elvis.checkpoints import cards
 from elvis.checkpoints.border import believed, built, load_into, read_fingerprints, read_json, read_tensors
-from elvis.checkpoints.directory import FORMAT, MANIFEST, candidates, opened, verify, write
-from elvis.checkpoints.origin import card
+from elvis.checkpoints.directory import FORMAT, MANIFEST, candidates, local, opened, verify, write
 from elvis.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -43,11 +44,13 @@ def save(
     objectives: Mapping[str, tuple[Mapping[str, Any], nn.Module]] | None = None,
     patients: np.ndarray | None = None,
     more: Callable[[Path], None] | None = None,
+    about: cards.About | None = None,
+    data_card: str = "",
 ) -> Path:
     """A checkpoint of a model with its tokenizer and preprocessing; `state` is what only --resume reads.
 
     objectives: label -> (recipe for `OBJECTIVES.create`, module) of those that show an attention; patients: `studies.fingerprints`;
-    more(stage): writes files of its own beside them (a task's).
+    more(stage): writes files of its own beside them (a task's); about: what its card says of it; data_card: `cards.data_card`.
     """
 
     def fill(stage: Path) -> None:
@@ -59,9 +62,7 @@ def save(
         write_tensors(stage / "model.safetensors", pretrained.model.state_dict())
         write_json(stage / "preprocess.json", pretrained.preprocess.to_json())
         pretrained.tokenizer.save(stage / "tokenizer")
-        (stage / "MODEL_CARD.md").write_text(card(pretrained, metrics, provenance))
-        write_json(stage / "metrics.json", metrics)
-        write_json(stage / "provenance.json", provenance)
+        write_cards(stage, about or cards.about(pretrained), metrics, provenance, data_card)
         if objectives:
             write_json(stage / "objectives.json", {label: dict(recipe) for label, (recipe, _) in objectives.items()})
             weights = {f"{label}.{k}": v for label, (_, module) in objectives.items() for k, v in module.state_dict().items()}
@@ -77,15 +78,30 @@ def save(
     return write(target, fill)
 
 
-def annotate(target: Path, metrics: Mapping[str, Any], pretrained: Pretrained) -> Path:
+def write_cards(stage: Path, about: cards.About, metrics: Mapping[str, Any], provenance: Mapping[str, Any], data_card: str = "") -> None:
+    """metrics.json, provenance.json, MODEL_CARD.md and, where it is given, DATA_CARD.md, beside the config.yaml that is there already.
+
+    metrics: numbers, or `Metric`s with their intervals.
+    """
+    measured = cards.numbers(metrics)
+    write_json(stage / "metrics.json", measured)
+    write_json(stage / "provenance.json", provenance)
+    with believed(stage / "config.yaml"):
+        config = yaml.safe_load((stage / "config.yaml").read_text(encoding="utf-8"))
+    told = config if isinstance(config, dict) else {}
+    (stage / "MODEL_CARD.md").write_text(cards.card(about, measured, provenance, told), encoding="utf-8")
+    if data_card:
+        (stage / "DATA_CARD.md").write_text(data_card, encoding="utf-8")
+
+
+def annotate(target: Path, metrics: Mapping[str, Any], pretrained: Pretrained, about: cards.About | None = None) -> Path:
     """Write what was measured of a checkpoint into it: metrics.json and MODEL_CARD.md anew, everything else as it is."""
     verify(target)
-    origin = read_json(target / "provenance.json")
+    origin, earlier = read_json(target / "provenance.json"), read_json(target / "metrics.json")
 
     def fill(stage: Path) -> None:
         shutil.copytree(target, stage, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-        write_json(stage / "metrics.json", {**read_json(target / "metrics.json"), **metrics})
-        (stage / "MODEL_CARD.md").write_text(card(pretrained, metrics, origin))
+        write_cards(stage, about or cards.about(pretrained), {**earlier, **metrics}, origin)
 
     return write(target, fill)
 
@@ -96,6 +112,7 @@ def annotate(target: Path, metrics: Mapping[str, Any], pretrained: Pretrained) -
 def load_backbone(path: Path | str, *, projected: bool = False) -> nn.Module:
     """The image encoder of a checkpoint, in eval mode: `(image: B C *S) -> ImageFeatures`, `.pyramid(image)`, `.spec`.
 
+    path: a checkpoint or run directory, or hf-hub:OWNER/NAME[@REVISION].
     projected: its tokens after the projection into the shared space (no pyramid then). A checkpoint of a segmentation head has a backbone too.
     """
     return opened(path, partial(_backbone, projected=projected))
@@ -105,10 +122,11 @@ def _backbone(path: Path, *, projected: bool) -> nn.Module:
     from elvis.model import Projected, build_image
 
     recipe, file = read_json(path / "model.json"), path / "model.json"
-    own = recipe.get("model")
+    own: Any = recipe.get("model")
     if projected and not isinstance(own, dict):
         raise CheckpointError(f"{path} has no projection", "give a checkpoint of python -m elvis.pretrain, or leave projected out")
-    given, parts = recipe.get("image"), ("image",)
+    given: Any = recipe.get("image")
+    parts: tuple[str, ...] = ("image",)
     if projected:
         given = {"image": given, "projection": {name: own[name] for name in Projected.OPTIONS if name in own}}
         parts = Projected.PARTS[bool(own.get("local_heads"))]
@@ -137,7 +155,7 @@ class Whole:
 
 def load_whole(path: Path | str) -> Whole:
     """A checkpoint with what a benchmark asks of it, verified once."""
-    return opened(path, partial(_whole, asked=Path(path).expanduser()))
+    return opened(path, partial(_whole, asked=local(path)))
 
 
 def _whole(folder: Path, asked: Path) -> Whole:

@@ -36,6 +36,7 @@ MANIFEST_BYTES = 16 << 20  # a larger one is none: 100 bytes a file
 NEEDED = ("model.json", "model.safetensors", "preprocess.json")
 STAGE, ASIDE, LOCK = ".stage-", ".old-", ".lock"
 READ = (".json", ".safetensors", ".npy", ".pt", ".yaml", ".txt")  # suffixes of files that are parts of a checkpoint
+HUB = "hf-hub:"  # what an id of the Hugging Face hub begins with, as timm and open_clip write it
 T = TypeVar("T")
 
 
@@ -224,8 +225,8 @@ def _verify(path: Path, needed: Sequence[str]) -> dict[str, str]:
 def _readable(path: Path, file: Path) -> str:
     """The name in a checkpoint of what a reader could take for a part of it; "" for hidden files and folders, and for notes."""
     name = file.relative_to(path)
-    hidden = any(part.startswith(".") for part in name.parts)
-    return "" if hidden or not (file.is_symlink() or file.suffix in READ) or (file.is_dir() and not file.is_symlink()) else name.as_posix()
+    hidden, link = any(part.startswith(".") for part in name.parts), file.is_symlink() and not _is_blob(path, file)
+    return "" if hidden or not (link or file.suffix in READ) or (file.is_dir() and not link) else name.as_posix()
 
 
 def _holds(path: Path, name: str) -> bool:
@@ -233,9 +234,16 @@ def _holds(path: Path, name: str) -> bool:
     plain = PurePosixPath(name)
     try:
         inside = plain.as_posix() == name and ".." not in plain.parts and (path / name).resolve().is_relative_to(path.resolve())
-        return inside and (path / name).is_file()
+        return (inside or _is_blob(path, path / name)) and (path / name).is_file()
     except (OSError, ValueError, RuntimeError):  # too long, NUL, half a surrogate pair, links in a circle
         return False
+
+
+def _is_blob(path: Path, file: Path) -> bool:
+    """Whether a file is where the hub's cache keeps it: `path` is MODEL/snapshots/COMMIT, its files are links to MODEL/blobs."""
+    home = path.resolve()
+    known = home.parent.name == "snapshots" and ".." not in file.relative_to(path).parts
+    return known and file.is_file() and file.resolve().parent == home.parents[1] / "blobs"
 
 
 def _manifest(path: Path) -> dict[str, str]:
@@ -258,7 +266,7 @@ def _manifest(path: Path) -> dict[str, str]:
 
 
 def resolve(path: Path | str) -> Path:
-    """A verified checkpoint: the directory itself, or, of a run directory, `best`, else the newest good step.
+    """A verified checkpoint: the directory itself, or, of a run directory, `best`, else the newest good step; of a hub id see `local`.
 
     A checkpoint that was named is refused when bad; inside a run directory a bad one is passed over with a line on stderr.
     """
@@ -287,8 +295,30 @@ def _lists(folder: Path, hashes: dict[str, str]) -> bool:
         return False
 
 
+def local(path: Path | str) -> Path:
+    """The path itself; of a hub id (hf-hub:OWNER/NAME, or hf-hub:OWNER/NAME@REVISION) the folder its checkpoint was downloaded to, not verified yet.
+
+    No trainer state is fetched. Raises ConfigError without the hub, CheckpointError for what it does not have.
+    """
+    if not str(path).startswith(HUB):
+        return Path(path).expanduser()
+    from huggingface_hub import snapshot_download
+
+    from elvis.hub import check_hub
+
+    name, _, revision = str(path).removeprefix(HUB).partition("@")
+    check_hub(f"the checkpoint '{name}'", "give a directory on this machine")
+    kinds = [f"*{suffix}" for suffix in (*READ, ".md") if suffix != ".pt"]
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=kinds, ignore_patterns=["state/*"]))
+    except (OSError, ValueError) as error:  # what the hub says of ids, revisions and its cache is one of these
+        reason = " ".join(str(error).split())[:150]
+        fix = "is it hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION, and may you read it?"
+        raise CheckpointError(f"cannot get {path}: {type(error).__name__}: {reason}", fix) from error
+
+
 def _resolved(path: Path | str) -> tuple[Path, dict[str, str]]:
-    path = standing(run_of(Path(path).expanduser()))
+    path = standing(run_of(local(path)))
     if (path / MANIFEST).exists() or (path / "model.safetensors").exists() or not (path / "checkpoints").is_dir():
         return path, verify(path)
     return _first_good(candidates(path), path)

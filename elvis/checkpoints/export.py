@@ -40,7 +40,7 @@ def text_derived(folder: Path) -> list[str]:
     """The parts of a checkpoint that were made of report texts, by their names."""
     found = [called for name, called in TEXTS.items() if (folder / name).exists()]
     recipe = read_json(folder / "model.json")
-    text = recipe.get("text") if isinstance(recipe.get("text"), dict) else {}
+    text: Any = recipe.get("text") if isinstance(recipe.get("text"), dict) else {}
     if text.get("name") != "tiny":  # others bring a tokenizer that was trained elsewhere
         found = [called for called in found if called != TEXTS["tokenizer"]]
     return [*found, *(["queue of texts"] if _queues(folder) else [])]
@@ -74,7 +74,7 @@ def export(source: Path | str, target: Path, *, public: bool = False) -> Path:
                 shutil.copyfile(folder / name, stage / name)
         if public:
             _empty_queues(stage)
-            for path in (stage / "config.yaml", stage / "MODEL_CARD.md", *stage.glob("*.json")):
+            for path in (stage / "config.yaml", *stage.glob("*_CARD.md"), *stage.glob("*.json")):
                 if path.is_file():
                     _scrub(path)
         parts = text_derived(folder)

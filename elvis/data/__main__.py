@@ -16,9 +16,9 @@ of the dataset (data.split=... where both have one), else a knob of the phantoms
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from hashlib import blake2b
@@ -27,6 +27,7 @@ from typing import Any
 
 import yaml
 
+from elvis import reference, terminal
 from elvis.data import cache, doctor, phantoms, sheet, studies
 from elvis.data.datasets.phantom import phantom
 from elvis.data.phantoms import layouts
@@ -45,13 +46,41 @@ KNOBS = tuple(field.name for field in fields(phantoms.Knobs))
 Options = dict[str, Any]
 
 
+ABOUT = """Datasets: looked at, prepared, shown; phantoms written as their owners would.
+
+  doctor   what is in a dataset and what is wrong with it (exit code 2 with errors)
+  prepare  checks every image, and keeps pixels of training size and a manifest
+  show     draws studies with their text, boxes and masks (phantoms, when no dataset is named)
+  export   writes phantoms in the layout of a dataset's owner
+  purge    empties the cache
+
+A name=value is an option of the command, else of the dataset (data.split=... where both have one), else a knob of the phantoms."""
+EXAMPLES = (
+    "python -m elvis.data doctor mimic_cxr root=MIMIC_JPG reports=MIMIC_REPORTS",
+    "python -m elvis.data prepare mimic_cxr root=MIMIC_JPG reports=MIMIC_REPORTS out=READY size=512",
+    "python -m elvis.data prepare ct_rate root=CT_RATE out=READY size=[240,480,480] spacing=[1.5,0.75,0.75] dtype=int16",
+    "python -m elvis.data show prepared root=READY out=sheet.html",
+    "python -m elvis.data show --out sheet.png",
+    "python -m elvis.data export --layout mimic_cxr --out TRY train=8 val=2 test=4",
+    "python -m elvis.data --help-options mimic_cxr",
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Words(prog="python -m elvis.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=tuple(COMMANDS))
+    own = (f"  {name:<9} {options}" for name, run in RUNS.items() if (options := " ".join(_shown(run))))
+    more = "\n".join(["options of the commands, with their defaults (those of a dataset: --help-options NAME):", *own])
+    parser = Words(prog="python -m elvis.data", description=ABOUT, examples=EXAMPLES, epilog=more)
+    parser.add_argument(
+        "command", choices=tuple(COMMANDS), nargs="?" if "--help-options" in (arguments or sys.argv) else None, help="what is to be done"
+    )
     parser.add_argument("words", nargs="*", metavar="NAME | option=value", help="a dataset, and options of the command or the dataset")
     parser.add_argument("--out", help="the same as out=")
     parser.add_argument("--layout", help="export: the same as layout=")
+    parser.add_argument("--help-options", metavar="NAME", help=f"the options of a dataset, and stop; one of {', '.join(DATASETS.names())}")
     given = parser.parse_intermixed_args(arguments)
+    if given.help_options:
+        print(reference.dataset(given.help_options))
+        return 0
     name, options = _read(given.words)
     for option in ("out", "layout"):
         if getattr(given, option) is not None:
@@ -77,6 +106,7 @@ def run_doctor(
     others = dict(_other(word) for word in ([against] if isinstance(against, str) else against))
     table = _table(name, options)
     report = doctor.examine(name, table, against=others, strict=strict, size=size, batch=batch, workers=workers, out=Path(out))
+    terminal.tell(dataset=name, errors=len(report.errors), report=report.text().splitlines())
     print(report.text())
     if table.excluded:
         target = Path(out) / f"{name}.excluded.txt"
@@ -106,7 +136,8 @@ def run_prepare(
     """Pixels of training size and a manifest, in OUT or in the cache."""
     _named(name)
     make = _make(size, fit, spacing, dtype, window)
-    wrong = [f"fit={fit}"] * (fit not in ("pad", "crop")) + [f"on_leak={on_leak}"] * (on_leak not in ("error", "drop", "allow"))
+    words = {"fit": (fit, ("pad", "crop")), "on_leak": (on_leak, ("error", "drop", "allow"))}
+    wrong = [f"{key}={word}{nearest(str(word), known)}" for key, (word, known) in words.items() if word not in known]
     wrong += [f"max_missing={max_missing}"] * (not 0 <= max_missing <= 1) + [f"workers={workers}"] * (workers is not None and workers < 1)
     if wrong:
         fix = "fit is pad or crop; on_leak is error, drop or allow; workers is positive; max_missing is a share"
@@ -122,11 +153,12 @@ def run_prepare(
     for line in doctor.shown(done.problems):
         print(line)
     what = f"{done.made} of {done.shards} shards made" if done.made else "nothing to do: all shards are there" if not done.fresh else "shards kept"
+    terminal.tell(out=done.out, studies=done.studies, images=done.images, bad=done.bad)
     print(f"{done.out}: {done.studies:,} studies, {done.images:,} images, {done.bad:,} left out (bad_images.jsonl); {what}")
     if any(problem.severity == "E" for problem in done.problems):
         print("what is an ERROR above was left out: mend it and run this again")
         return 2
-    print(f"train on it: python -m elvis.pretrain --config CONFIG data.name=prepared data.root={done.out}")
+    terminal.note(f"train on it: python -m elvis.pretrain --config CONFIG data.name=prepared data.root={done.out}")
     return 0
 
 
@@ -166,6 +198,7 @@ def run_show(name: str, options: Options, *, out: str | None = None, split: str 
         sheet.png(chosen).save(target, optimize=True)
     else:
         target.write_text(sheet.html(chosen, title=f"{name or 'phantom'}: {len(chosen)} studies"), encoding="utf-8")
+    terminal.tell(out=target, studies=len(chosen))
     print(f"wrote {target}: {len(chosen)} studies, a sentence in the colour of its boxes, grey where it has none")
     return 0
 
@@ -190,8 +223,9 @@ def run_export(name: str, options: Options, *, layout: str = "manifest", out: st
             raise ConfigError("; ".join(wrong), f"layouts: manifest, {', '.join(layouts.layouts())}")
         done = layouts.export(layout, out, counts=layouts.COUNTS | counts, **options).counts
         then = f"python -m elvis.data doctor {layouts.layouts()[layout].dataset} root={out}"
+    terminal.tell(out=out, counts=dict(done))
     print(f"wrote {out}: " + ", ".join(f"{count} {what}" for what, count in done.items()))
-    print(f"read them: {then}")
+    terminal.note(f"read them: {then}")
     return 0
 
 
@@ -292,6 +326,11 @@ def _hash(options: Options) -> str:
     return blake2b(repr(sorted(whole.items())).encode(), digest_size=6).hexdigest()
 
 
+def _shown(run: Any) -> list[str]:
+    """A command's own options, as one would write their defaults."""
+    return [f"{row.key.removeprefix('.')}={row.default}" for row in reference.options("", "", run)]
+
+
 def _command(run: Any) -> Any:
     """A command that is called with its own options, checked against its signature, and those of the dataset: the rest, and data.NAME."""
     own = {name for name, p in inspect.signature(run).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
@@ -303,19 +342,18 @@ def _command(run: Any) -> Any:
             raise ConfigError("; ".join(wrong), f"options: {', '.join(sorted(own))}")
         rest = {key.removeprefix("data."): value for key, value in options.items() if key not in own}
         of_dataset = DATASETS.options(name) if name in DATASETS else {}
+        for key in rest if name in DATASETS else ():
+            if key not in {*of_dataset, *own, *KNOBS}:
+                what = f"neither {run.__name__.removeprefix('run_')} nor '{name}' has an option '{key[:60]}'{nearest(key, {*own, *of_dataset})}"
+                raise ConfigError(what, f"options: {', '.join([*sorted(own), *of_dataset])}")
         mine |= {key: rest.pop(key) for key in (*rest,) if key in own and key not in of_dataset and key not in mine}  # data.on_leak=drop
         return run(name, rest, **mine)
 
     return call
 
 
-COMMANDS = {
-    "doctor": _command(run_doctor),
-    "prepare": _command(run_prepare),
-    "show": _command(run_show),
-    "export": _command(run_export),
-    "purge": _command(run_purge),
-}
+RUNS = {"doctor": run_doctor, "prepare": run_prepare, "show": run_show, "export": run_export, "purge": run_purge}
+COMMANDS = {name: _command(run) for name, run in RUNS.items()}
 
 if __name__ == "__main__":
     run_cli(main)

@@ -25,6 +25,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
+from elvis import terminal
 from elvis.data import masks, rows, shards
 from elvis.data.cache import private
 from elvis.data.problems import CODES, MAX_MISSING, Problem, Problems
@@ -158,8 +159,6 @@ def _pixels(
     sources: Sequence[ImageSource | Path], folder: Path, make: Make, workers: int, check: bool, progress: bool
 ) -> tuple[list[Stored], int, int]:
     """All shards written; where each source went, how many shards were made by this call, and how many there are."""
-    from tqdm import tqdm
-
     parts = shards.cut(sources)
     entries: list[Stored | None] = [None] * len(sources)
     todo: list[tuple[int, list[Any], str]] = []
@@ -176,7 +175,7 @@ def _pixels(
             todo.append((number, group, key))
         else:
             keep(number, found)
-    with tqdm(total=len(sources), initial=len(sources) - sum(len(g) for _, g, _ in todo), unit="image", disable=not progress) as bar:
+    with terminal.progress(len(sources), "image", done=len(sources) - sum(len(g) for _, g, _ in todo), show=progress) as bar:
         for number, found in _made(todo, folder, make, workers):
             keep(number, found)
             bar.update(len(found))

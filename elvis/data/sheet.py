@@ -21,6 +21,7 @@ from elvis.data import masks
 from elvis.data.images import BadImage, read
 from elvis.data.studies import in_fractions, placed
 from elvis.errors import DataError
+from elvis.notice import NOTICE
 from elvis.types import Mask, Study
 
 COLOURS = ("#ffd23f", "#3bceac", "#ee6c4d", "#9d8df1", "#7fd1ff", "#f78fb3", "#b8e986", "#ffa94d")
@@ -56,7 +57,7 @@ def html(studies: Sequence[Study], *, title: str, side: int = 420) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width">'
-        f"<title>{escape.escape(title)}</title><style>{style}</style><h1>{escape.escape(title)}</h1><main>\n{cells}\n</main></html>\n"
+        f"<title>{escape.escape(title)}</title><style>{style}</style><h1>{escape.escape(title)}</h1><p>{NOTICE}</p><main>\n{cells}\n</main></html>\n"
     )
 
 

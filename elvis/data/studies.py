@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -237,6 +237,11 @@ def enough(studies: Sized, batch_size: int) -> None:
 def stable_hash(text: str) -> int:
     """A signed 64-bit integer of a string, the same in every process and on every machine."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def digest(ids: Iterable[str]) -> str:
+    """What a result names a list by: the first 16 hex digits of the SHA-256 of the sorted ids, a newline between them."""
+    return sha256("\n".join(sorted(ids)).encode()).hexdigest()[:16]
 
 
 def fingerprints(table: StudyTable, split: str | None = None, name: str = "") -> np.ndarray | None:

@@ -33,16 +33,16 @@ class Tokens:
 
 
 class Tokenizer:
-    """A `tokenizers.Tokenizer` with the ids of its special tokens, as BERT or RoBERTa name them."""
+    """A `tokenizers.Tokenizer` with the ids of its special tokens, as BERT, RoBERTa or CLIP name them."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True  # a "[SEP]" or "[PAD]" that stands in a report is a word like others
         self.backend = backend
-        self.pad_id = self._id("[PAD]", "<pad>")
-        self.cls_id = self._id("[CLS]", "<s>")
-        self.sep_id = self._id("[SEP]", "</s>")
+        self.pad_id = self._id("[PAD]", "<pad>", "<end_of_text>")
+        self.cls_id = self._id("[CLS]", "<s>", "<start_of_text>")
+        self.sep_id = self._id("[SEP]", "</s>", "<end_of_text>")
 
     def _id(self, *names: str) -> int:
         for name in names:

@@ -25,6 +25,7 @@ BINS = 2**14
 TOLERANCE = 1e-3  # of the AUROC
 FINE = 12  # bits of a float32 that are dropped: 11 of its mantissa's 23 stay
 OVERLAP = 0.5  # IoU from which a box counts as found
+ZONES = tuple(f"{side} {third}" for side in ("right", "left") for third in ("upper", "mid", "lower"))  # of the patient: right is on the image's left
 NAMES = ("cnr", "pointing", "miou", "miou_skip_empty", "miou_raw", "miou_raw_skip_empty", "auroc", "ap", "best_box")
 
 Boxes = Sequence[Sequence[float]]
@@ -117,6 +118,23 @@ def place(values: np.ndarray, first: tuple[int, int], frame: Sequence[float]) ->
     return float(left.mean()), np.bincount(third, minlength=3) / len(third)
 
 
+def zone(mask: np.ndarray, first: tuple[int, int], frame: Sequence[float]) -> int:
+    """Which of ZONES, halves and thirds of a frame as in `place`, holds most of a mask (its first pixel at `first`); -1 of an empty one."""
+    y, x = np.nonzero(mask)
+    x1, y1, x2, y2 = frame
+    third = np.clip(((y + first[0] + 0.5) - y1) / (y2 - y1) * 3, 0, 2.999).astype(int)
+    return int(np.bincount(3 * ((x + first[1] + 0.5) > (x1 + x2) / 2) + third).argmax()) if len(y) else -1
+
+
+def holder(top: np.ndarray, first: tuple[int, int], regions: Sequence[Region]) -> int:
+    """The first region that holds at least half of a map's tied maxima (`top`: bool, of the seen pixels); -1: none does."""
+    for number, (window, mask) in enumerate(regions):
+        inside, part = _seen(window, mask, first, top.shape)
+        if 2 * np.count_nonzero(top[inside] & part) >= np.count_nonzero(top):
+            return number
+    return -1
+
+
 def auroc_error(values: np.ndarray, first: tuple[int, int], boxes: Boxes, shape: tuple[int, int]) -> float:
     """How far the AUROC of `measure` may be from the exact one, at most (values that are equal are ties, not errors)."""
     inside, mask = _seen(*region(boxes, shape), first, values.shape)
@@ -169,7 +187,7 @@ def _overlap(values: np.ndarray, cut: float, inside: Window, mask: np.ndarray, w
     """IoU of {values > cut} and the region, unseen parts of which count as missed; and whether anything was predicted."""
     predicted = np.count_nonzero(values > np.float32(cut))
     both = np.count_nonzero((values[inside] > np.float32(cut)) & mask)
-    return both / max(1, predicted + np.count_nonzero(whole) - both), predicted > 0
+    return float(both / max(1, int(predicted + np.count_nonzero(whole) - both))), bool(predicted > 0)
 
 
 def _histograms(values: np.ndarray, inside: Window, mask: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
@@ -233,7 +251,7 @@ def _iou(one: Region, other: Region) -> float:
     (window, mask), (second, second_mask) = one, other
     cut, part = _seen(second, second_mask, (window[0].start, window[1].start), mask.shape)
     both = np.count_nonzero(mask[cut] & part)
-    return both / max(1, np.count_nonzero(mask) + np.count_nonzero(second_mask) - both)
+    return float(both / max(1, int(np.count_nonzero(mask) + np.count_nonzero(second_mask) - both)))
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

@@ -41,7 +41,7 @@ def overlap(prediction: Array, truth: Array, *, spatial: int = 2) -> np.ndarray:
     _check(prediction, truth)
     if not (isinstance(prediction, Tensor) and isinstance(truth, Tensor)):
         prediction, truth = _numpy(prediction), _numpy(truth)
-    both, predicted, there = (_numpy(mask.sum(axis=tuple(range(-spatial, 0)))) for mask in (prediction & truth, prediction, truth))
+    both, predicted, there = (_numpy(mask.sum(tuple(range(-spatial, 0)))) for mask in (prediction & truth, prediction, truth))
     return np.stack([both, predicted - both, there - both], -1).astype(np.float64)
 
 
@@ -135,8 +135,8 @@ POOLED = ("dice_pooled", "iou_pooled", "precision")  # 0 for a class that no ima
 
 def present(parts: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
     """Places of the classes that some image has (all of them if none has): whose pooled numbers enter a mean. It must not depend on the model."""
-    there = (_truth(np.nan_to_num(parts)) * (True if known is None else known) > 0).any(0)
-    return np.flatnonzero(there) if there.any() else np.arange(len(there))
+    there = np.atleast_1d((_truth(np.nan_to_num(parts)) * (True if known is None else known) > 0).any(0))
+    return np.flatnonzero(there) if there.any() else np.arange(there.size)
 
 
 def summarise(
@@ -169,7 +169,7 @@ def summarise(
     out = {}
     for suffix, which in chosen.items():
         rows = np.flatnonzero(known[:, which].any(1))
-        groups = [str(patients[row]) for row in rows]
+        groups = [str(patients[int(row)]) for row in rows]
         for name, terms in sums.items():
             mine = which if suffix or name not in POOLED else there
             out[name + suffix] = _interval(terms[np.ix_(rows, mine)], groups, resamples=resamples, seed=seed)
@@ -247,11 +247,11 @@ def hausdorff95(prediction: Array, truth: Array, spacing: Sequence[float] | None
 
 def _interval(sums: np.ndarray, groups: Sequence[str], *, resamples: int, seed: int) -> Metric:
     """N K 2 -> the mean over the classes for which the ratio is defined."""
-    counted = sums[..., 1] > 0
+    counted: np.ndarray = sums[..., 1] > 0
     if not counted.any():
         return Metric(float("nan"))
     sums = sums[:, counted.any(0)].reshape(len(sums), -1)
-    if len({group for group, counts in zip(groups, counted.any(1), strict=True) if counts}) < 2:
+    if len({group for group, counts in zip(groups, np.atleast_1d(counted.any(1)), strict=True) if counts}) < 2:
         return Metric(float(_macro(sums.sum(0))))
     return bootstrap.interval(sums, groups, _macro, resamples=resamples, seed=seed)
 

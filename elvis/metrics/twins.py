@@ -11,6 +11,7 @@ one half; intervals draw whole patients, twins together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def metrics(scores: Scores, twins: Twins, *, resamples: int = 1000, seed: int = 
     if not together:
         return {}
     own, others, elsewhere = sides
-    options = {"resamples": resamples, "seed": seed}
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
     return {
         "swap": bootstrap.mean(_won(own, others), together, **options),
         "swap_image": bootstrap.mean(_won(own, elsewhere), together, **options),
@@ -43,7 +44,7 @@ def differences(scores: Scores, other: Scores, twins: Twins, *, resamples: int =
     (own2, others2, elsewhere2), _ = _sides(other, there)
     if not together:
         return {}
-    options = {"resamples": resamples, "seed": seed}
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
     return {
         "swap": bootstrap.paired(_won(own, others), _won(own2, others2), together, **options),
         "swap_image": bootstrap.paired(_won(own, elsewhere), _won(own2, elsewhere2), together, **options),

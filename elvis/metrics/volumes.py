@@ -35,7 +35,7 @@ def measure(values: np.ndarray, first: Sequence[int], mask: np.ndarray, shares: 
     What lies outside of it was not seen: truth there is missed by the Dice.
     """
     window = tuple(slice(start, start + length) for start, length in zip(first, values.shape, strict=True))
-    truth = np.count_nonzero(mask)
+    truth = int(np.count_nonzero(mask))
     flat, seen = values.reshape(len(values), -1), mask[window].reshape(len(values), -1)
     filled = np.flatnonzero(seen.any(1))
     rows = slice(int(filled[0]), int(filled[-1]) + 1) if len(filled) else slice(0, 0)

@@ -5,6 +5,8 @@ A text encoder is an nn.Module with keyword-only options (`vocab_size` is suppli
     .width, .max_length        D of the tokens; the longest text it takes, in tokens
     forward(ids B L, mask B L) -> tokens B L D, zeros at padding; what stands at padding never matters
     .nets                      optional: the modules inside that torch.compile may take, tensors in and out (`train.compile`)
+    load_tokenizer(source)     optional, static: its own tokenizer, of what the option named in `source` (default: checkpoint) says
+    .report                    optional: what became of the weights of somebody else that it starts from (elvis.weights.Report), or None
     .recipe                    -> dict for `TEXT_ENCODERS.create(**recipe)`: the same module without weights and without network
 
 tests/test_text.py holds every registered name to this.

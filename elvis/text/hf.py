@@ -11,9 +11,12 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,7 @@ from elvis.errors import ConfigError, nearest
 from elvis.hub import check_hub
 from elvis.registry import TEXT_ENCODERS
 from elvis.text import check_length
+from elvis.weights import Found, Report, load, read
 
 if TYPE_CHECKING:
     import tokenizers
@@ -40,6 +44,8 @@ class Hf(nn.Module):
         vocab_size: int | None = None,  # of the tokenizer; None = the encoder's own
         checkpoint: str = "",  # folder or hub id with weights, e.g. emilyalsentzer/Bio_ClinicalBERT (LoVT, GLoRIA, MGCA)
         config: Mapping[str, Any] | None = None,  # or the encoder's config alone: random weights, no network
+        weights: str = "",  # a file of weights for the encoder of either, in place of the folder's (docs/starting_points.md)
+        unmatched: Sequence[str] = (),  # regexes of names that may be missing from that file, or left over in it
         layers_mean: int = 1,  # LoVT: the last hidden states; GLoRIA: 4
         checkpointing: bool = False,  # layers are computed again in the backward pass: less memory, the same result
     ) -> None:
@@ -48,12 +54,15 @@ class Hf(nn.Module):
             raise ConfigError(
                 "text encoder 'hf' needs either 'checkpoint' or 'config'", "checkpoint: a folder or hub id;  config: {model_type: bert, ...}"
             )
+        self.report: Report | None = None
         if checkpoint:
             with _refusals(checkpoint):
-                self.encoder = _from_checkpoint(checkpoint)
+                self.encoder, self.report = _from_checkpoint(checkpoint, wanted=not weights)
         else:
             with _refusals("text.config"):
                 self.encoder = _from_config({**({"vocab_size": vocab_size} if vocab_size else {}), **config})
+        if weights and torch.get_default_device().type != "meta":
+            self.report = load(self.encoder, _named_as_now(read(weights)), into=f"a {self.encoder.config.model_type}", unmatched=unmatched)
         own = self.encoder.config
         if (vocab_size or 0) > own.vocab_size:
             raise ConfigError(
@@ -109,7 +118,10 @@ class Hf(nn.Module):
 
         _check_there(checkpoint)
         with _refusals(checkpoint), _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+            kin = _kin(checkpoint)
+            tokenizer = AutoTokenizer.from_pretrained(
+                checkpoint, trust_remote_code=False, **({"config": kin, "tokenizer_type": kin.model_type} if kin else {})
+            )
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is not None and set(backend.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers 5 makes one up where there is none
             raise ConfigError(f"'{checkpoint}' holds no tokenizer", "put its tokenizer.json, or vocab.txt, beside the weights")
@@ -118,22 +130,47 @@ class Hf(nn.Module):
         return backend
 
 
-def _from_checkpoint(checkpoint: str) -> nn.Module:
+def _from_checkpoint(checkpoint: str, wanted: bool) -> tuple[nn.Module, Report | None]:
+    """The encoder of a checkpoint and what was loaded; at random, of its config alone, where its weights are not wanted."""
     from transformers import AutoConfig, AutoModel
 
     _check_there(checkpoint)
     with _quiet():
-        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-        if torch.get_default_device().type == "meta":  # shapes are asked for, not weights
-            return _from_config(config.to_dict())
+        config = _kin(checkpoint) or AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        if not wanted or torch.get_default_device().type == "meta":  # shapes are asked for, not weights
+            return _from_config(config.to_dict()), None
         encoder, loaded = AutoModel.from_pretrained(
-            checkpoint, dtype=torch.float32, trust_remote_code=False, output_loading_info=True, **_no_pooler(config)
+            checkpoint, config=config, dtype=torch.float32, trust_remote_code=False, output_loading_info=True, **_no_pooler(config)
         )
     if missing := sorted(loaded["missing_keys"]):
         raise ConfigError(
             f"'{checkpoint}' lacks {len(missing)} weights of its encoder, such as {missing[0]}", "use a checkpoint of the encoder itself"
         )
-    return encoder.train()
+    names = tuple(encoder.state_dict())
+    found = Found({}, os.path.basename(checkpoint.rstrip("/")) if os.path.isdir(checkpoint) else checkpoint)
+    return encoder.train(), Report(f"a {config.model_type}", found, "", len(names), names, (), (), tuple(sorted(loaded["unexpected_keys"])))
+
+
+KIN = {"cxr-bert": "bert"}  # what a folder calls its model -> whose encoder that is; its own code, of a head that is not used, is not run
+
+
+def _kin(checkpoint: str) -> Any:
+    """The config of a folder whose model is one of KIN, as its kin's; None for any other."""
+    from transformers import CONFIG_MAPPING
+
+    try:
+        said = json.loads(Path(checkpoint, "config.json").read_text(encoding="utf-8"))
+        kind = KIN[said["model_type"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return CONFIG_MAPPING[kind].from_dict({key: value for key, value in said.items() if key not in ("auto_map", "architectures", "model_type")})
+
+
+def _named_as_now(found: Found) -> Found:
+    """Old files of BERT call the weight and bias of a norm gamma and beta."""
+    norm = re.compile(r"(LayerNorm\.)(gamma|beta)$")
+    now = {norm.sub(lambda m: m[1] + {"gamma": "weight", "beta": "bias"}[m[2]], name): value for name, value in found.tensors.items()}
+    return replace(found, tensors=now)
 
 
 def _from_config(config: dict[str, Any]) -> nn.Module:

@@ -27,7 +27,7 @@ from tests.grounding.test_maps import write
 from tests.layouts import REAL
 
 SMALL = ["data.train=40", "data.test=6", "data.comp=4", "data.decor=0", "data.swap=4", "splits=[test,comp,swap]", "resamples=20", "workers=0"]
-FEW = ["resamples=20", "workers=0"]
+FEW = ["resamples=20", "workers=0", "page.cases=0"]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def ms_cxr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate(folder: Path, out: Path, *words: str) -> int:
-    return main(["evaluate", "--checkpoint", str(folder), "--out", str(out), "--quiet", *words])
+    return main(["evaluate", "--checkpoint", str(folder), "--out", str(out), *words])
 
 
 def test_an_evaluation_on_phantoms_writes_everything_it_says(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +51,7 @@ def test_an_evaluation_on_phantoms_writes_everything_it_says(folder: Path, tmp_p
     assert evaluate(folder, tmp_path / "out", *words) == 0
     said = capsys.readouterr().out
     names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert names == {"config.yaml", "results.json", "table.md", "per_case.csv", "index.html"}
+    assert names == {"config.yaml", "results.json", "table.md", "per_case.csv", "index.html", "figures"}
     rows = json.loads((tmp_path / "out/results.json").read_text())
     assert {r["row"] for r in rows} == {
         "tiny (cosine)", "tiny (lovt)", "other (cosine)", "other (lovt)", "random", "centre_prior", "mean_box", "text_prior", "oracle 2x2",
@@ -69,7 +69,14 @@ def test_an_evaluation_on_phantoms_writes_everything_it_says(folder: Path, tmp_p
     with (tmp_path / "out/per_case.csv").open() as file:
         cases = list(csv.DictReader(file))
     assert len(cases) == sum(r["config"]["phrases"] for r in rows)
+    counted = next(r for r in rows if r["split"] == "test" and r["row"] == "oracle 2x2")
+    confusion = counted["config"]["confusion"]
+    assert sum(sum(row.values()) for row in confusion["findings"].values()) + confusion["flat"] == counted["config"]["phrases"]
+    assert {path.name for path in (tmp_path / "out/figures").iterdir()} == {
+        f"confusion_by_{k}_{n:02d}.png" for k in ("finding", "zone") for n in range(1, 4)
+    }
     page = (tmp_path / "out/index.html").read_text()
+    assert "Confusion by zone" in page
     assert "is not shown to beat the text-only prior" in page
     assert "Content-Security-Policy" in page
     assert "RED: " in said
@@ -81,13 +88,14 @@ def test_ms_cxr_runs_with_every_preset_and_says_how_each_differs(
     folder: Path, ms_cxr: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for preset in ("default", "biovil", "afloc", "radzero"):
-        assert evaluate(folder, tmp_path / preset, "--config", "ms_cxr", f"data.root={ms_cxr}", f"preset={preset}", *FEW) == 0
+        assert evaluate(folder, tmp_path / preset, "--config", "ms_cxr", f"data.root={ms_cxr}", f"preset={preset}", *FEW[:2]) == 0
         said = capsys.readouterr().out
         assert f"preset {preset}: " in said
         assert "pairs" in said
         assert "instead of 1,162" in said
-    page = tmp_path / "default/index.html"
-    assert stat.S_IMODE(page.stat().st_mode) == 0o600
+    page, *pictures = tmp_path / "default/index.html", *(tmp_path / "default/figures").iterdir()
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (page, *pictures)} == {0o600}
+    assert pictures
     assert "BioViL-T" in page.read_text()
     assert str(ms_cxr) not in page.read_text()
     headline = (tmp_path / "biovil/table.md").read_text().splitlines()[0]

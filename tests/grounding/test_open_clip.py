@@ -17,7 +17,8 @@ from open_clip import factory
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from downstream.grounding.open_clip import OpenClip, _short
+from downstream.grounding.open_clip import OpenClip
+from elvis.backbones.open_clip import short
 from elvis.errors import ConfigError, DataError
 from elvis.ops import cosine
 from tests.tiny_encoders import bert_config, write_bert
@@ -473,7 +474,7 @@ def test_a_tag_brings_the_activation_its_weights_were_trained_with(tmp_path: Pat
     torch.save(build(VIT, kind=open_clip.CLIP).state_dict(), tmp_path / "weights.pt")
     tags = {"quick": {"file": str(tmp_path / "weights.pt"), "quick_gelu": True}, "plain": {"file": str(tmp_path / "weights.pt")}}
     monkeypatch.setitem(pretrained._PRETRAINED, "ViT-tiny-test", tags)
-    monkeypatch.setattr("downstream.grounding.open_clip.check_hub", lambda *_: None)
+    monkeypatch.setattr("elvis.backbones.open_clip.check_hub", lambda *_: None)
     for tag, quick in (("quick", True), ("plain", False)):
         model = OpenClip.load(f"ViT-tiny-test:{tag}").model
         assert any(isinstance(m, QuickGELU) for m in model.visual.modules()) is quick
@@ -505,4 +506,4 @@ def test_a_tower_that_does_not_pool_or_place_its_tokens_is_refused(vision: dict[
     ],
 )
 def test_a_row_is_named_without_a_path(spec: str, name: str) -> None:
-    assert _short(spec) == name
+    assert short(spec) == name

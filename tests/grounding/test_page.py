@@ -27,6 +27,9 @@ from downstream.grounding import page
 from downstream.grounding.page import Layer, Shown, Table, as_json, write
 from elvis.data.images import Frame, Preprocess
 from elvis.data.phantoms import PhantomImage, make_knobs
+from elvis.notice import NOTICE
+from elvis.pictures import draw_confusion
+from elvis.results import Pictures
 from tests.browser import chromium
 
 HOSTILE = [
@@ -156,7 +159,7 @@ def test_a_page_of_patients_is_its_owners_alone_from_the_first_byte(tmp_path: Pa
 def test_a_page_of_phantoms_has_no_banner_and_always_says_what_it_is_not(tmp_path: Path) -> None:
     text = written(tmp_path).read_text()
     assert "of patients" not in text
-    assert "research use only, not a medical device" in text
+    assert NOTICE in text
 
 
 def test_an_image_of_several_cases_is_embedded_once_and_shrunk(tmp_path: Path) -> None:
@@ -456,6 +459,30 @@ def test_a_narrow_screen_scrolls_down_only(shown: Page) -> None:
         assert shown.run("return document.documentElement.scrollWidth <= innerWidth")
     finally:
         shown.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1300, 400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pictures_stand_in_the_page_and_are_legible_on_light_and_dark(driver: Any, tmp_path: Path, width: int, scheme: str) -> None:
+    drawn = draw_confusion({"all": {"nodule": {"nodule": 3}}}, ["nodule"], ["nodule", "nothing marked"], x="found", y="asked")
+    parts = [Pictures("Confusion", HOSTILE[0], [(HOSTILE[1], drawn), ("other", drawn)], "wide")]
+    path = written(tmp_path, pictures=parts, patients=True)
+    assert {stat.S_IMODE(picture.stat().st_mode) for picture in (tmp_path / "figures").iterdir()} == {0o600}
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+    try:
+        driver.get(path.as_uri())
+        assert driver.get_log("browser") == []
+        assert driver.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+        ask = "return [...document.querySelectorAll('.plot img')].map(i => [i.naturalWidth > 300, getComputedStyle(i).filter != 'none'])"
+        assert driver.execute_script(ask) == [[True, scheme == "dark"]] * 2
+        assert driver.execute_script("return window.ran") is None
+        assert HOSTILE[1] in driver.find_element("css selector", ".plot figcaption").text
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def test_a_page_without_cases_opens_without_an_error(driver: Any, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from downstream.grounding.references import over
 from downstream.grounding.score import Job, gaussian, in_pixels, score, through_grid
 from elvis.data.images import Preprocess
 from elvis.metrics import grounding
-from elvis.metrics.pixels import region
+from elvis.metrics.pixels import ZONES, region
 
 SHAPE = (70, 110)
 BOXES = [[(20, 10, 60, 40)], [(70, 30, 100, 66), (5, 50, 25, 69)]]
@@ -35,7 +35,7 @@ def test_scores_are_those_of_the_definitions_on_the_exact_inverse_of_the_preproc
     whole = Preprocess((64, 64), fit, (0.5,), (0.5,)).frame(*SHAPE).to_original(torch.from_numpy(grids))  # type: ignore[arg-type]
     masks = torch.stack([grounding.boxes_to_mask(b, SHAPE) for b in BOXES])
     found = score(it, Protocol()).cases["m"]
-    assert set(found[0]) == set(METRICS)
+    assert set(found[0]) == {*METRICS, "region_zone", "top_zone", "top_on"}
     for name, expected in (
         ("cnr", grounding.cnr(whole.double(), masks)),
         ("pointing", grounding.pointing(whole, masks)),
@@ -149,6 +149,21 @@ def test_side_and_zone_are_asked_where_the_phrase_names_them_in_the_frame_of_the
     assert math.isnan(ask("A nodule.")["side"])
     assert math.isnan(ask("Bilateral edema.")["side"])
     assert ask("Left nodule.", lungs=(0.0, 0.0, 30.0, 70.0))["side"] == 1  # the midline lies elsewhere
+
+
+def test_the_zone_of_the_region_and_where_the_maximum_lies_are_told() -> None:
+    """Three phrases in an image of 70 x 110: right upper, left lower, and one whose region the first one's maximum hits."""
+    boxes = [[(10, 2, 30, 20)], [(70, 50, 100, 66)], [(75, 5, 105, 15)]]
+    grids = np.zeros((3, 7, 11), np.float32)  # cells of 10 pixels
+    grids[0, 1, 9] = grids[1, 5, 8] = grids[2, 4, 1] = 1
+    lungs = (0.0, 0.0, 110.0, 70.0)
+    found = score(
+        Job(SHAPE, boxes, ["a", "b", "c"], {"m": (grids, Preprocess((70, 110), "crop", (0.5,), (0.5,)).frame(*SHAPE))}, lungs=lungs), Protocol()
+    )
+    told = [(ZONES[case["region_zone"]], ZONES[case["top_zone"]], case["top_on"]) for case in found.cases["m"]]
+    assert told == [("right upper", "left upper", 2), ("left lower", "left lower", 1), ("left upper", "right mid", -1)]
+    flat = score(Job(SHAPE, boxes[:1], ["a"], {"m": (np.ones((1, 2, 2), np.float32), over(SHAPE, 2))}), Protocol()).cases["m"][0]
+    assert (ZONES[flat["region_zone"]], flat["top_zone"], flat["top_on"]) == ("right upper", -1, -1)
 
 
 def test_a_map_of_one_cell_is_flat_and_scores_nothing() -> None:

@@ -127,12 +127,57 @@ def test_a_macro_mean_keeps_its_categories_in_every_draw() -> None:
 
 
 def test_every_case_is_in_the_csv_without_its_text(tmp_path: Path) -> None:
-    rows = {"m": [case(0, "a", "focal", pointing=1), {**case(1, "b"), "wid": float("nan")}]}
+    rows = {"m": [case(0, "a", "focal", pointing=1), {**PLACED[1], "wid": float("nan")}]}
     tables.per_case(outcome(rows, ["m"]), tmp_path / "c.csv")
     with (tmp_path / "c.csv").open() as file:
         found = list(csv.DictReader(file))
     assert [r["pointing"] for r in found] == ["1", "0"]
     assert (found[1]["wid"], found[0]["tags"], found[0]["split"], found[0]["row"]) == ("", "focal", "test", "m")
+    assert [[r[name] for name in tables.MAXIMUM] for r in found] == [["", "", ""], ["right upper", "left lower", "b"]]
+
+
+def placed(number: int, category: str, region: str, top: str, on: str = "", own: bool = False) -> dict:
+    return {**case(number, category), "region_zone": region, "top_zone": top, "top_on": on, "top_own": own}
+
+
+PLACED = [
+    placed(0, "a", "right upper", "right mid", "a", own=True),  # inside a region that is in two zones: on the diagonal
+    placed(1, "a", "right upper", "left lower", "b"),
+    placed(2, "a", "right upper", "left lower"),
+    placed(3, "b", "left mid", "left mid", "b"),  # another one of its kind
+    placed(4, "b", "left mid", ""),  # a flat map
+    placed(5, "", "left mid", "left mid"),
+]
+
+
+def test_a_confusion_counts_where_maxima_lie_and_leaves_flat_maps_out() -> None:
+    assert tables.confusion([case(0)]) == tables.confusion([]) == {}
+    found = tables.confusion(PLACED)
+    assert found["findings"] == {"a": {"a": 1, "b": 1, "nothing marked": 1}, "b": {"b": 1}, "finding": {"nothing marked": 1}}
+    assert found["zones"] == {
+        "a": {"right upper": {"right upper": 1, "left lower": 2}}, "b": {"left mid": {"left mid": 1}}, "finding": {"left mid": {"left mid": 1}},
+    }  # fmt: skip
+    assert found["flat"] == 1
+
+
+def test_confusions_are_drawn_of_the_split_with_the_most_phrases_from_the_results() -> None:
+    given = outcome({"m": PLACED, "text_prior": PLACED}, ["m"])
+    given.cases["comp"] = {"m": PLACED[:1]}
+    found = tables.results(given, {}, OURS, dataset="d", resamples=2, seed=0, provenance={})
+    parts = report.confusions(found, given)
+    assert [(part.title, [row for row, _ in part.items]) for part in parts] == [("Confusion by finding", ["m"]), ("Confusion by zone", ["m"])]
+    assert all(part.note.startswith("Of test.") and "flat: 1 phrases of m" in part.note for part in parts)
+    finding, zone = (part.items[0][1] for part in parts)
+    assert [label.get_text() for label in finding.axes[0].get_yticklabels()] == ["a", "b", "finding"]
+    assert [label.get_text() for label in finding.axes[0].get_xticklabels()] == ["a", "b", "nothing marked"]
+    assert [axes.get_title() for axes in zone.axes[:4]] == ["all (5 phrases)", "a (3)", "b (1)", "finding (1)"]
+    many = [placed(n, f"kind {n:02d}", "right mid", "right mid", f"kind {(n + 1) % 20:02d}") for n in range(20)]
+    told = tables.confusion(many)
+    rows = report._by_finding(told).axes[0]
+    assert len(rows.get_yticklabels()) == report.FINDINGS
+    assert "another finding" in [label.get_text() for label in rows.get_xticklabels()]
+    nothing = outcome({"m": [case(0)]}, ["m"])
+    assert report.confusions(tables.results(nothing, {}, OURS, dataset="d", resamples=2, seed=0, provenance={}), nothing) == []
 
 
 def test_the_best_and_the_worst_of_every_category_are_shown_first() -> None:

@@ -83,7 +83,7 @@ def results_page(text: str, folder: Path) -> str:
     heat = np.linspace(0, 1, 600).reshape(20, 30)
     page = results.write(
         folder, [result(text)], overlays=[results.Overlay(text, pixels, heat, [(1, 2, 9, 9)], text)], legend=text, alarms=[text], notes=[text],
-        pictures=[results.Pictures("part", text, [(text, np.zeros((4, 4, 3), np.uint8))])], next_commands=[text], config_yaml=text, title=text,
+        pictures=[results.Pictures("part", text, [(text, np.zeros((4, 4, 3), np.uint8), text)])], next_commands=[text], config_yaml=text, title=text,
         public_text=True,
     )  # fmt: skip
     return page.read_text(encoding="utf-8")
@@ -161,7 +161,7 @@ def test_any_text_on_a_page_is_text(text: str) -> None:
 
 
 SAID = ("title", "legend", "config", "policy")
-CONTENT: dict[str, Any] = dict.fromkeys(("blocks", "details", "overlays", "pictures", "protocols"), ()) | {"curves": "", "provenance": {}}
+CONTENT: dict[str, Any] = dict.fromkeys(("blocks", "details", "parts", "protocols"), ()) | {"notice": "", "provenance": {}}
 
 
 # -------------------------------------------------------------------------------------------------------- tables elsewhere

@@ -105,7 +105,7 @@ def spoken(trained: Path) -> Any:
 def test_a_run_from_nothing_pretrains_trains_writes_and_judges(trained: Path) -> None:
     assert {p.name for p in trained.iterdir()} == {
         "config.yaml", "pretraining", "checkpoints", "log.jsonl", "metrics.csv", "reports", "results.json", "table.md", "index.html",
-        "reports.html", "figures", ".lock",
+        "page.json", "reports.html", "figures", ".lock",
     }  # fmt: skip
     assert {p.name for p in (trained / "reports").iterdir()} == {"test.json", "test.txt", "test.oracle_topic.json", "test.oracle_topic.txt"}
     assert (trained / "pretraining/results.json").is_file()
@@ -154,7 +154,7 @@ def test_every_sentence_comes_with_what_it_rests_on(trained: Path) -> None:
 def test_what_is_of_phantoms_may_be_shown_and_no_place_of_this_machine_travels(trained: Path) -> None:
     assert {mode(path) for path in [*(trained / "reports").iterdir(), trained / "index.html", trained / "reports.html"]} == {0o644}
     named = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file() and str(trained.parent).encode() in path.read_bytes()}
-    assert named <= {"config.yaml", "index.html", "pretraining/index.html"}  # the pages' commands to go on with
+    assert named <= {"config.yaml", "index.html", "page.json", "pretraining/index.html", "pretraining/page.json"}  # the pages' commands to go on with
 
 
 # ------------------------------------------------------------------------------------------------------ train, resume

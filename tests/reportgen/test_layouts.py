@@ -44,7 +44,7 @@ CONCAT = [*TINY, MODEL, "pretraining.heads.topic.positions=32", *TWO, "pretraini
 
 
 def run(command: str, *given: str | Path) -> int:
-    return main([command, "--quiet", *map(str, given)])
+    return main([command, *map(str, given)])
 
 
 def r2gens(root: Path, clean: str = "raw") -> list[str]:

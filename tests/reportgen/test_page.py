@@ -30,6 +30,7 @@ from elvis.data.flags import flags
 from elvis.data.images import Frame, Preprocess
 from elvis.data.phantoms import PhantomImage, make_knobs
 from elvis.errors import DataError
+from elvis.notice import NOTICE
 from tests.browser import chromium
 
 HOSTILE = [
@@ -41,7 +42,7 @@ HOSTILE = [
 ROWS = ("mgrrg", "transformer", "<b>__proto__</b>")
 GRID = (7, 6)
 SCORES = (0.9, 0.2, math.nan, 0.5, 0.7)
-WARNING = "For research only. The reports are written by a model. This is not a medical device: nothing here may be used for diagnosis or care."
+WARNING = f"{NOTICE} The reports are written by a model."
 
 
 def frame(height: int, width: int, fit: str = "pad") -> Frame:
@@ -281,7 +282,7 @@ def test_sections_stand_in_order(tmp_path: Path) -> None:
     marks = [
         "<h1>",
         "commit abc",
-        "For research only",
+        NOTICE,
         "Patients.",
         'class="alarms"',
         ">Results<",

@@ -25,6 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "cnn": {"model": "test_resnet"},
     "hybrid": {"cnn": "test_resnet", "stride": 16, "width": 32, "layers": 2, "heads": 4, "hidden": 48},  # not dilated: DeepLab at stride 16
     "vit": {"model": "test_vit", "depth": 2},
+    "open_clip": {"config": {"embed_dim": 24, "vision_cfg": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 32}}},
 }
 RESNET = {"channels": [8, 16, 24, 32], "stem_width": 8}
 CONVNEXT = {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
@@ -49,7 +50,7 @@ CASES: dict[str, tuple[str, Mapping[str, Any]]] = {
 }
 DILATED = {"swin": "deeplabv3plus"}  # what timm cannot dilate has no DeepLab
 PAIRS = [(case, head) for case in CASES for head in HEADS if DILATED.get(case) != head]
-SELDOM = {"vit, patch 14", "vit, patch 8", "hybrid", "convnext, no map at stride 2"}
+SELDOM = {"vit, patch 14", "vit, patch 8", "hybrid", "open_clip", "convnext, no map at stride 2"}
 EVERY = pytest.mark.parametrize(("case", "head"), some_slow(PAIRS, [pair for pair in PAIRS if pair[0] in SELDOM]))
 IN_CHANS = pytest.mark.parametrize("in_chans", some_slow([1, 3], [3]))
 CLASSES = ("lung", "heart", "other")

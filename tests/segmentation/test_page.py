@@ -39,7 +39,7 @@ def page(found: list[Result], tmp_path_factory: pytest.TempPathFactory) -> Path:
     drawn = report.outlined(image, [(mask, report.TRUE)], 320)
     curve = report.efficiency(found, Segmentation())
     pictures = [
-        results.Pictures("Label efficiency", "bars", [("label efficiency", curve)], wide=True),
+        results.Pictures("Label efficiency", "bars", [("", curve)], "wide"),
         results.Pictures("Best, median and worst cases", EVIL, [(f"case {EVIL}", drawn), ("case 2", drawn)]),
     ]
     out = tmp_path_factory.mktemp("page")
@@ -68,6 +68,7 @@ def test_there_is_no_curve_of_one_amount_of_labels(found: list[Result]) -> None:
     assert report.efficiency(found[:2], Segmentation()) is None
     figure = report.efficiency(found, Segmentation())
     assert [axes.get_title() for axes in figure.axes] == list(NAMES)
+    assert {(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes} == {("labelled images (log scale)", "Dice on test (0 to 1)")}
     lines = figure.axes[0].get_legend_handles_labels()[1]
     assert lines == ["scratch", "elvis"]
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["5", "20", "109"]
@@ -100,7 +101,7 @@ def test_it_opens_without_an_error_asks_for_nothing_and_fits(driver: Any, page: 
     assert driver.get_log("browser") == []
     assert driver.execute_script("return performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length") == 0
     assert driver.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
-    sizes = driver.execute_script("return [...document.images].map(i => [i.naturalWidth, i.getBoundingClientRect().right])")
+    sizes = driver.execute_script("return [...document.images].map(i => [i.naturalWidth, i.parentElement.getBoundingClientRect().right])")
     assert len(sizes) == 3
     assert all(natural > 100 and right <= width for natural, right in sizes)
     alarm = driver.find_element("css selector", ".alarms li")
