@@ -210,7 +210,7 @@ def layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str,
         with path.open("rb") as file:
             text = file.read(LARGEST + 1).decode("utf-8-sig")
         check_yaml(text, path.name)
-        raw = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        raw: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except ConfigError:
         raise
     except RecursionError as error:

@@ -68,7 +68,7 @@ def encoder(checkpoint: str = "", backbone: str = "", *, projected: bool = False
     about: dict[str, Any] = {"projected": projected, "notice": NOTICE}
     if checkpoint:
         folder = checkpoints.resolve(checkpoint)
-        model = checkpoints.load_pretrained(folder).model if projected else checkpoints.load_backbone(folder)
+        model: Any = checkpoints.load_pretrained(folder).model if projected else checkpoints.load_backbone(folder)
         preprocess = frames.from_json(read_json(folder / "preprocess.json"))
         spec = model.image.spec if projected else model.spec
         about |= {"weights": checkpoints.verify(folder)["model.safetensors"], "image": read_json(folder / "model.json")["image"]}

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from elvis.errors import ConfigError
 from elvis.ops import held_exp, masked_max, masked_mean, real_places, upcast
 from elvis.pooling import AttentionPool, Codebook, CrossQuery, RegionQuery, pool_units
 from elvis.types import Batch, ImageFeatures, Pair, Regions, TextFeatures, TextUnits, UnitFeatures
+
+if TYPE_CHECKING:
+    from elvis.types import Backbone
 
 MAX_SCALE = 100.0  # CLIP's clamp of the learned inverse temperature
 
@@ -107,6 +110,9 @@ class MeanPool(nn.Module):
 
 class VisionLanguageModel(nn.Module):
     """`forward(batch) -> Pair`. `recipe` rebuilds it without weights or network."""
+
+    image: Backbone
+    text: Any  # a text encoder: elvis.text says what it must do
 
     def __init__(
         self,

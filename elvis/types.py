@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 # ---------------------------------------------------------------------------------------------- what is on disk
@@ -255,6 +255,20 @@ class BackboneSpec:
 
 
 # ---------------------------------------------------------------------------------------------- what a command says
+
+
+if TYPE_CHECKING:
+
+    class Backbone(nn.Module):
+        """What a type checker is told of an image encoder (elvis.backbones says what it must do); those that are registered need no such parent."""
+
+        spec: BackboneSpec
+        recipe: dict[str, Any]
+        net: Any  # of those that wrap a model of timm
+
+        def __call__(self, image: Tensor) -> ImageFeatures: ...
+
+        def pyramid(self, image: Tensor) -> list[Tensor]: ...
 
 
 @dataclass(frozen=True)

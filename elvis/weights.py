@@ -172,7 +172,7 @@ def _known(tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
 
 # ---------------------------------------------------------------------------------------------------------- rename
 
-TRANSFORMERS = [  # ViT and DINOv2, as files and as version 5 name them -> timm
+TRANSFORMERS: list[tuple[str, Any]] = [  # ViT and DINOv2, as files and as version 5 name them -> timm
     (r"embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"embeddings\.(cls_token|mask_token)$", r"\1"),
     (r"embeddings\.position_embeddings$", "pos_embed"),
@@ -255,7 +255,7 @@ def load(
     try:
         allowed = [re.compile(pattern) for pattern in unmatched]
     except re.error as error:
-        raise ConfigError(f"unmatched: '{error.pattern}' is no regular expression ({error})", "write for example ^fc_norm") from error
+        raise ConfigError(f"unmatched: {error.pattern!r} is no regular expression ({error.msg})", "write for example ^fc_norm") from error
     own = module.state_dict()
     names = own.keys() | (whole.state_dict().keys() if whole is not None else ())
     tensors = found.tensors if whole is None else renamed(found.tensors, whole)

@@ -1,7 +1,7 @@
 """The documentation does what it says: blocks run, commands parse, links lead somewhere, generated pages are up to date, the site builds.
 
 A block is python (run from top to bottom of its page, in a folder with runs/elvis_phantom and xrays/), console (every line that begins with "$ " is
-checked), yaml (a config, or a part of one), or text. One that begins with "# not run: REASON" is only read by people. Pages in SLOW take longer.
+checked), yaml (a config, or a part of one), or text. One that begins with "# not run: REASON" is only read by people.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def test_a_block_is_of_a_language_that_is_checked_and_one_that_is_not_run_says_w
 
 @pytest.fixture(scope="session")
 def around(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny run in runs/elvis_phantom, two films in xrays/, and a table of them."""
+    """A folder with a tiny run in runs/elvis_phantom and four films in xrays/."""
     from elvis.data.phantoms import PhantomImage, make_knobs
     from tests.test_pretrain import SMALL
 

@@ -35,7 +35,7 @@ from elvis.registry import BACKBONES
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from elvis.types import BackboneSpec, ImageFeatures
+    from elvis.types import Backbone, BackboneSpec, ImageFeatures
     from elvis.weights import Report
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -43,7 +43,7 @@ OF_FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cach
 OURS = "elvis_*"  # what elvis.interop.timm has added to timm's models: no backbone's name here, a checkpoint would open there alone
 
 
-def create_backbone(name: str, *, in_chans: int = 3, pretrained: bool = False, **options: Any) -> nn.Module:
+def create_backbone(name: str, *, in_chans: int = 3, pretrained: bool = False, **options: Any) -> Backbone:
     """A backbone by registered name or timm name. `pretrained` downloads weights (timm's; first convolution adapted to `in_chans`).
 
     Raises ConfigError for an unknown name or option (with the nearest valid ones), or weights that cannot be had.
@@ -113,7 +113,7 @@ def _timm_levels(model: str, arch: str) -> tuple[tuple[int, int, int], ...]:
     return tuple(zip(info.out_indices, info.reduction(), info.channels(), strict=True))
 
 
-def timm_model(model: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
+def timm_model(model: str, *, pretrained: bool = False, **options: Any) -> Any:
     """`timm.create_model` whose refusals are ConfigErrors."""
     import timm
     import torch
@@ -172,7 +172,7 @@ def timm_spec(
 
     from elvis.types import BackboneSpec
 
-    cfg = timm.get_pretrained_cfg(model)
+    cfg: Any = timm.get_pretrained_cfg(model)  # every model that `resolve` takes has one
     known = (report.found.mean, report.found.std) if report and report.found.mean else (cfg.mean, cfg.std)
     mean, std = (tuple(v) if len(v) == in_chans else (sum(v) / len(v),) * in_chans for v in (mean or known[0], std or known[1]))
     default = (n - n % strides[-1] for n in cfg.input_size[1:])
@@ -208,7 +208,8 @@ def has_fixed_size(model: str) -> bool:
     """Whether timm says that the model's positions are made for one input size (Swin, MaxViT, ViT without `dynamic_img_size`)."""
     import timm
 
-    return timm.get_pretrained_cfg(model).fixed_input_size
+    cfg: Any = timm.get_pretrained_cfg(model)
+    return cfg.fixed_input_size
 
 
 def check_image(image: Tensor, spec: BackboneSpec, fixed: bool = False) -> None:
@@ -263,7 +264,7 @@ def recompute(run: Callable[..., T], *inputs: Tensor, within: nn.Module) -> T:
     return checkpoint(run, *inputs, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _Uncounted(within)))
 
 
-def recompute_blocks(model: nn.Module, name: str) -> None:
+def recompute_blocks(model: Any, name: str) -> None:
     """Make every block of a timm model (what its `group_matcher` calls so) `recompute` itself; parameters keep their names.
 
     timm's own set_grad_checkpointing does not reach every model's `forward_intermediates`, and its batch norms count a batch twice.
@@ -287,7 +288,7 @@ class _Uncounted(contextlib.AbstractContextManager[None]):
     """Batch norms inside use the statistics of the batch, as in training, and do not remember them."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.norms = [m for m in module.modules() if getattr(m, "track_running_stats", False)]
+        self.norms: list[Any] = [m for m in module.modules() if getattr(m, "track_running_stats", False)]
 
     def __enter__(self) -> None:
         self.kept = [(m, m.momentum, m.num_batches_tracked) for m in self.norms]

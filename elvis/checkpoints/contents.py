@@ -26,6 +26,7 @@ from elvis.errors import CheckpointError
 
 if TYPE_CHECKING:
     from elvis.pretrained import Pretrained
+    from elvis.types import Backbone
 
 STRUCTURES = "structures.yaml"
 
@@ -109,7 +110,7 @@ def annotate(target: Path, metrics: Mapping[str, Any], pretrained: Pretrained, a
 # ----------------------------------------------------------------------------------------------------------- read
 
 
-def load_backbone(path: Path | str, *, projected: bool = False) -> nn.Module:
+def load_backbone(path: Path | str, *, projected: bool = False) -> Backbone:
     """The image encoder of a checkpoint, in eval mode: `(image: B C *S) -> ImageFeatures`, `.pyramid(image)`, `.spec`.
 
     path: a checkpoint or run directory, or hf-hub:OWNER/NAME[@REVISION].
@@ -118,7 +119,7 @@ def load_backbone(path: Path | str, *, projected: bool = False) -> nn.Module:
     return opened(path, partial(_backbone, projected=projected))
 
 
-def _backbone(path: Path, *, projected: bool) -> nn.Module:
+def _backbone(path: Path, *, projected: bool) -> Backbone:
     from elvis.model import Projected, build_image
 
     recipe, file = read_json(path / "model.json"), path / "model.json"
@@ -132,7 +133,8 @@ def _backbone(path: Path, *, projected: bool) -> nn.Module:
         parts = Projected.PARTS[bool(own.get("local_heads"))]
     found = read_tensors(path / "model.safetensors", tuple(f"{part}." for part in parts))
     weights = found if projected else {name.removeprefix("image."): value for name, value in found.items()}
-    return built(lambda: build_image(given), given, weights, file, "backbone").eval()
+    backbone: Any = built(lambda: build_image(given), given, weights, file, "backbone")
+    return backbone.eval()
 
 
 def load_pretrained(path: Path | str) -> Pretrained:

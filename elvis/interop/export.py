@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,9 @@ from torch import Tensor, nn
 from elvis.backbones import check_divisible, image_features
 from elvis.errors import ConfigError
 from elvis.notice import NOTICE
+
+if TYPE_CHECKING:
+    from elvis.types import Backbone
 
 
 class Tower(nn.Module):
@@ -33,7 +37,7 @@ class Tower(nn.Module):
     whose pooled is no mean, goes twice over the image.
     """
 
-    def __init__(self, backbone: nn.Module, of_maps: bool = False) -> None:
+    def __init__(self, backbone: Backbone, of_maps: bool = False) -> None:
         super().__init__()
         self.backbone, self.of_maps = backbone, of_maps
 
@@ -43,7 +47,7 @@ class Tower(nn.Module):
         return seen.pooled, seen.tokens, maps
 
 
-def export(backbone: nn.Module, out: Path | str, size: int | Sequence[int] | None = None) -> Path:
+def export(backbone: Backbone, out: Path | str, size: int | Sequence[int] | None = None) -> Path:
     """Write the tower of a backbone, as in eval mode; `size`: *S of its images, one number for all sides, None = that of its spec.
 
     Raises ConfigError for a size that its cell does not divide, a backbone that torch cannot export, and a file that is there already.

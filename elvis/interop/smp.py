@@ -17,7 +17,7 @@ import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from segmentation_models_pytorch.encoders import encoders
@@ -29,6 +29,9 @@ from elvis.backbones import check_divisible, create_backbone, list_backbones
 from elvis.checkpoints import load_backbone
 from elvis.errors import ConfigError
 
+if TYPE_CHECKING:
+    from elvis.types import Backbone
+
 PREFIX = "elvis-"
 
 
@@ -39,7 +42,7 @@ def register(name: str, checkpoint: Path | str) -> str:
 
 
 @contextlib.contextmanager
-def encoder_of(backbone: nn.Module) -> Iterator[str]:
+def encoder_of(backbone: Backbone) -> Iterator[str]:
     """A name by which SMP finds this very backbone, while the context is open."""
     name = f"{PREFIX}instance-{id(backbone)}"
     encoders[name] = _entry(lambda: backbone, rebuild=False)
@@ -49,7 +52,7 @@ def encoder_of(backbone: nn.Module) -> Iterator[str]:
         del encoders[name]
 
 
-def depth(backbone: nn.Module) -> int:
+def depth(backbone: Backbone) -> int:
     """How many times a backbone halves the image: the `encoder_depth` it has."""
     return 5 if getattr(backbone, "plain", False) else _slots(backbone.spec.strides)[-1]
 
@@ -60,7 +63,7 @@ class Encoder(nn.Module, EncoderMixin):
     rebuild: a new backbone may be made for another number of channels (one that is named); one with weights keeps its own.
     """
 
-    def __init__(self, backbone: nn.Module, *, depth: int, output_stride: int = 32, rebuild: bool = False) -> None:
+    def __init__(self, backbone: Backbone, *, depth: int, output_stride: int = 32, rebuild: bool = False) -> None:
         nn.Module.__init__(self)
         if backbone.spec.ndim != 2:
             raise ConfigError(f"'{backbone.spec.name}' is {backbone.spec.ndim}D, SMP's decoders are for images", "choose a 2D backbone")
@@ -161,7 +164,7 @@ def _slots(strides: tuple[int, ...]) -> list[int]:
     return slots
 
 
-def _rebuilt(backbone: nn.Module, **changes: Any) -> nn.Module:
+def _rebuilt(backbone: Backbone, **changes: Any) -> Backbone:
     """The same weights in a backbone made anew with other options; what it no longer has is dropped."""
     new = create_backbone(**{**backbone.recipe, **changes})
     weights = backbone.state_dict()
@@ -169,11 +172,11 @@ def _rebuilt(backbone: nn.Module, **changes: Any) -> nn.Module:
     return new.train(backbone.training)
 
 
-def _cut(backbone: nn.Module, stride: int) -> nn.Module:
+def _cut(backbone: Backbone, stride: int) -> Backbone:
     return _rebuilt(backbone, stride=stride, levels=[]) if backbone.recipe["name"] == "cnn" else backbone
 
 
-def _dilated(backbone: nn.Module, output_stride: int) -> nn.Module:
+def _dilated(backbone: Backbone, output_stride: int) -> Backbone:
     name = backbone.spec.name
     fix = "choose another head, or a backbone that timm can dilate (ResNet, RegNet, EfficientNet, ConvNeXt), or one cut at stride 16"
     if backbone.recipe.get("name") != "cnn":

@@ -16,7 +16,7 @@ timm loads `checkpoint_path` behind the model's function and takes files alone. 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -27,6 +27,9 @@ from torch import nn
 from elvis.backbones import OF_FILES, resolve
 from elvis.checkpoints import MANIFEST, load_backbone, load_into
 from elvis.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from elvis.types import Backbone
 
 __all__ = ["register"]
 PREFIX = "elvis_"
@@ -75,18 +78,19 @@ def _add(name: str, entry: Any) -> str:
     return entry.__name__
 
 
-def _build(architecture: str, options: dict[str, Any]) -> nn.Module:
+def _build(architecture: str, options: dict[str, Any]) -> Any:
     """timm's model, random, which knows what it was made of."""
     options = {key: value for key, value in options.items() if value is not None and key not in OF_FILES}
     given, plain = dict(options), resolve(architecture)[0] == "vit"
     features = options.pop("features_only", False)
     if plain:
         options = {"dynamic_img_size": True, **options}
+    model: Any
     if features and not plain:
         model = timm.create_model(architecture, features_only=True, feature_cls="getter", **options)
     elif features:  # with its last norm, as a backbone of ours gives its tokens; timm's own would leave it out
         indices = options.pop("out_indices", None)
-        whole = timm.create_model(architecture, **{**options, "num_classes": 0})
+        whole: Any = timm.create_model(architecture, **{**options, "num_classes": 0})
         if not isinstance(whole.fc_norm, nn.Identity):
             whole.norm, whole.fc_norm = whole.fc_norm, nn.Identity()
         model = FeatureGetterNet(whole, out_indices=min(3, len(whole.blocks)) if indices is None else indices, norm=True)
@@ -97,14 +101,14 @@ def _build(architecture: str, options: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _recipe(backbone: nn.Module, checkpoint: Path | str) -> dict[str, Any]:
+def _recipe(backbone: Backbone, checkpoint: Path | str) -> dict[str, Any]:
     recipe = backbone.recipe
     if recipe["name"] not in ("cnn", "vit"):
         raise CheckpointError(f"{checkpoint}: its backbone is a '{recipe['name']}', no model of timm", "use elvis.load_backbone(DIR)")
     return recipe
 
 
-def _load(model: nn.Module, checkpoint: Path | str) -> nn.Module:
+def _load(model: Any, checkpoint: Path | str) -> nn.Module:
     """Weights of a checkpoint's backbone into a model of `_build`, strictly; mean, std and input size into its pretrained_cfg."""
     backbone, made, file = load_backbone(checkpoint), model.elvis, Path(checkpoint)
     recipe, options = _recipe(backbone, checkpoint), made["options"]
@@ -140,7 +144,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _classifier(net: nn.Module) -> tuple[str, ...]:
+def _classifier(net: Any) -> tuple[str, ...]:
     """What the names of a classifier's weights begin with; nothing for a model without."""
     names = net.pretrained_cfg.get("classifier") or ()
     return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))

@@ -81,7 +81,8 @@ class ElvisModel(PreTrainedModel):
         folder, informed = Path(pretrained_model_name_or_path), options.pop("output_loading_info", False)
         if (folder / MANIFEST).is_file():
             verify(folder, needed=("model.safetensors",))
-        model, found = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **options)
+        both: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **options)
+        model, found = both
         if unfit := {kind: found[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if found[kind]}:
             listed = ", ".join(f"{len(names)} {kind} such as {str(min(names))[:60]}" for kind, names in unfit.items())
             raise CheckpointError(f"{folder}: weights do not fit the model: {listed}", "export the checkpoint again")
