@@ -71,7 +71,10 @@ def encoder(checkpoint: str = "", backbone: str = "", *, projected: bool = False
         model: Any = checkpoints.load_pretrained(folder).model if projected else checkpoints.load_backbone(folder)
         preprocess = frames.from_json(read_json(folder / "preprocess.json"))
         spec = model.image.spec if projected else model.spec
-        about |= {"weights": checkpoints.verify(folder)["model.safetensors"], "image": read_json(folder / "model.json")["image"]}
+        about |= {
+            "weights": read_json(folder / checkpoints.MANIFEST)["sha256"]["model.safetensors"],
+            "image": read_json(folder / "model.json")["image"],
+        }
     else:
         model = create_backbone(backbone, **({} if random else {"pretrained": True})).eval()
         spec = model.spec

@@ -151,6 +151,7 @@ def test_lists_do_not_depend_on_the_order_of_a_table_and_tell_apart_other_studie
     found = table(20).studies
     assert cards.lists(found) == cards.lists(found[::-1])
     assert cards.lists(found)["train"].startswith("20 studies, list ")
+    assert cards.lists(found[: cards.SHORT - 1])["train"] == f"{cards.SHORT - 1} studies"
     assert cards.lists(found)["train"] != cards.lists((*found[:-1], replace(found[-1], id="another")))["train"]
 
 

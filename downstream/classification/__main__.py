@@ -154,7 +154,8 @@ def _write(
     )
     terminal.tell(out=out, page=page, results=out / "results.json", alarms=list(alarms))
     print("\n" + results.table(found))
-    print("\n".join([*(f"RED: {alarm}" for alarm in alarms), *(f"note: {note}" for note in notes)]))
+    print(*(f"RED: {alarm}" for alarm in alarms), sep="\n")
+    terminal.note(*(f"note: {note}" for note in notes))
     print(f"\ntables: {out / 'table.md'}\neach case: {out / 'per_case.csv'}\npage: {page}")
     return 0
 

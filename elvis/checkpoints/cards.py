@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from elvis.data.tables import Card
     from elvis.pretrained import Pretrained
 
-SHORT = 16  # studies: of a shorter list of one's own the ids could be guessed from its hash
+SHORT = 16  # studies: of a shorter list the ids could be guessed from its hash
 VIEWS = ("AP", "PA", "LATERAL", "OTHER", "UNKNOWN")
 TAGS = ["radiology", "research-use-only"]
 NOBODY_KNOWS = "**Everything else.** Children, other scanners and hospitals, devices, rare findings, groups of patients: not measured."
@@ -142,7 +142,6 @@ def data_card(name: str, table: StudyTable, options: Mapping[str, Any] | None = 
     """DATA_CARD.md of a table: counts and kinds, nothing of a single study. options: those of a phantom, which are what made it."""
     computed, owner = name in COMPUTED, table.card
     key = owner.name if owner is not None else name
-    own = owner is not None and owner.access == "yours"
     splits: dict[str, list[Study]] = {}
     for study in table.studies:
         splits.setdefault(study.split, []).append(study)
@@ -154,10 +153,9 @@ def data_card(name: str, table: StudyTable, options: Mapping[str, Any] | None = 
     columns = f"split | studies | patients | images | {' | '.join(f'with {what}' for what in KINDS)} | list"
     sections = {
         "Owner": _owner(owner, computed),
-        "Counts": _table(columns, {word(split): _counts(studies, computed, own) for split, studies in splits.items()})
+        "Counts": _table(columns, {word(split): _counts(studies, computed) for split, studies in splits.items()})
         + f"\n\nViews: {', '.join(f'{view} {count:,}' for view, count in views.most_common()) or 'not told'}. "
-        + "A list is the start of the SHA-256 of its sorted ids"
-        + (f"; one of fewer than {SHORT} studies is not named." if own else "."),
+        + f"A list is the start of the SHA-256 of its sorted ids; one of fewer than {SHORT} studies is not named.",
         "Texts and labels": f"Language: {LANGUAGE.get(key, 'no texts')}.\nLabels, boxes, masks: {LABELS.get(key, 'as distributed by their owner')}.",
         **({"How it was made": _generator(name, options or {})} if computed else {}),
         "Left out": _lines(left) or "Nothing was counted as left out.",
@@ -199,11 +197,11 @@ KINDS: Mapping[str, Callable[[Study], Any]] = {
 }
 
 
-def _counts(studies: Sequence[Study], computed: bool, own: bool) -> str:
+def _counts(studies: Sequence[Study], computed: bool) -> str:
     held = " | ".join(f"{sum(bool(has(study)) for study in studies):,}" for has in KINDS.values())
     patients = "none" if computed else f"{len({study.patient for study in studies}):,}"
-    named = "" if own and len(studies) < SHORT else digest(study.id for study in studies)
-    return f"{len(studies):,} | {patients} | {sum(len(study.images) for study in studies):,} | {held} | {named}"
+    images = sum(len(study.images) for study in studies)
+    return f"{len(studies):,} | {patients} | {images:,} | {held} | {_name([study.id for study in studies])}"
 
 
 def _generator(name: str, options: Mapping[str, Any]) -> str:
@@ -219,11 +217,15 @@ def _generator(name: str, options: Mapping[str, Any]) -> str:
 
 
 def lists(studies: Iterable[Study]) -> dict[str, str]:
-    """split -> "N studies, list HASH": what a result names the studies of a run by."""
+    """split -> "N studies, list HASH": what a result names the studies of a run by; a short list has no hash."""
     found: dict[str, list[str]] = {}
     for study in studies:
         found.setdefault(study.split, []).append(study.id)
-    return {split: f"{len(ids)} studies, list {digest(ids)}" for split, ids in found.items()}
+    return {split: f"{len(ids)} studies" + (f", list {name}" if (name := _name(ids)) else "") for split, ids in found.items()}
+
+
+def _name(ids: Sequence[str]) -> str:
+    return digest(ids) if len(ids) >= SHORT else ""
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:

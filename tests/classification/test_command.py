@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(command: str, out: Path, *words: str | Path) -> int:
-    return main([command, *map(str, words), "--out", str(out), "--quiet"])
+    return main([command, *map(str, words), "--out", str(out)])
 
 
 def rows(path: Path) -> list[dict[str, str]]:
