@@ -29,10 +29,11 @@ class Run:
     excluded: tuple[str, ...] = ()  # patients left out on purpose
     patients: Any = None  # hashes of the training patients (studies.fingerprints)
     table: Any = None  # the StudyTable that `studies` are of: what a checkpoint's DATA_CARD.md tells
+    teacher: Any = None  # a copy of the encoders that an objective compares with (elvis.teacher)
 
     @property
     def module(self) -> Any:
-        return pretraining_module(self.pretrained.model, self.objectives, self.to_input)
+        return pretraining_module(self.pretrained.model, self.objectives, self.to_input, self.teacher)
 
     @property
     def looking(self) -> dict[str, tuple[dict[str, Any], Any]]:
@@ -138,10 +139,11 @@ def assemble(config: configs.Config, tokenizer: Any = None) -> Run:
     frozen = freeze(model, config.freeze)
     if frozen:
         notes.append(f"frozen: {len(frozen)} parameters, {frozen[0]} ... {frozen[-1]}")
+    teacher = create_teacher(model, objectives)
     about = {"max_tokens": data.max_tokens, "structures": structures, "fill": data.fill_structures}
     pretrained = Pretrained(model, tokenizer, create_preprocess(config, model, train), **about)
     patients = studies.fingerprints(table, "train", data.name)
-    run = Run(config, table.studies, notes, pretrained, objectives, weights, table.excluded, patients, table)
+    run = Run(config, table.studies, notes, pretrained, objectives, weights, table.excluded, patients, table, teacher)
     if run.classes:
         notes.append(f"data.balance: classes of {', '.join(str(len(members)) for members in run.classes)} studies come equally often")
     return run
@@ -204,6 +206,19 @@ def create_objectives(config: configs.Config) -> tuple[Any, dict[str, float]]:
         modules[label] = OBJECTIVES.create(**recipe)
         weights[label] = float(config.objectives[label].get("weight", 1.0))
     return modules, weights
+
+
+def create_teacher(model: Any, objectives: Any) -> Any:
+    """The copy of the encoders that objectives compare with; None where none does. ConfigError where they want it to follow at several paces."""
+    paces = {label: o.teacher_decay for label, o in objectives.items() if any(need.startswith("teacher.") for need in o.needs)}
+    if not paces:
+        return None
+    if len(set(paces.values())) > 1:
+        said = " and ".join(f"objectives.{label}.teacher_decay={decay}" for label, decay in paces.items())
+        raise ConfigError(f"{said}, but there is one copy of the encoders", "give them the same")
+    from elvis.teacher import Teacher
+
+    return Teacher(model, needs_of(objectives), next(iter(paces.values())))
 
 
 def objective_recipes(config: configs.Config) -> dict[str, dict[str, Any]]:
@@ -354,10 +369,11 @@ def create_preprocess(config: configs.Config, model: Any, train: Sequence[Any] =
     return VolumePreprocess(size=size, fit=data.fit, mean=spec.mean, std=spec.std, spacing=tuple(data.spacing), window=window)
 
 
-def pretraining_module(model: Any, objectives: Any, to_input: Callable[[Any], Any] | None = None) -> Any:
+def pretraining_module(model: Any, objectives: Any, to_input: Callable[[Any], Any] | None = None, teacher: Any = None) -> Any:
     """forward(batch) -> {"label/term": (sum, count)}: the model in the precision of the run, the objectives in fp32.
 
     to_input: from the loader's batch to the model's (elvis.data.inputs); None where batches hold what the model takes.
+    teacher: what gives Pair.teacher (elvis.teacher); None where nobody asks for it.
     """
     import torch
     from torch import nn
@@ -365,12 +381,15 @@ def pretraining_module(model: Any, objectives: Any, to_input: Callable[[Any], An
     class Pretraining(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model, self.objectives = model, objectives
+            self.model, self.objectives, self.teacher = model, objectives, teacher
 
         def forward(self, batch: Any) -> dict[str, Any]:
-            pair = self.model(batch if to_input is None else to_input(batch))
+            given = batch if to_input is None else to_input(batch)
+            pair = self.model(given)
+            if self.teacher is not None:
+                pair = replace(pair, teacher=self.teacher(given))
             with torch.autocast(batch.images.device.type, enabled=False):
-                return {f"{label}/{term}": value for label, objective in self.objectives.items() for term, value in objective(pair, batch).items()}
+                return {f"{label}/{term}": value for label, objective in self.objectives.items() for term, value in objective(pair, given).items()}
 
     return Pretraining()
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from elvis.errors import ConfigError
 from elvis.ops import held_exp, masked_max, masked_mean, real_places, upcast
 from elvis.pooling import AttentionPool, Codebook, CrossQuery, RegionQuery, pool_units
-from elvis.types import Batch, ImageFeatures, Pair, Regions, TextFeatures, TextUnits, UnitFeatures
+from elvis.types import Batch, Features, ImageFeatures, Pair, Regions, TextFeatures, TextUnits, UnitFeatures
 
 if TYPE_CHECKING:
     from elvis.types import Backbone
@@ -225,15 +225,34 @@ class VisionLanguageModel(nn.Module):
     # ------------------------------------------------------------------------------------------------ image
 
     def encode_image(self, images: Tensor, view_mask: Tensor, count: int | None = None) -> tuple[ImageFeatures, ImageFeatures]:
-        """B V C *S, B V -> features after and before the projection; tokens are those of all views, or fused.
+        """B V C *S, B V -> features after and before the projection; see `see`."""
+        before = self.see(images, view_mask, count)
+        after = replace(
+            before,
+            pooled=self._global("image", before.pooled, before.mask.any(1)),
+            tokens=self._local("image", "tokens", before.tokens, before.mask),
+            levels={},
+        )
+        return after, before
+
+    def see(self, images: Tensor, view_mask: Tensor, count: int | None = None) -> ImageFeatures:
+        """B V C *S, B V -> features before the projection; tokens, and those of earlier maps, are those of all views, or fused.
 
         count: how many views are real, where the host knows it; otherwise the device is asked if there are several.
         """
-        studies, views = images.shape[:2]
-        at = None if views == 1 else real_places(view_mask, count)
+        at = None if images.shape[1] == 1 else real_places(view_mask, count)
         images = images.flatten(0, 1)
         seen = self.image(images if at is None else images[at])  # of single images, the real ones
-        cells = seen.tokens.shape[1]
+        whole = self._over_views(seen, at, view_mask)
+        pooled, weights = self.image_pool(whole.tokens, whole.mask)
+        if self.image_pool_kind == "backbone":
+            pooled = whole.pooled
+        levels = {name: self._over_views(level, at, view_mask) for name, level in seen.levels.items()}
+        return replace(whole, pooled=pooled, weights=weights, levels=levels)
+
+    def _over_views(self, seen: Features, at: Tensor | None, view_mask: Tensor) -> ImageFeatures:
+        """Features of the real views, one row each, as those of studies: tokens B V*N D side by side or B N D fused, pooled their mean over views."""
+        (studies, views), cells = view_mask.shape, seen.tokens.shape[1]
         tokens, own = (_unfold(x, at, view_mask.shape) for x in (seen.tokens, seen.pooled))  # B V N D, B V D
         if self.views == "concat":
             raw, mask = tokens.flatten(1, 2), view_mask.repeat_interleave(cells, 1)  # B V*N D
@@ -244,19 +263,27 @@ class VisionLanguageModel(nn.Module):
             fuse = masked_mean if self.views == "mean" else masked_max
             raw, mask = fuse(across, real), view_mask.any(1, keepdim=True).expand(-1, cells)  # B N D
             view = torch.full_like(mask, -1, dtype=torch.int64)
-        pooled, weights = self.image_pool(raw, mask)
-        if self.image_pool_kind == "backbone":
-            pooled = masked_mean(own, view_mask)
-        before = ImageFeatures(pooled=pooled, tokens=raw, mask=mask, grid=seen.grid, weights=weights, view=view, levels={})
-        after = replace(before, pooled=self._global("image", pooled, mask.any(1)), tokens=self._local("image", "tokens", raw, mask))
-        return after, before
+        return ImageFeatures(pooled=masked_mean(own, view_mask), tokens=raw, mask=mask, grid=seen.grid, view=view)
 
     # ------------------------------------------------------------------------------------------------- text
 
     def encode_text(
         self, ids: Tensor, mask: Tensor, units: Mapping[str, TextUnits], counts: Mapping[str, tuple[int, int]] | None = None
     ) -> tuple[TextFeatures, TextFeatures]:
-        """B L, B L, units -> features after and before the projection. Pooled over the units that are read alone, else over sentences, else tokens.
+        """B L, B L, units -> features after and before the projection; see `read`."""
+        before, real = self.read(ids, mask, units, counts)
+        after = replace(
+            before,
+            pooled=self._global("text", before.pooled, real.any(1)),
+            tokens=self._local("text", "tokens", before.tokens, mask),
+            units={n: replace(u, vectors=self._local("text", n, u.vectors, u.mask)) for n, u in before.units.items()},
+        )
+        return after, before
+
+    def read(
+        self, ids: Tensor, mask: Tensor, units: Mapping[str, TextUnits], counts: Mapping[str, tuple[int, int]] | None = None
+    ) -> tuple[TextFeatures, Tensor]:
+        """B L, B L, units -> features before the projection, and which units, B U, are pooled: those read alone, else sentences, else tokens.
 
         Where structures are read alone and there are none (a phrase by itself), sentences are. counts: of each kind of unit how many are
         real and the most tokens of one, where the host knows it; otherwise the device is asked for those that are read alone.
@@ -276,14 +303,7 @@ class VisionLanguageModel(nn.Module):
         over, real = (vectors[main], units[main].mask) if main else (tokens, mask)
         pooled, weights = self.text_pool(over, real)
         raw = {n: UnitFeatures(v, units[n].mask, units[n].group, weights if n == main else None) for n, v in vectors.items()}
-        before = TextFeatures(pooled=pooled, tokens=tokens, mask=mask, grid=(mask.shape[1],), weights=None, units=raw)
-        after = replace(
-            before,
-            pooled=self._global("text", pooled, real.any(1)),
-            tokens=self._local("text", "tokens", tokens, mask),
-            units={n: replace(u, vectors=self._local("text", n, u.vectors, u.mask)) for n, u in raw.items()},
-        )
-        return after, before
+        return TextFeatures(pooled=pooled, tokens=tokens, mask=mask, grid=(mask.shape[1],), weights=None, units=raw), real
 
     # ------------------------------------------------------------------------------------------- projections
 
@@ -339,8 +359,10 @@ class VisionLanguageModel(nn.Module):
         trained: those of the needs that get a gradient; None = all.
         """
         for need in sorted(needs - {"scale"}):
-            owner, _, field = need.partition(".")
+            owner, _, field = need.removeprefix("teacher.").partition(".")
             owner = owner.removesuffix("_raw")
+            if need.removeprefix("teacher.").startswith("image_raw.levels."):  # which of them there are shows in the first step
+                continue
             if owner == "text" and field not in ("pooled", "tokens") and field not in units:
                 raise ConfigError(f"an objective needs '{need}', but data.units is {units}", f"add {field} to data.units")
             if owner in ("regions", "codes") and field not in self.heads:

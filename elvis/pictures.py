@@ -2,6 +2,7 @@
 
     draw_curves(rows)                        what a run logged, a panel a number
     draw_efficiency(panels, ...)             what is reached with how many labelled images, a line a model
+    draw_forest(panels, x)                   differences with their intervals, a line each
     draw_confusion(counts, ...)              what was asked for against what was found: a matrix of counts
     draw_overlay, draw_panels, draw_map      an image with a map over it: a phrase's, a sentence's
 
@@ -28,6 +29,7 @@ INK, QUIET = "#1c1e21", "#63676d"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito 2008, without black and yellow
 MARKERS = "os^Dv<>P"
 SHARES = ((0.0, "white"), (0.66, PALETTE[0]), (1.0, "#00304d"))  # where its lightness (CIE L*) falls by 4 in each twentieth
+LINE = 72  # letters that the name of a line may have, in a figure that is wide enough for it
 PANEL = 224  # height of an overlay's panels
 TRUTH, MARK = (80, 255, 120), (90, 200, 255)  # boxes; the cross at a maximum
 UNITS = {
@@ -91,6 +93,28 @@ def draw_efficiency(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Metr
     return figure
 
 
+def draw_forest(panels: Mapping[str, Mapping[str, Metric]], *, x: str) -> Figure:
+    """Differences and their intervals, panel -> line -> Metric: filled where the interval leaves 0 out. x: what the differences are to."""
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    shown = [_said(name, LINE) for name in reversed(names)]
+    figure = _figure(0.4 + 0.065 * max(map(len, shown), default=0) + 2.1 * len(panels), 1.1 + 0.27 * len(names))
+    for place, (title, lines) in enumerate(panels.items()):
+        axes = _axes(figure, (1, len(panels), place + 1), title, x, "")
+        axes.axvline(0.0, color=QUIET, linewidth=0.8)
+        for height, name in enumerate(reversed(names)):
+            if (m := lines.get(name)) is None:
+                continue
+            low, high = (m.value if end is None else end for end in (m.low, m.high))
+            away = not low <= 0 <= high
+            look = {"color": PALETTE[0 if m.value >= 0 else 1] if away else QUIET, "markerfacecolor": None if away else "white"}
+            axes.errorbar(m.value, height, xerr=[[max(0.0, m.value - low)], [max(0.0, high - m.value)]], marker="o", markersize=5, capsize=2, **look)
+        axes.set_yticks(range(len(names)), [""] * len(names) if place else shown)
+        axes.set_ylim(-0.6, len(names) - 0.4)
+        axes.locator_params(axis="x", nbins=5)
+        axes.grid(axis="y", color=QUIET, alpha=0.2, linewidth=0.6)
+    return figure
+
+
 def draw_confusion(
     panels: Mapping[str, Mapping[str, Mapping[str, float]]], rows: Sequence[str], columns: Sequence[str], *, x: str, y: str, across: int = 3
 ) -> Figure:
@@ -146,10 +170,10 @@ def _axes(figure: Figure, place: tuple[int, int, int], title: str, x: str, y: st
     return axes
 
 
-def _said(text: str) -> str:
+def _said(text: str, most: int = 40) -> str:
     """A text of others as a text: no formula, no line of its own, not longer than a label may be."""
     shown = "".join(c if c.isprintable() else " " for c in text)
-    return (shown if len(shown) <= 40 else f"{shown[:39]}…").replace("$", r"\$")
+    return (shown if len(shown) <= most else f"{shown[: most - 1]}…").replace("$", r"\$")
 
 
 def is_number(value: Any) -> bool:

@@ -9,6 +9,7 @@ results.json, table.md, index.html, figures/, checkpoints/, bad_studies.jsonl.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -49,9 +50,14 @@ def pretrain(run: Run, out: Path, resume: Path | None = None, *, progress: bool 
     """Train, checkpoint, evaluate, write the run directory; returns the results. ConfigError where another trainer is at work in it."""
     from elvis.checkpoints import claim
     from elvis.data.studies import enough
-    from elvis.fabric import make_fabric
+    from elvis.fabric import make_fabric, shards
 
     fabric = make_fabric(run.config.train)
+    if run.teacher is not None and shards(fabric):
+        raise ConfigError(
+            f"train.strategy={run.config.train.strategy} splits the model, and an objective compares with a copy of it",
+            "set train.strategy=auto, or the objective's space to raw",
+        )
     enough(run.split("train"), run.config.train.batch_size * fabric.world_size)
     with claim(out, fabric.is_global_zero, ... if resume is None else resume):
         return _pretrain(run, out, resume, fabric, progress)
@@ -81,7 +87,8 @@ def _pretrain(run: Run, out: Path, resume: Path | None, fabric: Any, progress: b
 
     def write(target: Path, step: int, snapshot: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> Path:
         if lead:
-            whole = None if snapshot is None else {**snapshot, "objectives": run.objectives.state_dict()}
+            followed = {} if run.teacher is None else {"teacher": run.teacher.state_dict()}
+            whole = None if snapshot is None else {**snapshot, "objectives": run.objectives.state_dict(), **followed}
             more = {"objectives": run.looking, "patients": run.patients, "data_card": data_card}
             checkpoints.save(target, pretrained, config_yaml=text, metrics=metrics, provenance={**facts, "step": step}, state=whole, **more)
         fabric.barrier()
@@ -122,6 +129,7 @@ def _pretrain(run: Run, out: Path, resume: Path | None, fabric: Any, progress: b
         state=state,
         validate=validate if run.split("val") else None,
         on_batch=note_bad,
+        after_step=None if run.teacher is None else functools.partial(run.teacher.follow, pretrained.model),
         progress=progress,
     )
     if not lead:
@@ -145,12 +153,14 @@ def _open(out: Path, config: configs.Config, *, fresh: bool) -> None:
 
 
 def _restore(run: Run, checkpoint: Path) -> dict[str, Any]:
-    """Weights of the model and the objectives from a checkpoint; returns the trainer state for `fit`."""
+    """Weights of the model, of its teacher and of the objectives from a checkpoint; returns the trainer state for `fit`."""
     from elvis import checkpoints
 
     state = checkpoints.load_state(checkpoint)
     checkpoints.load_weights(run.pretrained.model, checkpoint / "model.safetensors")
     checkpoints.load_into(run.objectives, state.get("objectives", {}), checkpoint, "objectives")
+    if run.teacher is not None:
+        checkpoints.load_into(run.teacher, state.get("teacher", {}), checkpoint, "teacher")
     return state
 
 

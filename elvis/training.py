@@ -358,16 +358,17 @@ def fit(
     state: Mapping[str, Any] | None = None,
     validate: Callable[[int, dict[str, Any]], bool | None] | None = None,
     on_batch: Callable[[Batch], None] | None = None,
+    after_step: Callable[[Tensor], None] | None = None,
     scales: Mapping[str, float] | None = None,
     progress: bool = True,
 ) -> nn.Module:
     """Train `module` (forward(batch) -> {"label/term": (sum, count)}) for `train.steps` steps and return it.
 
     `batches(n)` iterates the micro-batches from the n-th on; `weights` maps labels to loss weights; `save(step, state)`
-    writes a checkpoint; `state` resumes one; `validate(step, state)` may answer True: enough, save and end; `scales`: see
-    `optimizer_for`. A step whose loss or gradient is not finite changes nothing; after `train.max_bad_in_a_row` of them, or
-    `train.max_bad_steps` in all, it raises NumericsError, a step later and without a checkpoint. One that is due after such a step waits
-    for the next good one.
+    writes a checkpoint; `state` resumes one; `validate(step, state)` may answer True: enough, save and end; `after_step(bad)` comes when
+    the weights have changed, or, where bad (a scalar on the device) is not 0, have not; `scales`: see `optimizer_for`. A step whose loss or
+    gradient is not finite changes nothing; after `train.max_bad_in_a_row` of them, or `train.max_bad_steps` in all, it raises NumericsError,
+    a step later and without a checkpoint. One that is due after such a step waits for the next good one.
 
     A row of the log holds the loss, its terms, lr, grad_norm, studies_per_s and stall: the share of the time since the last row that this
     rank waited for batches; both begin again after a validation. On CUDA stall is an upper bound, since the device may have been at work
@@ -450,6 +451,8 @@ def fit(
             bad.copy_(~numbers.isfinite().all())
             optimizer.step()
             buffers.put_back(bad)
+            if after_step is not None:
+                after_step(bad)
             last, row = step + 1 == train.steps, None
             if (step + 1) % train.log_every == 0 or step == 0 or last:
                 row = {"lr": learning_rate(step, train), **pace.row(len(micro[0]) * train.accumulate * fabric.world_size)}

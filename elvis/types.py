@@ -207,6 +207,14 @@ class Codes(Tensors):
 
 
 @dataclass(frozen=True)
+class Teaching(Tensors):
+    """Features before the projections of a copy of the encoders (elvis.teacher), without gradient; of the sides that are asked for."""
+
+    image: ImageFeatures | None = None
+    text: TextFeatures | None = None
+
+
+@dataclass(frozen=True)
 class Pair(Tensors):
     """Image and text of a batch, after the projections (not normalised) and before them (`*_raw`: what ELVIS compares)."""
 
@@ -217,7 +225,7 @@ class Pair(Tensors):
     scale: Tensor  # scalar, 1 / temperature of the global comparison
     regions: Mapping[str, Regions] = field(default_factory=dict)
     codes: Mapping[str, Codes] = field(default_factory=dict)
-    teacher: Pair | None = None
+    teacher: Teaching | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from elvis.assembly import create_objectives, needs_of, pretraining_module, trained_by
+from elvis.assembly import create_objectives, create_teacher, needs_of, pretraining_module, trained_by
 from elvis.config import Config
 from elvis.distributed import everyones
 from elvis.training import _backward
@@ -31,12 +31,21 @@ SENTENCES = [3, 4, 2, 5, 0, 0, 4, 1]  # uneven; of four ranks, the third has not
 CASES: dict[str, dict[str, Any]] = {
     "global_contrastive": {},
     "global_contrastive_sigmoid": {"kind": "global_contrastive", "form": "sigmoid"},
+    "global_contrastive_soft": {"kind": "global_contrastive", "targets": "soft"},
+    "global_contrastive_mined": {"kind": "global_contrastive", "form": "sigmoid", "targets": "mined", "threshold": 0.1, "equal_text": "negative"},
     "filip": {"chunk": 2},
+    "filip_soft": {"kind": "filip", "targets": "soft", "equal_text": "negative"},
     "filip_sentences": {"kind": "filip", "unit": "sentence"},
     "phrase_image": {},
+    "phrase_image_similarity": {"kind": "phrase_image", "targets": "similarity"},
+    "phrase_image_negative": {"kind": "phrase_image", "targets": "similarity", "equal_text": "negative"},
+    "token_pair": {},
+    "prototype_swap": {"prototypes": 12},
     "sentence_region": {"positives": "distance"},
     "sentence_region_batch": {"kind": "sentence_region", "negatives": "batch", "chunk": 20},
+    "sentence_region_soft": {"kind": "sentence_region", "negatives": "batch", "targets": "soft", "chunk": 20},
     "word_region": {},
+    "word_region_mined": {"kind": "word_region", "targets": "mined", "threshold": 0.1},
     "sentence_topic": {"image_to_sentence": 0.5},
     "sentence_topic_equal": {"kind": "sentence_topic", "image_to_sentence": 0.5, "targets": "equal"},
     "sentence_topic_soft": {"kind": "sentence_topic", "image_to_sentence": 0.5, "targets": "soft"},
@@ -44,10 +53,16 @@ CASES: dict[str, dict[str, Any]] = {
     "intra_modal": {},
     "intra_modal_mse": {"kind": "intra_modal", "form": "mse", "sides": ["image"]},
     "intra_modal_shuffled": {"kind": "intra_modal", "teacher": "shuffled"},
+    "intra_modal_position": {"kind": "intra_modal", "position": "remove"},
+    "intra_modal_pixels": {"kind": "intra_modal", "space": "pixels", "sides": ["image"]},
+    "intra_modal_standardise_views": {"kind": "intra_modal", "standardise": True, "stop_gradient": "none"},
+    "intra_modal_teacher": {"kind": "intra_modal", "space": "teacher", "teacher_decay": 0.5},
+    "intra_modal_position_views": {"kind": "intra_modal", "position": "remove", "form": "mse", "teacher": "shuffled"},
     "structure_contrast": {"structures": 5},
     "structure_contrast_diverse": {"kind": "structure_contrast", "structures": 5, "queue": 3, "rescore": 2},
     "structure_contrast_fifo": {"kind": "structure_contrast", "structures": 5, "queue": 3, "keep": "fifo", "unique": False},
 }
+GLOBAL = ("global_contrastive", "prototype_swap")  # they read pooled vectors alone
 STEPS = {name: 4 for name in CASES if name.startswith("structure_contrast")}  # a queue matters from the second step on; elsewhere one
 
 
@@ -89,14 +104,14 @@ def of_rank(rank: int, world: int, folder: Path) -> None:
         for micro in (1, 4) if name in ("intra_modal", "sentence_region") else (1,):  # micro-batches: losses inside a study stay exact
             heads = HEADS.get(options.get("kind", name), {})
             context = "structure" if structures else "report"
-            model = tiny_model(1, local_heads=not name.startswith("global"), heads=heads, context=context).double()
+            model = tiny_model(1, local_heads=not name.startswith(GLOBAL), heads=heads, context=context).double()
             config = Config(objectives={name: dict(options)})
             config.model.dim = model.dim
             torch.manual_seed(5)
             objectives, weights = create_objectives(config)
             objectives.double()
             model.wire(needs_of(objectives), ["report", "sentence", "word", "structure"], trained_by(objectives))
-            module = pretraining_module(model, objectives)
+            module = pretraining_module(model, objectives, teacher=create_teacher(model, objectives))
             wrapped = torch.nn.parallel.DistributedDataParallel(module, broadcast_buffers=False) if world > 1 else module
             for whole in steps:
                 module.zero_grad()

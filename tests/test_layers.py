@@ -82,7 +82,9 @@ ALLOWED = {
         "elvis.config",
         "elvis.distributed",
     },
+    "elvis.teacher": {"elvis.types", "elvis.model"},
     "elvis.assembly": {
+        "elvis.teacher",
         "elvis.errors",
         "elvis.config",
         "elvis.registry",

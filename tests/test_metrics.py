@@ -274,6 +274,51 @@ def test_one_patient_has_no_interval() -> None:
     assert (found.value, found.low, found.high) == (1.5, None, None)
 
 
+def test_a_difference_over_seeds_equals_a_loop_that_draws_patients_and_seeds() -> None:
+    rng = np.random.default_rng(1)
+    ours, other = rng.normal(0.2, 1.0, (3, 40)), rng.normal(0.0, 1.0, (3, 40))
+    ours[1, 5] = np.nan  # left out of that seed
+    patients, kinds = [f"p{n}" for n in rng.integers(0, 11, 40)], [("a", "b", "c")[n] for n in rng.integers(0, 3, 40)]
+    found = bootstrap.paired_over_seeds(ours, other, patients, categories=kinds, resamples=200, seed=3)
+
+    def macro(seed: int, times: dict[str, int]) -> float:
+        cells: dict[str, list[float]] = {}
+        for gap, patient, kind in zip(ours[seed] - other[seed], patients, kinds, strict=True):
+            cells.setdefault(kind, []).extend([gap] * (times[patient] if gap == gap else 0))
+        return float(np.mean([np.mean(cell) for cell in cells.values() if cell]))
+
+    names = sorted(set(patients))
+    each = [macro(seed, dict.fromkeys(names, 1)) for seed in range(3)]
+    assert (found.value, found.sd) == pytest.approx((np.mean(each), np.std(each, ddof=1)))
+    of_patients = np.random.default_rng(3).multinomial(len(names), np.full(len(names), 1 / len(names)), size=200)
+    of_seeds = np.random.default_rng(4).multinomial(3, np.full(3, 1 / 3), size=200)
+    draws = [
+        np.mean(np.repeat([macro(seed, dict(zip(names, weights, strict=True))) for seed in range(3)], times))
+        for weights, times in zip(of_patients, of_seeds, strict=True)
+    ]
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(draws, (2.5, 97.5))))
+
+
+def test_a_difference_of_one_seed_is_the_paired_one_and_has_no_deviation() -> None:
+    rng = np.random.default_rng(0)
+    ours, other, patients = rng.normal(size=30), rng.normal(size=30), rng.integers(0, 9, 30).tolist()
+    assert bootstrap.paired_over_seeds(ours, other, patients, seed=2) == bootstrap.paired(ours, other, patients, seed=2)
+
+
+def test_an_interval_over_seeds_is_wider_where_seeds_disagree() -> None:
+    hard = np.random.default_rng(0).normal(size=200)
+    alike = bootstrap.paired_over_seeds(hard + 0.1 + np.zeros((3, 1)), np.tile(hard, (3, 1)), range(200))
+    apart = bootstrap.paired_over_seeds(hard + np.array([[-0.2], [0.1], [0.4]]), np.tile(hard, (3, 1)), range(200))
+    assert alike.value == pytest.approx(apart.value) == pytest.approx(0.1)
+    assert 0 < alike.low
+    assert apart.low < 0 < apart.high
+
+
+def test_one_patient_has_no_interval_over_seeds_either() -> None:
+    found = bootstrap.paired_over_seeds(np.array([[1.0, 2.0], [3.0, 4.0]]), np.zeros((2, 2)), ["p", "p"])
+    assert (found.value, found.low, found.high) == (2.5, None, None)
+
+
 # ------------------------------------------------------------------------------------------------------------- priors
 
 

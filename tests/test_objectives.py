@@ -188,7 +188,7 @@ def test_gradients_are_those_of_finite_differences(name: str, views: int) -> Non
     pair, batch = make(grid=(2, 2), views=views, sentences=(3, 0, 3), words=(3, 0, 2), width=3, raw=2, requires_grad=True)
     pair.image_raw.tokens.requires_grad_(False)  # detached teachers are tested where they live
     pair.text_raw.units["sentence"].vectors.requires_grad_(False)
-    without = {"codebook": ""} if "codebook" in OBJECTIVES.options(name) else {}  # a stopped gradient is tested where it lives
+    without = {n: v for n, v in {"codebook": "", "epsilon": 1e9}.items() if n in OBJECTIVES.options(name)}  # stopped gradients are tested at home
     objective = build(name, width=3, **without)
     inputs = [parts(pair)[n] for n in sorted(trained(objective))] + list(objective.parameters())
 
@@ -199,15 +199,27 @@ def test_gradients_are_those_of_finite_differences(name: str, views: int) -> Non
 
 
 FORMS: dict[str, list[dict[str, Any]]] = {  # options that take another way through the code; every objective is run as it is, too
-    "filip": [{"unit": "sentence", "chunk": 1}],
-    "global_contrastive": [{"form": "sigmoid"}],
+    "filip": [{"unit": "sentence", "chunk": 1}, {"targets": "soft"}, {"targets": "mined", "threshold": 0.1}],
+    "global_contrastive": [
+        {"form": "sigmoid"},
+        {"targets": "soft"},
+        {"form": "sigmoid", "targets": "soft"},
+        {"targets": "mined", "threshold": 0.1},
+        {"equal_text": "negative"},
+    ],
     "intra_modal": [{"form": "mse"}, {"teacher": "shuffled", "weights": "pooling"}, {"teacher": "centred"}],
-    "sentence_region": [{"positives": "similarity"}, {"negatives": "batch"}, {"negatives": "batch", "chunk": 4}],
+    "phrase_image": [{"targets": "similarity"}, {"equal_text": "negative"}],
+    "prototype_swap": [{"prototypes": 3, "iterations": 0}],
+    "sentence_region": [
+        {"positives": "similarity"},
+        *({"negatives": "batch", **more} for more in ({}, {"chunk": 4}, {"targets": "soft", "chunk": 4})),
+    ],
     "sentence_topic": [{"targets": "equal"}, {"targets": "soft"}, {"codebook": ""}, {"chunk": 2}],
     "structure_contrast": [
         {"structures": STRUCTURES, "queue": 3, **more} for more in ({"rescore": 1}, {"keep": "fifo"}, {"unique": False, "masked": False})
     ],
-    "word_region": [{"engine": "dense"}, {"engine": "chunked"}],
+    "token_pair": [{"unit": "sentence"}, {"positives": "similarity"}, {"weights": "uniform"}, {"unit": "sentence", "clip": 0.0}],
+    "word_region": [{"engine": "dense"}, {"engine": "chunked"}, {"targets": "soft"}, {"targets": "mined", "threshold": 0.1}],
 }
 
 

@@ -14,7 +14,9 @@ from elvis.types import Metric
 LOG = [{"step": 1, "loss": 2.0, "lr": 0.1, "note": "x"}, {"step": 4, "val_dice": 0.5}, {"step": 9, "loss": 1.0, "lr": None, "flag": True}]
 LINES = {"scratch": [(10, Metric(0.2, 0.1, 0.3)), (1, Metric(0.1))], "elvis": [(1, Metric(0.2)), (10, Metric(0.4))]}
 COUNTS = {"nodule": {"nodule": 3, "mass": 1}, "mass": {"nothing": 2}}
+GAPS = {"+ local": Metric(0.1, 0.05, 0.2), "+ nothing": Metric(0.0, -0.1, 0.1), "- all": Metric(-0.2, -0.3, -0.1), "one seed": Metric(0.05)}
 FIGURES = {
+    "forest": lambda: pictures.draw_forest({"PG": GAPS, "mIoU": {"+ local": GAPS["+ local"]}}, x="minus global"),
     "curves": lambda: pictures.draw_curves(LOG),
     "efficiency": lambda: pictures.draw_efficiency({"dice": LINES, "iou": LINES}, y="Dice (0 to 1)"),
     "confusion": lambda: pictures.draw_confusion({"all": COUNTS}, ["nodule", "mass"], ["nodule", "mass", "nothing"], x="found", y="asked"),
@@ -48,6 +50,31 @@ def test_curves_show_what_is_a_number_over_its_steps() -> None:
     ]  # fmt: skip
     (line,) = figure.axes[0].lines
     assert line.get_xydata().tolist() == [[1, 2], [9, 1]]
+
+
+def test_a_forest_fills_what_leaves_zero_out_in_the_colour_of_its_sign() -> None:
+    figure = FIGURES["forest"]()
+    first, second = figure.axes
+    assert [(axes.get_title(), axes.get_xlabel()) for axes in figure.axes] == [("PG", "minus global"), ("mIoU", "minus global")]
+    assert [label.get_text() for label in first.get_yticklabels()] == ["one seed", "- all", "+ nothing", "+ local"]  # read from above
+    marks = {line.get_ydata()[0]: line for line in first.lines if line.get_marker() == "o"}
+    better, worse = pictures.PALETTE[:2]
+    assert [marks[n].get_color() for n in range(4)] == [better, worse, pictures.QUIET, better]
+    assert [marks[n].get_markerfacecolor() for n in range(4)] == [better, worse, "white", better]
+    assert marks[1].get_xdata().tolist() == [-0.2]
+    ends = {bar.get_segments()[0][0][1]: [float(x) for x, _ in bar.get_segments()[0]] for bar in first.collections}
+    assert ends == {3.0: pytest.approx([0.05, 0.2]), 2.0: pytest.approx([-0.1, 0.1]), 1.0: pytest.approx([-0.3, -0.1]), 0.0: [0.05, 0.05]}
+    assert len([line for line in second.lines if line.get_marker() == "o"]) == 1
+
+
+def test_a_line_of_a_forest_is_named_in_full_and_fits_into_the_figure() -> None:
+    name = "+ phrase_image + intra_modal (kl, teacher's temperature .03)"
+    figure = pictures.draw_forest({"PG": {name: Metric(0.1, 0.0, 0.2), "short": Metric(0.1)}}, x="minus global")
+    figure.draw_without_rendering()
+    label = figure.axes[0].get_yticklabels()[1]
+    assert label.get_text() == name
+    assert label.get_window_extent().x0 >= 0
+    assert pictures.draw_forest({"PG": {"x" * 200: Metric(0.1)}}, x="").axes[0].get_yticklabels()[0].get_text() == "x" * 71 + "…"
 
 
 def test_a_confusion_says_the_count_and_colours_the_share_of_its_row() -> None:

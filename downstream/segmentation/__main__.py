@@ -90,7 +90,7 @@ def train(args: argparse.Namespace, chosen: Any) -> int:
     todo = runs.units(given, chosen, out)
     alarms = []
     for backbone in given:
-        for seed in range(chosen.seeds):
+        for seed in chosen.seed_numbers:
             backbone.origin(chosen, seed)  # a folder that is missing or damaged is refused before anything is trained
             alarms += runs.leaks(backbone.patients(seed), table, f"{backbone.name} (seed {seed})", chosen.force)
     labelled = {fraction: len(table.labelled(fraction, chosen)) for fraction in chosen.fractions}
@@ -243,7 +243,7 @@ def _same_config(out: Path, chosen: Any) -> None:
     """ConfigError where the runs of a folder have another config, but for what adds runs or changes no number."""
     from downstream.segmentation import config as schemas
 
-    free = {"fraction", "seeds", "page", "resamples", "workers", "timeout", "cache", "max_bad_fraction", "backbone", "force"}
+    free = {"fraction", "seeds", "first_seed", "page", "resamples", "workers", "timeout", "cache", "max_bad_fraction", "backbone", "force"}
     old, new = dataclasses.asdict(schemas.load(str(out / "config.yaml"))), dataclasses.asdict(chosen)
     if changed := configs.unlike(*({key: value for key, value in values.items() if key not in free} for values in (old, new))):
         raise ConfigError(f"another {some(changed)} than the runs in {out} have", "leave them as they were, or choose another --out")

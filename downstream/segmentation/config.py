@@ -47,6 +47,7 @@ class Segmentation:
     layer_decay: float = 1.0  # learning rate of a ViT's blocks, times this for each one further from the head
     patience: int = 0  # validations without a better one before it ends; 0 = all steps
     threshold_by: str = "dice_pooled"  # which Dice the threshold maximises, on val
+    first_seed: int = 0  # the first of them
     seeds: int = 1  # how many: weights of the head (and of a backbone without any), order, augmentation
     train: Train = field(default_factory=Train)
     cache: bool = False  # keep resized images and masks in memory
@@ -64,6 +65,10 @@ class Segmentation:
     @property
     def fractions(self) -> list[float]:
         return self.fraction if isinstance(self.fraction, list) else [self.fraction]
+
+    @property
+    def seed_numbers(self) -> range:
+        return range(self.first_seed, self.first_seed + self.seeds)
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Segmentation:
@@ -127,6 +132,7 @@ def _choices(c: Segmentation) -> list[str]:
 def _numbers(c: Segmentation) -> list[str]:
     positive = {"size": c.size, "seeds": c.seeds, "resamples": c.resamples, "timeout": c.timeout, "page.size": c.page.size}
     not_negative = {
+        "first_seed": c.first_seed,
         "patience": c.patience,
         "limit": c.limit,
         "workers": c.workers,

@@ -79,7 +79,7 @@ def _overlays(done: Sequence[Unit], config: Segmentation, table: Table) -> resul
     from downstream.segmentation import model
 
     most = max(unit.fraction if unit.fraction > 1 else unit.fraction * 1e9 for unit in done)
-    unit = next(u for u in reversed(done) if (u.fraction if u.fraction > 1 else u.fraction * 1e9) == most and u.seed == 0)
+    unit = next(u for u in reversed(done) if (u.fraction if u.fraction > 1 else u.fraction * 1e9) == most and u.seed == config.first_seed)
     head, split = model.load(unit.folder), config.splits[0]
     with np.load(unit.folder / "scored.npz", allow_pickle=False) as scored:
         parts, ids = scored[f"{split}/parts"], scored[f"{split}/ids"].tolist()

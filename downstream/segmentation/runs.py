@@ -96,7 +96,7 @@ def backbones(given: Sequence[str] | None, config: Segmentation) -> list[Backbon
     found = []
     for word in given or [config.backbone["name"]]:
         name, source = named(word)
-        for each in dict.fromkeys(source.replace("{seed}", str(seed)) for seed in range(config.seeds)):
+        for each in dict.fromkeys(source.replace("{seed}", str(seed)) for seed in config.seed_numbers):
             if not _is_folder(each):
                 if "/" in each or each.startswith("."):
                     raise ConfigError(f"no folder {each}", "give a run or checkpoint directory, or a name of elvis.list_backbones()")
@@ -226,7 +226,7 @@ class Unit:
 
 
 def units(given: Sequence[Backbone], config: Segmentation, out: Path) -> list[Unit]:
-    return [Unit(b, f, s, out) for s, f, b in itertools.product(range(config.seeds), config.fractions, given)]
+    return [Unit(b, f, s, out) for s, f, b in itertools.product(config.seed_numbers, config.fractions, given)]
 
 
 def same_weights(unit: Unit, config: Segmentation) -> None:

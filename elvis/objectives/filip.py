@@ -4,7 +4,9 @@
     z_ij = mean over words t of report j  of  max over regions r of image i  of  cos(v_ir, w_jt)         text to image
     L    = NCE of s rows i, and of z rows j, both times the model's learned scale                         Yao et al. 2021, arXiv 2111.07783
 
-Means go over what is real, of images and of texts (the paper: non-padded tokens). A study of the same group or with the same text is no negative.
+Means go over what is real, of images and of texts (the paper: non-padded tokens). A study of the same group or with the same text is no negative
+(`equal_text: negative`: one with the same text is, as in the paper). `targets` soft and mined let other studies with alike reports be right, too:
+ours here, with the formulas of elvis.objectives._shared.
 Not here: the paper keeps of the tokens of other ranks the best quarter, to save traffic.
 
 Patches stay on their rank: gathered texts meet local images, then both W*B x W*B similarities are gathered for the text rows. `chunk` texts at a time
@@ -18,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from elvis.distributed import gather, gather_padded, own_rows
-from elvis.objectives._shared import choose, in_chunks, study_pairs
-from elvis.ops import dots, info_nce, masked_mean, masked_zero, normalize
+from elvis.objectives._shared import StudyTargets, choose, in_chunks, matched
+from elvis.ops import dots, masked_mean, masked_zero, normalize
 from elvis.registry import OBJECTIVES
 from elvis.types import Batch, Pair
 
@@ -35,10 +37,20 @@ class Filip(nn.Module):
         image_to_text: float = 0.5,  # weight of the direction; FILIP: the mean of both
         text_to_image: float = 0.5,
         chunk: int = 8,  # texts scored at once. Changes memory, not the result
+        targets: str = "own",  # FILIP; or soft, mined (see elvis.objectives._shared)
+        equal_text: str = "ignore",  # ours; negative = FILIP
+        alpha: float = 0.5,  # of the soft target, SO-ITC
+        target_temperature: float = 0.1,  # of the soft target; ours
+        threshold: float = 0.9,  # of the mined positives; ours
     ) -> None:
         super().__init__()
         self.unit = choose("unit", unit, {"word": "word", "sentence": "sentence"})
-        self.needs = frozenset({"image.tokens", f"text.{unit}", "scale"})
+        self.targets = StudyTargets(
+            "filip",
+            targets=targets, equal_text=equal_text, alpha=alpha, target_temperature=target_temperature, threshold=threshold,
+        )  # fmt: skip
+        self.detached = self.targets.needs
+        self.needs = self.detached | {"image.tokens", f"text.{unit}", "scale"}
         self.weight = {"image_to_text": image_to_text, "text_to_image": text_to_image}
         self.chunk = chunk
 
@@ -48,9 +60,9 @@ class Filip(nn.Module):
         local = pair.scale * best_matches(gather_padded(units), regions, gather_padded(unit.mask), image.mask, chunk=self.chunk)  # B W*B 2
 
         real = image.mask.any(1) & unit.mask.any(1)  # B
-        positive, negative = study_pairs(batch, real)  # B W*B
+        right = self.targets(pair, batch, real)  # B W*B each
         own_texts = gather(local[..., 1])[:, own_rows(len(batch), real.device)].T  # B W*B: rows are this rank's texts, columns all images
-        by_image, by_text = info_nce(local[..., 0], positive, negative), info_nce(own_texts, positive, negative)
+        by_image, by_text = matched(local[..., 0], *right), matched(own_texts, *right)
         return {
             name: (self.weight[name] * each.sum(), real.sum().to(each.dtype))
             for name, each in (("image_to_text", by_image), ("text_to_image", by_text))

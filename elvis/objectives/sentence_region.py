@@ -19,6 +19,14 @@ negative of one that reads the same. A row needs of the others no more than the 
     L = - sum_l p_kl s_kl + log( sum_l e^s_kl + sum over others o of e^s_ko )        s = cos / tau
 
 which is computed for `chunk` rows at a time and again in the backward: nothing of size (B N)^2 is kept.
+
+There, `targets: soft` gives sentences of other studies that say nearly the same a share (ours, after SO-ITC's mixed target, arXiv 2603.04878): of the
+two sentence terms
+
+    q_ml = (1 - alpha) p_ml + alpha softmax( cos(y_m, y_l) / target_temperature )      y: sentences before projection, without gradient
+
+over the own sentences and those of others that are negatives otherwise (p is 0 there). Of the others a row then needs two numbers more, the log of
+the sum of e^(cos / target_temperature) and the mean of s under that softmax.
 """
 
 from __future__ import annotations
@@ -29,7 +37,8 @@ import torch
 from torch import Tensor, nn
 
 from elvis.distributed import gather_padded
-from elvis.objectives._shared import choose, in_chunks, study_pairs
+from elvis.errors import ConfigError
+from elvis.objectives._shared import check_share, choose, in_chunks, study_pairs
 from elvis.ops import (
     attend,
     cosine,
@@ -68,9 +77,14 @@ class SentenceRegion(nn.Module):
         image_weight: float = 1.0,  # of the two region terms
         report_weight: float = 1.0,  # of the two sentence terms
         negatives: str = "study",  # LoVT as published; batch = those of other studies, too
+        targets: str = "own",  # of a sentence with negatives: batch; soft = alike ones of other studies share it
+        alpha: float = 0.5,  # of that share, SO-ITC
+        target_temperature: float = 0.1,  # of that share; ours
         chunk: int = 512,  # rows that meet the columns of other studies at once. Changes memory, not the result
     ) -> None:
         super().__init__()
+        check_share("sentence_region", alpha, target_temperature)
+        self.soft, self.alpha, self.target_temperature = choose("targets", targets, {"own": False, "soft": True}), alpha, target_temperature
         self.across, self.chunk = choose("negatives", negatives, {"study": False, "batch": True}), chunk
         self.positives = choose("positives", positives, {"one_hot": self.one_hot, "distance": self.distance, "similarity": self.similarity})
         self.report_positives = choose("report_positives", report_positives, {"one_hot": self.one_hot, "similarity": self.similarity})
@@ -79,8 +93,11 @@ class SentenceRegion(nn.Module):
         self.image_weight, self.report_weight = image_weight, report_weight
         self.key, self.value, self.output = (nn.Linear(width, width) for _ in range(3))
         self.norm = nn.LayerNorm(width)
-        raw = {"image_raw.tokens": positives, "text_raw.sentence": report_positives}
-        self.needs = frozenset({"image.tokens", "text.sentence"} | {need for need, p in raw.items() if p == "similarity"})
+        if self.soft and not self.across:
+            raise ConfigError("sentence_region with targets soft compares no studies", "set negatives: batch, or targets: own")
+        raw = {"image_raw.tokens": positives == "similarity", "text_raw.sentence": report_positives == "similarity" or self.soft}
+        self.detached = frozenset(need for need, read in raw.items() if read)  # what it reads without training it
+        self.needs = self.detached | {"image.tokens", "text.sentence"}
 
     def forward(self, pair: Pair, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         image, text = pair.image, pair.text.units["sentence"]
@@ -95,34 +112,59 @@ class SentenceRegion(nn.Module):
 
         both = image.mask.any(1) & text.mask.any(1)  # B
         others = study_pairs(batch, both)[1] if self.across else None  # B W*B
+        raw = normalize(masked_zero(pair.text_raw.units["sentence"].vectors.detach(), text.mask)) if self.soft else None  # B U *
         terms = {}
-        for names, rows, columns, target, pairs, one, kinds, weight in (
-            (("region_to_context", "context_to_region"), regions, said, of_region, near, image, None, self.image_weight),
-            (("sentence_to_context", "context_to_sentence"), sentences, shown, of_sentence, same, text, text.group, self.report_weight),
+        for names, rows, columns, target, pairs, one, kinds, alike, weight in (
+            (("region_to_context", "context_to_region"), regions, said, of_region, near, image, None, None, self.image_weight),
+            (("sentence_to_context", "context_to_sentence"), sentences, shown, of_sentence, same, text, text.group, raw, self.report_weight),
         ):
             logits = cosine(rows, columns) / self.temperature  # B N N
             for name, s, here, there in ((names[0], logits, rows, columns), (names[1], logits.mT, columns, rows)):
                 each = soft_cross_entropy(s, target, pairs)  # B N
                 if others is not None:
-                    inside = masked_logsumexp(s, pairs)
-                    each = each + target.sum(-1) * (torch.logaddexp(inside, self.elsewhere(here, there, one.mask, kinds, others)) - inside)
+                    inside, (outside, *far) = masked_logsumexp(s, pairs), self.elsewhere(here, there, one.mask, kinds, others, alike)  # B N each
+                    whole = torch.logaddexp(inside, outside)
+                    each = each + target.sum(-1) * (whole - inside)
+                    each = each if alike is None else (1 - self.alpha) * each + self.alpha * self.shared(s, pairs, alike, whole, *far)
                 study = masked_mean(each.unsqueeze(-1), one.mask & both.unsqueeze(-1), one.weights)  # B 1
                 terms[name] = (weight * study.sum(), both.sum().to(each.dtype))
         return terms
 
-    def elsewhere(self, rows: Tensor, columns: Tensor, mask: Tensor, kinds: Tensor | None, others: Tensor) -> Tensor:
-        """log sum of e^s over the columns of other studies: rows and columns B N D, mask B N, groups B N or None, other studies B W*B -> B N."""
+    def elsewhere(
+        self, rows: Tensor, columns: Tensor, mask: Tensor, kinds: Tensor | None, others: Tensor, raw: Tensor | None
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """log sum of e^s over the columns of other studies: rows and columns B N D, mask B N, groups B N or None, other studies B W*B -> B N.
+
+        raw: unit vectors B N * before projection, or None; then also the log sum of e^(their cosines) and the mean of s under that softmax, B N each.
+        """
         columns, there = normalize(gather_padded(columns)).flatten(0, 1), gather_padded(mask)  # W*B*N' D, W*B N'
         equal_to = None if kinds is None else gather_padded(kinds).flatten()
+        own, like = ((), None) if raw is None else ((raw.flatten(0, 1),), gather_padded(raw).flatten(0, 1))  # B*N *, W*B*N' *
 
-        def score(some: Tensor, other: Tensor, kind: Tensor) -> Tensor:  # n D, n W*B, n -> 1 n
+        def score(some: Tensor, other: Tensor, kind: Tensor, *own: Tensor) -> Tensor:  # n D, n W*B, n, perhaps n * -> 1 n or 3 n
             part = (other.unsqueeze(-1) & there).flatten(1)  # n W*B*N'
             part = part if equal_to is None else part & (kind.unsqueeze(-1) != equal_to)
-            return masked_logsumexp(dots(some, columns) / self.temperature, part).unsqueeze(0)
+            s = dots(some, columns) / self.temperature
+            found = [masked_logsumexp(s, part)]
+            for vectors in own:
+                near = dots(vectors, like) / self.target_temperature
+                found += [masked_logsumexp(near, part), (masked_softmax(near, part) * s).sum(-1)]
+            return torch.stack(found)
 
         kinds = torch.zeros_like(mask, dtype=torch.int64) if kinds is None else kinds
         each = others.repeat_interleave(mask.shape[1], 0)  # B*N W*B
-        return in_chunks(score, normalize(rows).flatten(0, 1), each, kinds.flatten(), chunk=self.chunk).view_as(mask)
+        found = in_chunks(score, normalize(rows).flatten(0, 1), each, kinds.flatten(), *own, chunk=self.chunk)  # 1 B*N or 3 B*N
+        return found.unflatten(1, mask.shape).unbind()
+
+    def shared(self, s: Tensor, pairs: Tensor, raw: Tensor, whole: Tensor, far: Tensor, mean: Tensor) -> Tensor:
+        """Cross entropy, B U, with the softmax of the cosines of `raw` B U * over own sentences (pairs B U U) and those of others.
+
+        s B U U; whole B U, the log sum of e^s over all of them; far and mean B U, what `elsewhere` found beside.
+        """
+        near = dots(raw, raw) / self.target_temperature  # B U U
+        total = torch.logaddexp(masked_logsumexp(near, pairs), far)
+        target = (near - total.unsqueeze(-1)).exp().masked_fill(~pairs, 0.0)
+        return whole - (target * s).sum(-1) - (far - total).exp() * mean
 
     def context(self, query: Tensor, keys: Tensor, other: Tensor, mask: Tensor) -> Tensor:
         """Each row attends the other modality: keys B N D of the rows, keys and vectors of the other B M D, mask B M -> B N D.

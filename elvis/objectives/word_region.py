@@ -8,7 +8,8 @@
 
 No D-wide context is built and no B B T R D tensor anywhere: elvis.kernels.word_region has the algebra, its gradient and the engines.
 Patches stay on their rank: gathered texts meet local images, then the W*B x W*B similarities are gathered for the text rows. Studies of one
-group or with one text are not negatives.
+group or with one text are not negatives (`equal_text: negative`: one text is, as GLoRIA has it). `targets` soft and mined let other studies with
+alike reports be right, too: ours here, with the formulas of elvis.objectives._shared.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 from elvis.distributed import gather, gather_padded, own_rows
 from elvis.errors import ConfigError
 from elvis.kernels.word_region import ENGINES, word_region_similarity
-from elvis.objectives._shared import choose, study_pairs
-from elvis.ops import info_nce, masked_mean, masked_softmax, masked_zero, normalize, upcast
+from elvis.objectives._shared import StudyTargets, choose, matched
+from elvis.ops import masked_mean, masked_softmax, masked_zero, normalize, upcast
 from elvis.registry import OBJECTIVES
 from elvis.types import Batch, ImageFeatures, Pair, TextFeatures
 
@@ -27,8 +28,6 @@ from elvis.types import Batch, ImageFeatures, Pair, TextFeatures
 @OBJECTIVES.register("word_region")
 class WordRegion(nn.Module):
     """Terms `image_to_text` and `text_to_image`, each a mean over studies with a region and a word. GLoRIA adds them."""
-
-    needs = frozenset({"image.tokens", "text.word"})
 
     def __init__(
         self,
@@ -39,6 +38,11 @@ class WordRegion(nn.Module):
         word_scale: float = 5.0,  # GLoRIA's temp2
         logit_scale: float = 10.0,  # GLoRIA's temp3
         engine: str = "auto",  # dense | chunked | triton: changes time and memory, not the result
+        targets: str = "own",  # GLoRIA; or soft, mined (see elvis.objectives._shared)
+        equal_text: str = "ignore",  # ours; negative = GLoRIA
+        alpha: float = 0.5,  # of the soft target, SO-ITC
+        target_temperature: float = 0.1,  # of the soft target; ours
+        threshold: float = 0.9,  # of the mined positives; ours
     ) -> None:
         super().__init__()
         if not 0 < attention_scale <= 30:  # the square of its exponential must stay in fp32
@@ -47,6 +51,12 @@ class WordRegion(nn.Module):
         self.scales = {"score_scale": score_scale, "attention_scale": attention_scale, "word_scale": word_scale}
         self.logit_scale = logit_scale
         self.engine = choose("engine", engine, {name: name for name in ENGINES})
+        self.targets = StudyTargets(
+            "word_region",
+            targets=targets, equal_text=equal_text, alpha=alpha, target_temperature=target_temperature, threshold=threshold,
+        )  # fmt: skip
+        self.detached = self.targets.needs
+        self.needs = self.detached | {"image.tokens", "text.word"}
 
     def forward(self, pair: Pair, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         image, word = pair.image, pair.text.units["word"]
@@ -55,9 +65,9 @@ class WordRegion(nn.Module):
         local = self.logit_scale * word_region_similarity(words, regions, word_mask, image.mask, engine=self.engine, **self.scales)  # B W*B
 
         real = image.mask.any(1) & word.mask.any(1)  # B
-        positive, negative = study_pairs(batch, real)  # B W*B
+        right = self.targets(pair, batch, real)  # B W*B each
         own_texts = gather(local)[:, own_rows(len(batch), real.device)].T  # B W*B: rows are this rank's texts, columns all images
-        by_image, by_text = info_nce(local, positive, negative), info_nce(own_texts, positive, negative)
+        by_image, by_text = matched(local, *right), matched(own_texts, *right)
         count = real.sum().to(local.dtype)
         return {"image_to_text": (by_image.sum(), count), "text_to_image": (by_text.sum(), count)}
 

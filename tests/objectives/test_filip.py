@@ -14,6 +14,7 @@ from elvis.objectives.filip import best_matches, without_padding
 from elvis.ops import normalize
 from elvis.types import Batch, Pair
 from tests import loops
+from tests.objectives.targets import OPTIONS, right, some_alike
 from tests.pairs import build, make
 
 
@@ -24,24 +25,23 @@ def similarities(regions: list[list[float]], units: list[list[float]]) -> tuple[
     return math.fsum(by_region) / len(regions), math.fsum(by_unit) / len(units)
 
 
-def reference(pair: Pair, batch: Batch, unit: str = "word") -> dict[str, tuple[float, int]]:
+def reference(pair: Pair, batch: Batch, unit: str = "word", **options: Any) -> dict[str, tuple[float, int]]:
     """Sum and count of both directions, unweighted."""
     told, scale = pair.text.units[unit], pair.scale.item()
     units = [told.vectors[i][m].tolist() for i, m in enumerate(told.mask)]
     regions = [pair.image.tokens[i][m].tolist() for i, m in enumerate(pair.image.mask)]
     real = [i for i in range(len(batch)) if units[i] and regions[i]]
-    study, report = batch.study.tolist(), batch.units["report"].group[:, 0].tolist()
     z = {(i, j): [scale * x for x in similarities(regions[i], units[j])] for i in real for j in real}
-    others = {i: [j for j in real if study[i] != study[j] and report[i] != report[j]] for i in real}
+    answers = right(pair, batch, real, **options)
     return {
-        "image_to_text": (sum(loops.nce([z[i, i][0]], [z[i, j][0] for j in others[i]]) for i in real), len(real)),
-        "text_to_image": (sum(loops.nce([z[j, j][1]], [z[i, j][1] for i in others[j]]) for j in real), len(real)),
+        "image_to_text": (sum(one.loss({j: z[i, j][0] for j in real}) for i, one in answers.items()), len(real)),
+        "text_to_image": (sum(one.loss({i: z[i, j][1] for i in real}) for j, one in answers.items()), len(real)),
     }
 
 
 def check(pair: Pair, batch: Batch, **options: Any) -> None:
     terms = build("filip", **options)(pair, batch)
-    expected = reference(pair, batch, options.get("unit", "word"))
+    expected = reference(pair, batch, **options)
     assert terms.keys() == expected.keys()
     for name, (value, count) in expected.items():
         assert terms[name][0].item() == pytest.approx(options.get(name, 0.5) * value, rel=0, abs=1e-10)
@@ -115,6 +115,16 @@ def test_a_maximum_sees_padding_that_stands_for_the_largest_as_that_one() -> Non
 def test_it_needs_the_unit_it_compares_and_trains_the_scale() -> None:
     assert build("filip").needs == {"image.tokens", "text.word", "scale"}
     assert build("filip", unit="sentence").needs == {"image.tokens", "text.sentence", "scale"}
+    assert build("filip", targets="mined").needs == {"image.tokens", "text.word", "scale", "text_raw.pooled"}
+    assert build("filip", targets="mined").detached == {"text_raw.pooled"}
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("grid", [(4, 4), (2, 3, 4)])
+def test_every_choice_of_targets_equals_the_loop(grid: tuple[int, ...], options: dict[str, Any]) -> None:
+    check(*some_alike(grid=grid), **options)
+    check(*make(grid=grid, views=2), unit="sentence", **options)
+    check(*make(grid=grid, sentences=(1,), words=(2,)), **options)
 
 
 def test_an_unknown_unit_is_named_with_the_known_ones() -> None:

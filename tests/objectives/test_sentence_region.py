@@ -46,7 +46,19 @@ def share(values: list[float]) -> list[float]:
 
 @torch.no_grad()
 def reference(
-    objective: SentenceRegion, pair: Pair, batch: Batch, positives: str, report_positives: str, threshold: float, decay: float, negatives: str
+    objective: SentenceRegion,
+    pair: Pair,
+    batch: Batch,
+    *,
+    positives: str = "distance",
+    report_positives: str = "one_hot",
+    threshold: float = 0.5,
+    decay: float = 1.0,
+    negatives: str = "study",
+    targets: str = "own",
+    alpha: float = 0.5,
+    target_temperature: float = 0.1,
+    **_: Any,
 ) -> dict[str, tuple[float, int]]:
     image, text = pair.image, pair.text.units["sentence"]
     sums = dict.fromkeys(TERMS, 0.0)
@@ -58,14 +70,20 @@ def reference(
         found[i] = cells, said, regions, sentences, contexts(objective, regions, sentences), contexts(objective, sentences, regions)
     study, report = batch.study.tolist(), batch.units["report"].group[:, 0].tolist()
 
-    def away(i: int, row: Any, part: int, kind: int | None = None) -> list[float]:
-        """Logits of a row of study i against what others have in its part of `found`; for a sentence, but those of equal text."""
+    def elsewhere(i: int, part: int, kind: int | None = None) -> list[tuple[int, int]]:
+        """Study and place of what others than study i have in its part of `found`; for a sentence, but those of equal text."""
         return [
-            loops.cos(list(map(float, row)), list(map(float, column))) / objective.temperature
+            (j, place)
             for j in real
             if negatives == "batch" and study[i] != study[j] and report[i] != report[j]
-            for place, column in enumerate(found[j][part])
+            for place in range(len(found[j][part]))
             if kind is None or int(text.group[j, found[j][1][place]]) != kind
+        ]
+
+    def away(i: int, row: Any, part: int, kind: int | None = None) -> list[float]:
+        """Logits of a row of study i against these."""
+        return [
+            loops.cos(list(map(float, row)), list(map(float, found[j][part][place]))) / objective.temperature for j, place in elsewhere(i, part, kind)
         ]
 
     for i in real:
@@ -95,23 +113,20 @@ def reference(
                 target = [float(n == m) for n in said] if report_positives == "one_hot" else soft(objective, raw, m, said)
                 logits = [loops.cos(list(map(float, rows[place])), list(map(float, c))) / objective.temperature for c in columns]
                 more = away(i, rows[place], part, int(text.group[i, m]))
-                sums[name] += w[place] / sum(w) * loops.cross_entropy([*target, *[0.0] * len(more)], logits + more)
+                target = [*target, *[0.0] * len(more)]
+                if targets == "soft":
+                    places = [(i, n) for n in said] + [(j, found[j][1][p]) for j, p in elsewhere(i, part, int(text.group[i, m]))]
+                    before = pair.text_raw.units["sentence"].vectors
+                    like = loops.softmax([loops.cos(raw[m], before[at].tolist()) / target_temperature for at in places])
+                    target = [(1 - alpha) * p + alpha * q for p, q in zip(target, like, strict=True)]
+                sums[name] += w[place] / sum(w) * loops.cross_entropy(target, logits + more)
     return {name: (value, len(real)) for name, value in sums.items()}
 
 
 def check(pair: Pair, batch: Batch, **options: Any) -> None:
     objective = build("sentence_region", width=pair.image.tokens.shape[-1], **options)
     terms = objective(pair, batch)
-    expected = reference(
-        objective,
-        pair,
-        batch,
-        options.get("positives", "distance"),
-        options.get("report_positives", "one_hot"),
-        options.get("threshold", 0.5),
-        options.get("decay", 1.0),
-        options.get("negatives", "study"),
-    )
+    expected = reference(objective, pair, batch, **options)
     weight = dict.fromkeys(TERMS[:2], options.get("image_weight", 1.0)) | dict.fromkeys(TERMS[2:], options.get("report_weight", 1.0))
     assert terms.keys() == expected.keys()
     for name, (value, count) in expected.items():
@@ -149,6 +164,52 @@ def test_negatives_across_the_batch_equal_the_loop(views: int, chunk: int) -> No
     check(*make(grid=(2, 3), views=views), negatives="batch", positives="similarity", report_positives="similarity", temperature=0.1)
 
 
+SOFT = [
+    {"targets": "soft", "negatives": "batch", **more}
+    for more in ({}, {"alpha": 1.0, "target_temperature": 0.5}, {"report_positives": "similarity", "alpha": 0.3, "temperature": 0.1}, {"alpha": 0.0})
+]
+
+
+@pytest.mark.parametrize("options", SOFT, ids=str)
+@pytest.mark.parametrize("grid", [(2, 3), (2, 2, 2)])
+@pytest.mark.parametrize("chunk", [3, 512])
+def test_soft_targets_across_the_batch_equal_the_loop(grid: tuple[int, ...], chunk: int, options: dict[str, Any]) -> None:
+    check(*make(grid=grid, views=2), chunk=chunk, **options)
+    check(*make(grid=grid, sentences=(3,), words=(4,)), chunk=chunk, **options)
+
+
+def test_soft_targets_give_the_same_gradients_in_chunks_and_train_no_text_before_projection() -> None:
+    gradients = []
+    for chunk in (2, 512):
+        pair, batch = make(grid=(2, 3), requires_grad=True)
+        sum(v for v, _ in build("sentence_region", chunk=chunk, **SOFT[0])(pair, batch).values()).backward()
+        gradients.append((pair.image.tokens.grad, pair.text.units["sentence"].vectors.grad))
+        assert pair.text_raw.units["sentence"].vectors.grad is None
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("fill", [math.nan, 1e6])
+def test_padding_does_not_reach_soft_targets(fill: float) -> None:
+    pair, batch = make(grid=(2, 3), sentences=(3, 0, 4, 2), words=(5, 0, 6, 3), requires_grad=True)
+    raw = pair.text_raw.units["sentence"]
+    dirty = replace(raw, vectors=torch.where(raw.mask.unsqueeze(-1), raw.vectors.detach(), fill))
+    other = replace(pair, text_raw=replace(pair.text_raw, units={**pair.text_raw.units, "sentence": dirty}))
+    terms = [build("sentence_region", **SOFT[0])(one, batch) for one in (pair, other)]
+    assert terms[0] == terms[1]
+    sum(v for v, _ in terms[1].values()).backward()
+    assert pair.text.units["sentence"].vectors.grad.isfinite().all()
+    assert pair.image.tokens.grad.isfinite().all()
+
+
+def test_soft_targets_across_studies_need_other_studies() -> None:
+    with pytest.raises(ConfigError, match=r"targets soft(.|\n)*negatives: batch"):
+        SentenceRegion(width=4, targets="soft")
+    with pytest.raises(ConfigError, match=r"alpha 2(.|\n)*\[0, 1\]"):
+        SentenceRegion(width=4, targets="soft", negatives="batch", alpha=2)
+    with pytest.raises(ConfigError, match=r"'targets'.*'softt'.*did you mean 'soft'"):
+        SentenceRegion(width=4, targets="softt", negatives="batch")
+
+
 def test_equal_studies_reports_and_sentences_are_no_negatives_and_who_misses_a_side_lends_none() -> None:
     pair, batch = make(grid=(2, 2), sentences=(2, 3, 2, 1, 2, 0), words=(3, 4, 3, 2, 3, 0))
     report = replace(batch.units["report"], group=torch.tensor([[7], [8], [7], [9], [10], [11]]))  # 0 and 2 read the same
@@ -158,6 +219,7 @@ def test_equal_studies_reports_and_sentences_are_no_negatives_and_who_misses_a_s
     pair = replace(pair, image=replace(pair.image, mask=mask))
     batch = replace(batch, study=torch.tensor([0, 1, 2, 0, 4, 5]), units={**batch.units, "report": report})  # 0 and 3 are one study
     check(pair, batch, negatives="batch", chunk=4)
+    check(pair, batch, negatives="batch", chunk=4, targets="soft", report_positives="similarity")
 
 
 def test_negatives_across_the_batch_give_the_same_gradients_in_chunks_and_more_loss_than_those_of_the_study() -> None:
@@ -221,6 +283,8 @@ def test_it_needs_the_raw_features_only_where_similarity_is_asked_for() -> None:
     assert SentenceRegion(width=4).needs == plain
     assert SentenceRegion(width=4, positives="similarity").needs == plain | {"image_raw.tokens"}
     assert SentenceRegion(width=4, report_positives="similarity").needs == plain | {"text_raw.sentence"}
+    assert SentenceRegion(width=4, targets="soft", negatives="batch").needs == plain | {"text_raw.sentence"}
+    assert SentenceRegion(width=4, targets="soft", negatives="batch").detached == {"text_raw.sentence"}
 
 
 def test_soft_positives_do_not_train_the_encoder_that_gives_them() -> None:

@@ -13,6 +13,7 @@ from elvis.errors import ConfigError
 from elvis.kernels.word_region import word_region_similarity
 from elvis.types import Batch, Pair
 from tests import loops
+from tests.objectives.targets import OPTIONS, right, some_alike
 from tests.pairs import build, make
 
 GLORIA = {"score_scale": 1.0, "attention_scale": 4.0, "word_scale": 5.0}
@@ -27,25 +28,24 @@ def similarity(words: list[list[float]], regions: list[list[float]], score_scale
     return loops.logsumexp(heard)
 
 
-def reference(pair: Pair, batch: Batch, cosine: bool = False, logit_scale: float = 10.0, **scales: float) -> dict[str, tuple[float, int]]:
+def reference(pair: Pair, batch: Batch, cosine: bool = False, logit_scale: float = 10.0, **options: Any) -> dict[str, tuple[float, int]]:
     unit = pair.text.units["word"]
     change = loops.unit if cosine else list
     words = [[change(w) for w in unit.vectors[i][m].tolist()] for i, m in enumerate(unit.mask)]
     regions = [[change(v) for v in pair.image.tokens[i][m].tolist()] for i, m in enumerate(pair.image.mask)]
     real = [i for i in range(len(batch)) if words[i] and regions[i]]
-    study, report = batch.study.tolist(), batch.units["report"].group[:, 0].tolist()
-    z = {(i, j): logit_scale * similarity(words[j], regions[i], **{**GLORIA, **scales}) for i in real for j in real}
-    others = {i: [j for j in real if study[i] != study[j] and report[i] != report[j]] for i in real}
+    scales = {name: options.get(name, value) for name, value in GLORIA.items()}
+    z = {(i, j): logit_scale * similarity(words[j], regions[i], **scales) for i in real for j in real}
+    answers = right(pair, batch, real, **options)
     return {
-        "image_to_text": (sum(loops.nce([z[i, i]], [z[i, j] for j in others[i]]) for i in real), len(real)),
-        "text_to_image": (sum(loops.nce([z[j, j]], [z[i, j] for i in others[j]]) for j in real), len(real)),
+        "image_to_text": (sum(one.loss({j: z[i, j] for j in real}) for i, one in answers.items()), len(real)),
+        "text_to_image": (sum(one.loss({i: z[i, j] for i in real}) for j, one in answers.items()), len(real)),
     }
 
 
 def check(pair: Pair, batch: Batch, **options: Any) -> None:
     terms = build("word_region", **options)(pair, batch)
-    scales = {k: v for k, v in options.items() if k not in ("attention", "engine")}
-    expected = reference(pair, batch, options.get("attention") == "cosine", **scales)
+    expected = reference(pair, batch, options.get("attention") == "cosine", **options)
     assert terms.keys() == expected.keys()
     for name, (value, count) in expected.items():
         assert terms[name][0].item() == pytest.approx(value, rel=0, abs=1e-10)
@@ -120,3 +120,17 @@ def test_an_unknown_attention_is_named_with_the_known_ones() -> None:
 def test_an_unknown_engine_is_named_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"'tritn'(.|\n)*triton"):
         build("word_region", engine="tritn")
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("grid", [(2, 3), (2, 2, 2)])
+def test_every_choice_of_targets_equals_the_loop(grid: tuple[int, ...], options: dict[str, Any]) -> None:
+    check(*some_alike(grid=grid), **options)
+    check(*make(grid=grid, views=2), **options)
+    check(*make(grid=grid, sentences=(1,), words=(2,)), **options)
+
+
+def test_it_needs_the_text_before_projection_only_where_it_is_asked_for() -> None:
+    assert build("word_region").needs == {"image.tokens", "text.word"}
+    assert build("word_region", targets="soft").needs == {"image.tokens", "text.word", "text_raw.pooled"}
+    assert build("word_region", targets="soft").detached == {"text_raw.pooled"}

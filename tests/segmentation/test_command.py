@@ -108,6 +108,19 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ------------------------------------------------------------------------------------------------- what it writes
 
 
+def test_a_run_that_begins_at_a_later_seed_is_that_seed_of_a_run_of_several(grid: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    line = ["--backbone", "small=resnet10t", *PROBE, "fraction=0.25"]
+    assert train(out, *line, "first_seed=1") == 0
+    assert sorted(path.name for path in (out / "small/0.25").iterdir()) == ["seed-1"]
+    assert (out / "small/0.25/seed-1/per_case.csv").read_bytes() == (grid / "small/0.25/seed-1/per_case.csv").read_bytes()
+    assert {case["seed"] for case in rows(out / "per_case.csv")} == {"1"}
+    assert train(out, *line, "first_seed=0", "--resume") == 0  # another seed beside it
+    assert sorted(path.name for path in (out / "small/0.25").iterdir()) == ["seed-0", "seed-1"]
+    with pytest.raises(ConfigError, match="first_seed"):
+        train(tmp_path / "other", *line, "first_seed=-1")
+
+
 def test_a_run_on_phantoms_writes_everything_it_says(trained: Path) -> None:
     written = {"config.yaml", "results.json", "table.md", "per_case.csv", "page.json", "index.html", "figures", "resnet10t"}
     assert {p.name for p in trained.iterdir()} == written

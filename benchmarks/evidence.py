@@ -1,0 +1,195 @@
+"""Tables of a suite, made of its rows and cases alone: what was spent, what came out, and one table for each question.
+
+A cell is the mean over seeds ± their sd; a difference is paired case by case and seed by seed, with a 95 % interval over patients and seeds
+(`elvis.metrics.bootstrap.paired_over_seeds`). It is bold where the interval leaves 0 out, and says for how many of the seeds it has its sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.machine import table
+from benchmarks.rows import Row, Run, Store
+from benchmarks.suite import Question, Suite
+from elvis import pictures, results
+from elvis.metrics import bootstrap
+from elvis.types import Metric, Result
+
+PAIRED = "± is the standard deviation over seeds. Differences are paired by case and seed; brackets: 95 % interval over patients and seeds"
+LEGEND = f"{PAIRED}; bold where 0 is outside; k/n: in how many of the seeds the difference has this sign."
+
+
+def by_arm(suite: Suite, store: Store) -> dict[str, list[Row]]:
+    """The rows of each arm of today's suite; those of earlier versions of it are left out."""
+    found: dict[str, list[Row]] = {arm: [] for arm in suite.arms}
+    for row in store.rows():
+        if row.arm in found and store.row(Run(row.arm, row.seed, tuple(row.words), tuple(suite.doing(row.arm)))) is not None:
+            found[row.arm].append(row)
+    return {arm: rows for arm, rows in found.items() if rows}
+
+
+def metric(rows: Sequence[Row], column: str) -> Metric | None:
+    values = [row.metrics[column] for row in rows if column in row.metrics]
+    if not values:
+        return None
+    return Metric(float(np.mean(values)), sd=float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+
+def difference(store: Store, ours: Sequence[Row], other: Sequence[Row], name: str) -> tuple[Metric, str] | None:
+    """Ours minus the other over the seeds both have, and for how many of them it has its sign; None where nothing can be paired."""
+    seeds = sorted({r.seed for r in ours} & {r.seed for r in other})
+    pairs = [(store.values(ours[0].arm, seed, name), store.values(other[0].arm, seed, name)) for seed in seeds]
+    whole = [(a, b) for a, b in pairs if a is not None and b is not None]
+    if not whole:
+        return None
+    keys = store.keys(name)
+    a, b = (np.stack(side) for side in zip(*whole, strict=True))  # S n
+    patients, categories = [p for p, _ in keys], [c for _, c in keys]
+    found = bootstrap.paired_over_seeds(a, b, patients, categories=categories)
+    each = [bootstrap.paired(x, y, patients, categories=categories, resamples=2).value for x, y in whole]
+    return found, f"{sum(v * found.value > 0 for v in each)}/{len(each)}"
+
+
+def beaten(m: Metric) -> bool:
+    return m.low is not None and m.high is not None and not m.low <= 0 <= m.high
+
+
+def spread(m: Metric | None) -> str:
+    if m is None:
+        return "–"
+    return f"{m.value:.3f}" + (f" ± {m.sd:.3f}" if m.sd is not None else "")
+
+
+def signed(found: tuple[Metric, str] | None) -> str:
+    if found is None:
+        return "–"
+    m, signs = found
+    text = f"{m.value:+.3f}" + (f" [{m.low:+.3f}, {m.high:+.3f}]" if m.low is not None else "") + f" {signs}"
+    return f"**{text}**" if beaten(m) else text
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def budget(suite: Suite, found: Mapping[str, Sequence[Row]]) -> str:
+    lines = []
+    for arm, rows in found.items():
+        first, chosen = rows[0], " ".join(rows[0].words)
+        spent = [str(first.steps or "–"), f"{first.images:,}", f"{first.parameters:,}", f"{np.mean([r.minutes for r in rows]):.1f}"]
+        maps = ", ".join(sorted({r.map for r in rows}))
+        words = " ".join(w for name in suite.lineage(arm) for w in suite.arms[name].words)
+        own = next((suite.arms[n].config for n in reversed(suite.lineage(arm)) if suite.arms[n].config), "")
+        lines.append([suite.arms[arm].title, f"`{arm}`", *spent, str(len(rows)), maps, " ".join(f"`{w}`" for w in (own, words, chosen) if w)])
+    return table(["", "arm", "steps", "images", "parameters", "minutes", "seeds", "map", "what differs"], lines)
+
+
+def main_table(suite: Suite, found: Mapping[str, Sequence[Row]], arms: Sequence[str], columns: Sequence[str]) -> str:
+    shown = [c for c in columns if any(c in row.metrics for arm in arms for row in found.get(arm, ()))]
+    lines = [[suite.arms[arm].title, *(spread(metric(found[arm], c)) for c in shown)] for arm in arms if arm in found]
+    lines += [[f"*{suite.priors[row]}*", *(f"{own[c]:.3f}" if c in own else "–" for c in shown)] for row, own in blind(suite, found).items()]
+    return table(["", *shown], lines)
+
+
+def blind(suite: Suite, found: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, float]]:
+    """What sees no image, by the first run that has it."""
+    rows = [row for some in found.values() for row in some]
+    return {name: next((r.priors[name] for r in rows if name in r.priors), {}) for name in suite.priors if any(name in r.priors for r in rows)}
+
+
+def differences(suite: Suite, store: Store, found: Mapping[str, Sequence[Row]], pairs: Sequence[tuple[str, str]], columns: Sequence[str]) -> str:
+    there = [(one, other) for one, other in pairs if one in found and other in found]
+    cells = {(one, other): {name: difference(store, found[one], found[other], name) for name in columns} for one, other in there}
+    shown = [name for name in columns if any(own[name] for own in cells.values())]
+    titles = {pair: " minus ".join(suite.arms[arm].title for arm in pair) for pair in there}
+    lines = [[titles[pair], *(signed(own[name]) for name in shown)] for pair, own in cells.items() if any(own.values())]
+    return table(["", *shown], lines) if lines else ""
+
+
+def columns_of(suite: Suite, question: Question) -> list[str]:
+    """What a question compares case by case."""
+    return [name for name in (question.columns or suite.paired) if name in suite.paired]
+
+
+def text(suite: Suite, store: Store, left: int) -> str:
+    """The whole page in Markdown."""
+    found = by_arm(suite, store)
+    rows = [row for some in found.values() for row in some]
+    origin = {name: ", ".join(sorted({str(getattr(r, name)) for r in rows})) for name in ("commit", "machine", "torch", "threads")}
+    tried = [row for row in store.rows() if "@" in row.arm]
+    parts = [
+        f"# {suite.title}",
+        f"`python -m benchmarks.run {suite.name}`; {len(rows)} runs"
+        + (f", {left} are left" if left else "") + (f", {len(tried)} trials" if tried else "")
+        + f"; commit {origin['commit']}; {origin['machine']}, torch {origin['torch']}, {origin['threads']} thread(s) a run.",
+        suite.about.strip(),
+        "## What was spent", budget(suite, found), tuning(suite, tried),
+        "## What came out", LEGEND, main_table(suite, found, list(found), list(suite.columns)),
+    ]  # fmt: skip
+    if suite.reference in found:
+        others = [(arm, suite.reference) for arm in found if arm != suite.reference]
+        parts += [f"## Minus {suite.arms[suite.reference].title}", differences(suite, store, found, others, list(suite.paired))]
+    for question in suite.questions:
+        if not any(arm in found for arm in question.arms):
+            continue
+        here = [arm for arm in dict.fromkeys((*question.arms, *question.against)) if arm in found]
+        columns = question.columns or tuple(suite.columns)
+        parts += [f"## {question.title}", question.text.strip(), main_table(suite, found, here, [c for c in columns if c in suite.columns])]
+        parts += [differences(suite, store, found, question.compared(), columns_of(suite, question))]
+    parts += ["## Runs", runs(rows)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def tuning(suite: Suite, tried: Sequence[Row]) -> str:
+    if suite.tune is None or not tried:
+        return ""
+    lines = [[f"`{r.arm}`", " ".join(f"`{w}`" for w in r.words) or "as it is", f"{r.metrics['by']:.3f}"] for r in tried]
+    said = f"Trials, one seed ({suite.tune.seed}), as many for every arm; the best {suite.tune.by} is kept. No table below was looked at for it."
+    return said + "\n\n" + table(["trial", "words", suite.tune.by], lines)
+
+
+def runs(rows: Sequence[Row]) -> str:
+    """Every run: seed, fingerprint of its config, of its data, commit."""
+    lines = [[f"`{r.arm}`", str(r.seed), r.fingerprint, r.data or "–", r.commit, f"{r.minutes:.1f}"] for r in rows]
+    return table(["arm", "seed", "config", "data", "commit", "minutes"], lines)
+
+
+def write(suite: Suite, store: Store, out: Path, left: int) -> tuple[Path, Path]:
+    """The table beside the store, and the page in OUT."""
+    found = by_arm(suite, store)
+    target = store.folder.with_suffix(".md")
+    results.write_file(target, text(suite, store, left).encode())
+    listed = []
+    for arm, rows in found.items():
+        numbers = {c: m for c in suite.columns if (m := metric(rows, c)) is not None}
+        origin = {"commit": rows[0].commit, "machine": rows[0].machine, "fingerprints": [r.fingerprint for r in rows]}
+        listed.append(Result("benchmark", suite.name, suite.name, "test", suite.arms[arm].title, numbers, (), {"seeds": len(rows)}, origin))
+    for row, own in blind(suite, found).items():
+        listed.append(Result("benchmark", suite.name, "sees no image", "test", suite.priors[row], {c: Metric(v) for c, v in own.items()}))
+    panels: dict[str, dict[str, Metric]] = {}
+    for name in suite.paired if suite.reference in found else ():
+        own = {suite.arms[arm].title: difference(store, rows, found[suite.reference], name) for arm, rows in found.items() if arm != suite.reference}
+        panels[name] = {title: pair[0] for title, pair in own.items() if pair is not None}
+    panels = {name: own for name, own in panels.items() if own}
+    listed += [
+        Result("benchmark", suite.name, PAIRED, f"minus {suite.arms[suite.reference].title}", title, numbers)
+        for title in dict.fromkeys(title for own in panels.values() for title in own)
+        if (numbers := {name: own[title] for name, own in panels.items() if title in own})
+    ]
+    for question in suite.questions:
+        for one, other in question.compared():
+            gaps = {name: difference(store, found[one], found[other], name) for name in columns_of(suite, question) if {one, other} <= set(found)}
+            numbers = {name: gap[0] for name, gap in gaps.items() if gap is not None}
+            if numbers:
+                listed.append(
+                    Result("benchmark", suite.name, PAIRED, question.title, f"{suite.arms[one].title} minus {suite.arms[other].title}", numbers)
+                )
+    drawn = []
+    if panels:
+        figure = pictures.draw_forest(panels, x=f"minus {suite.arms[suite.reference].title}")
+        drawn.append(results.Pictures("Differences", f"{PAIRED}; filled where 0 is outside.", [("", figure)], "wide", "differences"))
+        figure.savefig(store.folder.with_suffix(".png"), dpi=90)
+    notes = [note.replace("**", "").replace("`", "") for note in (suite.about.strip(), *(f"{q.title} {q.text.strip()}" for q in suite.questions))]
+    return target, results.write(out, listed, pictures=drawn, legend=f"{PAIRED}.", notes=notes, title=suite.title, public_text=True)
