@@ -31,6 +31,15 @@ def by_arm(suite: Suite, store: Store) -> dict[str, list[Row]]:
     return {arm: rows for arm, rows in found.items() if rows}
 
 
+def comparable(suite: Suite, found: Mapping[str, Sequence[Row]]) -> list[str]:
+    """The arms that stand beside the reference: those whose pretraining had the same data and budget; all, where the reference had none."""
+    if suite.reference not in found:
+        return []
+    same = lambda row: (row.data, row.steps, row.images)  # noqa: E731
+    wanted = same(found[suite.reference][0])
+    return [arm for arm, rows in found.items() if arm != suite.reference and (not wanted[0] or same(rows[0]) == wanted)]
+
+
 def metric(rows: Sequence[Row], column: str) -> Metric | None:
     values = [row.metrics[column] for row in rows if column in row.metrics]
     if not values:
@@ -128,8 +137,7 @@ def text(suite: Suite, store: Store, left: int) -> str:
         "## What was spent", budget(suite, found), tuning(suite, tried),
         "## What came out", LEGEND, main_table(suite, found, list(found), list(suite.columns)),
     ]  # fmt: skip
-    if suite.reference in found:
-        others = [(arm, suite.reference) for arm in found if arm != suite.reference]
+    if others := [(arm, suite.reference) for arm in comparable(suite, found)]:
         parts += [f"## Minus {suite.arms[suite.reference].title}", differences(suite, store, found, others, list(suite.paired))]
     for question in suite.questions:
         if not any(arm in found for arm in question.arms):
@@ -170,7 +178,7 @@ def write(suite: Suite, store: Store, out: Path, left: int) -> tuple[Path, Path]
         listed.append(Result("benchmark", suite.name, "sees no image", "test", suite.priors[row], {c: Metric(v) for c, v in own.items()}))
     panels: dict[str, dict[str, Metric]] = {}
     for name in suite.paired if suite.reference in found else ():
-        own = {suite.arms[arm].title: difference(store, rows, found[suite.reference], name) for arm, rows in found.items() if arm != suite.reference}
+        own = {suite.arms[arm].title: difference(store, found[arm], found[suite.reference], name) for arm in comparable(suite, found)}
         panels[name] = {title: pair[0] for title, pair in own.items() if pair is not None}
     panels = {name: own for name, own in panels.items() if own}
     listed += [

@@ -57,7 +57,10 @@ def frozen_segmentation(
                 )
             )
             cases += [
-                {"row": row, "split": "test", "patient": study.patient, "class": kind, "tp": tp, "fp": fp, "fn": fn, "dice": 2 * tp / (2 * tp + fp + fn)}
+                {
+                    "row": row, "split": "test", "patient": study.patient, "class": kind,
+                    "tp": tp, "fp": fp, "fn": fn, "dice": 2 * tp / (2 * tp + fp + fn),
+                }
                 for study, each in zip(held_out, parts.astype(int).tolist(), strict=True)
                 for kind, (tp, fp, fn) in zip(KINDS, each, strict=True)
                 if tp + fn

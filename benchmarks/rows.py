@@ -132,10 +132,12 @@ def read(folder: Path, suite: Suite, run: Run) -> Row:
     if run.trial and math.isnan(metrics["by"]):
         raise ConfigError(f"{run.arm} has no value to be chosen by", "mend tune.by of the suite")
     kept = json.loads((folder / "spent.json").read_text())
+    mapped = any("{maps}" in word for stage in run.stages for word in suite.stages[stage].words)
     return Row(
         run.arm, run.seed, suite.fingerprint(run.of, run.seed, run.words, run.stages), last.get("commit", "unknown"), last.get("machine", ""),
         last.get("versions", {}).get("torch", ""), kept["threads"], data, **spent, minutes=sum(kept["minutes"].values()),
-        map=map or suite.arms[run.of].maps[0], words=list(run.words), metrics={n: v for n, v in metrics.items() if not math.isnan(v)},
+        map=map or (suite.arms[run.of].maps[0] if mapped else ""), words=list(run.words),
+        metrics={n: v for n, v in metrics.items() if not math.isnan(v)},
         priors={row: own for row, own in defined.items() if own},
     )  # fmt: skip
 

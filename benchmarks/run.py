@@ -4,7 +4,8 @@
 
 A suite is one YAML of benchmarks/suites/ (smoke, phantom, phantom_cpu, real, ms_cxr, rsna, siim, ct_rate) or your own file; benchmarks/suite.py says
 what may stand in it. Every arm and seed is one process; a killed suite goes on where it was, a killed run at its last checkpoint. `--minutes` ends it
-in time: what runs then saves and stops. What is done is kept as rows and cases in benchmarks/results/SUITE, and is not done again; the tables are made of what is there.
+in time: what runs then saves and stops. What is done is kept as rows and cases in benchmarks/results/SUITE, and is not done again; the
+tables are made of what is there.
 """
 
 from __future__ import annotations
@@ -144,9 +145,11 @@ def plan(chosen: Suite, arms: Sequence[str], seeds: int, store: Store) -> tuple[
 # -------------------------------------------------------------------------------------------------------- the processes
 
 
-def launch(chosen: Suite, arms: Sequence[str], seeds: int, out: Path, store: Store, jobs: int, minutes: float, given: Sequence[str]) -> int:
-    """Do what is not done, `jobs` processes at a time, until `minutes` are over (0 = to the end). Returns how many runs are left."""
-    begun, live = time.monotonic(), dict[str, tuple[Run, subprocess.Popen[bytes]]]()
+def launch(chosen: Suite, arms: Sequence[str], seeds: int, out: Path, store: Store, jobs: int, minutes: float, given: Sequence[str]) -> None:
+    """Do what is not done, `jobs` processes at a time, until `minutes` are over (0 = to the end). A run that fails stops no other: in the end,
+    ConfigError with the end of its log."""
+    begun, live, failed = time.monotonic(), dict[str, tuple[Run, subprocess.Popen[bytes]]](), dict[str, str]()
+    left: list[Run] = []
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # through `finally`
     out.mkdir(parents=True, exist_ok=True)
     try:
@@ -154,14 +157,15 @@ def launch(chosen: Suite, arms: Sequence[str], seeds: int, out: Path, store: Sto
             for name, (run, process) in list(live.items()):
                 if process.poll() is not None:
                     del live[name]
-                    _take(chosen, run, process.returncode, out, store)
-                    terminal.note(f"[{(time.monotonic() - begun) / 60:6.1f} min] {name}")
-            ready, waiting = plan(chosen, arms, seeds, store)
-            left = [run for run in ready if run.name not in live]
-            if not ready:
-                return waiting
-            if minutes and time.monotonic() - begun > 60 * minutes:
-                return len(ready) + waiting
+                    if process.returncode:
+                        failed[name] = " ".join((out / f"{name}.log").read_text(errors="replace").split())[-400:]
+                    else:
+                        store.add(run, out / name)
+                    terminal.note(f"[{(time.monotonic() - begun) / 60:6.1f} min] {name}{': failed' * (name in failed)}")
+            if len(live) < jobs:
+                left = [run for run in plan(chosen, arms, seeds, store)[0] if run.name not in live and run.name not in failed]
+            if (not live and not left) or (minutes and time.monotonic() - begun > 60 * minutes):
+                break
             while left and len(live) < jobs:
                 run = left.pop(0)
                 live[run.name] = run, _start(chosen, run, out, store, jobs, given)
@@ -171,6 +175,10 @@ def launch(chosen: Suite, arms: Sequence[str], seeds: int, out: Path, store: Sto
             process.terminate()  # the trainer saves
         for _, process in live.values():
             process.wait()
+    if failed:
+        name, end = next(iter(failed.items()))
+        more = f"; {len(failed) - 1} others failed, too" if len(failed) > 1 else ""
+        raise ConfigError(f"{name} failed: ...{end}{more}", f"see {out / f'{name}.log'}; what is done stays")
 
 
 def _start(chosen: Suite, run: Run, out: Path, store: Store, jobs: int, given: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -185,14 +193,6 @@ def _start(chosen: Suite, run: Run, out: Path, store: Store, jobs: int, given: S
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
     with (out / f"{run.name}.log").open("wb") as log:
         return subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": threads})
-
-
-def _take(chosen: Suite, run: Run, code: int, out: Path, store: Store) -> None:
-    """The row of a run that has ended into the store. ConfigError with the end of its log where it failed."""
-    if code:
-        log = " ".join((out / f"{run.name}.log").read_text(errors="replace").split())
-        raise ConfigError(f"{run.name} ended with {code}: ...{log[-400:]}", f"see {out / f'{run.name}.log'}; what is done stays")
-    store.add(run, out / run.name)
 
 
 # ---------------------------------------------------------------------------------------------------------------- CLI
@@ -224,13 +224,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if seeds < 1 or args.jobs < 1 or args.minutes < 0:
         raise ConfigError(f"--seeds {seeds} --jobs {args.jobs} --minutes {args.minutes:g}", "seeds and jobs are 1 or more, minutes not negative")
     store = Store(Path(args.results) if args.results else RESULTS / chosen.name, chosen)
-    left = 0 if args.table else launch(chosen, arms, seeds, out, store, args.jobs, args.minutes, args.variables)
-    if not store.rows():
+    if not args.table:
+        launch(chosen, arms, seeds, out, store, args.jobs, args.minutes, args.variables)
+    if not evidence.by_arm(chosen, store):
         raise ConfigError(f"no run of '{chosen.name}' is done", "leave out --table, or give more --minutes")
+    ready, waiting = plan(chosen, list(chosen.arms), chosen.seeds, store)
+    left = len(ready) + waiting
     table, page = evidence.write(chosen, store, out, left)
     print(f"{table.read_text()}\ntable: {table}\npage: {page}")
     if left:
-        terminal.note(f"{left} runs are left: the same command goes on")
+        terminal.note(f"{left} runs of the suite are left")
     return 0
 
 

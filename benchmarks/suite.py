@@ -213,6 +213,8 @@ def load(name: str, given: Sequence[str] = (), *, whole: bool = True) -> Suite:
         return None if needed else schema(**kept, **more)
 
     for key in ("stages", "arms", "paired", "columns", "priors", "set"):  # what extends a suite leaves out an entry by null
+        if not isinstance(raw.get(key) or {}, Mapping):
+            raise ConfigError(f"{key} is no mapping", f"mend {path.name}")
         raw[key] = {name: value for name, value in (raw.get(key) or {}).items() if value is not None}
     parts = {key: raw.pop(key) for key in ("stages", "arms", "paired")}
     questions, tune, variables = raw.pop("questions", None) or [], raw.pop("tune", None), raw.pop("set")

@@ -283,8 +283,8 @@ def test_a_difference_over_seeds_equals_a_loop_that_draws_patients_and_seeds() -
 
     def macro(seed: int, times: dict[str, int]) -> float:
         cells: dict[str, list[float]] = {}
-        for gap, patient, kind in zip(ours[seed] - other[seed], patients, kinds, strict=True):
-            cells.setdefault(kind, []).extend([gap] * (times[patient] if gap == gap else 0))
+        for gap, patient, group in zip(ours[seed] - other[seed], patients, kinds, strict=True):
+            cells.setdefault(group, []).extend([gap] * (times[patient] if gap == gap else 0))
         return float(np.mean([np.mean(cell) for cell in cells.values() if cell]))
 
     names = sorted(set(patients))
@@ -310,7 +310,7 @@ def test_an_interval_over_seeds_is_wider_where_seeds_disagree() -> None:
     alike = bootstrap.paired_over_seeds(hard + 0.1 + np.zeros((3, 1)), np.tile(hard, (3, 1)), range(200))
     apart = bootstrap.paired_over_seeds(hard + np.array([[-0.2], [0.1], [0.4]]), np.tile(hard, (3, 1)), range(200))
     assert alike.value == pytest.approx(apart.value) == pytest.approx(0.1)
-    assert 0 < alike.low
+    assert alike.low > 0
     assert apart.low < 0 < apart.high
 
 

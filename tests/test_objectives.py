@@ -207,7 +207,14 @@ FORMS: dict[str, list[dict[str, Any]]] = {  # options that take another way thro
         {"targets": "mined", "threshold": 0.1},
         {"equal_text": "negative"},
     ],
-    "intra_modal": [{"form": "mse"}, {"teacher": "shuffled", "weights": "pooling"}, {"teacher": "centred"}],
+    "intra_modal": [
+        {"form": "mse"},
+        {"teacher": "shuffled", "weights": "pooling"},
+        {"teacher": "centred"},
+        {"position": "remove"},
+        {"position": "remove", "form": "mse", "teacher": "shuffled"},
+        {"standardise": True},
+    ],
     "phrase_image": [{"targets": "similarity"}, {"equal_text": "negative"}],
     "prototype_swap": [{"prototypes": 3, "iterations": 0}],
     "sentence_region": [
