@@ -29,6 +29,9 @@ from elvis.results import write_file
 _COUNT = re.compile(r" \([\d,]+\)$")  # "model, 10 % (100)" is "model, 10 %", too: how many those are is the data's
 
 
+CHANGES_NO_STUDY = ("workers", "timeout", "cache", "units", "max_units")  # of the options of data: how studies are read, not which they are
+
+
 @dataclass(frozen=True)
 class Run:
     """An arm and a seed; of a trial, ARM@NUMBER."""
@@ -115,7 +118,7 @@ def budget(folder: Path, suite: Suite) -> tuple[dict[str, Any], str]:
     chosen = config.load(str(folder / stage / "config.yaml"))
     count = sum(p.numel() for p in checkpoints.load_pretrained(folder / stage).model.parameters())
     images = chosen.train.steps * chosen.train.batch_size * chosen.train.accumulate * facts.get("devices", 1)
-    options = {key: value for key, value in config.shareable(chosen.data).items() if key not in ("workers", "timeout", "cache")}
+    options = {key: value for key, value in config.shareable(chosen.data).items() if key not in CHANGES_NO_STUDY}
     data = hashlib.sha256(json.dumps([facts["lists"], options], sort_keys=True).encode()).hexdigest()[:12]
     return {"steps": chosen.train.steps, "images": images, "parameters": count}, data
 
