@@ -131,7 +131,8 @@ def test_a_shipped_config_builds_at_full_size(name: str) -> None:
         assert any("layer.6." in n for n in frozen) == whole
 
 
-SLOW = {n for n in RUNNABLE if n.endswith("_cxr")} - {"elvis_cxr", "mgca_cxr", "radzero_cxr"} | {"structure_ct", "clip_ct"}
+SLOW = {n for n in RUNNABLE if n.endswith("_cxr")} - {"elvis_cxr"} | {"structure_ct", "clip_ct"}
+SLOW |= {f"{paper}_phantom" for paper in ("clip", "convirt", "gloria", "lovt", "elvis_lovt", "radzero")}
 
 
 @pytest.mark.parametrize("name", some_slow(RUNNABLE, SLOW))

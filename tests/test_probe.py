@@ -35,6 +35,7 @@ class Knowing:
 DATA: dict[str, Any] = {"size": 64, "train": 40, "val": 0, "test": 12, "comp": 0, "decor": 0, "swap": 0}
 
 
+@pytest.mark.slow
 def test_tokens_that_hold_the_masks_are_read_and_those_that_hold_nothing_are_not() -> None:
     found, cases = probe.frozen_segmentation(Knowing(), DATA, labels=40, fractions=(0.1, 1.0), test=12)
     dice = {result.row: result.metrics["dice_pooled"].value for result in found}
@@ -59,6 +60,7 @@ def test_a_case_is_a_kind_that_an_image_has_and_its_dice_is_that_of_its_counts()
     assert {case["class"]: case["tp"] + case["fn"] for case in first} == {kind: size for kind, size in sizes.items() if size}
 
 
+@pytest.mark.slow
 def test_the_same_labels_give_the_same_numbers_and_more_labels_hold_the_fewer() -> None:
     once, again = (probe.frozen_segmentation(Knowing(), DATA, labels=20, fractions=(0.5,), test=12, steps=20)[1] for _ in range(2))
     assert once == again
@@ -78,6 +80,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_command_judges_a_run_and_writes_results_and_cases(pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "probe"
     assert probe.main(["--checkpoint", str(pretrained), "--out", str(out), "--labels=12", "--fractions=0.5,1", "--test=6"]) == 0
@@ -94,6 +97,7 @@ def test_the_command_judges_a_run_and_writes_results_and_cases(pretrained: Path,
         assert word not in (out / "results.json").read_text()
 
 
+@pytest.mark.slow
 def test_another_config_s_phantoms_may_be_labelled(pretrained: Path, tmp_path: Path) -> None:
     line = ["--checkpoint", str(pretrained), "--config=elvis_phantom", "--labels=8", "--fractions=1", "--test=4", *SMALL, "data.knobs.contrast=0.6"]
     assert probe.main([*line, "--out", str(tmp_path / "probe")]) == 0

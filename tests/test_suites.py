@@ -32,6 +32,7 @@ from elvis.data.phantoms.layouts import export
 from elvis.errors import ConfigError, run_cli
 from elvis.metrics import bootstrap
 from tests.layouts import REAL
+from tests.tiny import some_slow
 
 ROOT = Path(__file__).parents[1]
 PLACES = {
@@ -233,7 +234,7 @@ def parses(module: str, line: list[str]) -> None:
         schema.load(flags["config"], words)
 
 
-@pytest.mark.parametrize("name", suite.shipped())
+@pytest.mark.parametrize("name", some_slow(suite.shipped(), {"phantom", "rsna"}))
 def test_a_shipped_suite_loads_and_every_line_of_it_is_read_by_its_command(name: str) -> None:
     chosen, folder = suite.load(name, PLACES.get(name, [])), Path("runs/x")
     lines = {(chosen.stages[stage].module, *chosen.line(arm, stage, 3, folder)) for arm in chosen.arms for stage in chosen.doing(arm)}
@@ -479,6 +480,7 @@ def test_a_row_is_found_without_the_number_of_its_labels(tmp_path: Path) -> None
     assert found == [0.1, 0.2]
 
 
+@pytest.mark.slow
 def test_a_stage_that_another_suite_has_done_is_taken_from_it(here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path, SUITE)
     monkeypatch.setattr(suite, "HERE", tmp_path)
@@ -531,6 +533,7 @@ def numbers(tmp_path: Path, name: str = "small") -> str:
     return re.sub(r" \d+\.\d \|", " |", text)
 
 
+@pytest.mark.slow
 def test_a_suite_that_was_killed_goes_on_and_ends_in_the_same_table(inline: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = plain(tmp_path)
     environment = {**os.environ, "FAKE_ONCE": "more-0"}

@@ -175,7 +175,7 @@ def run(out: Path, *more: str) -> int:
 @pytest.mark.parametrize(
     "more",
     [
-        ["objectives.intra_modal={space: teacher, teacher_decay: 0.7, position: remove}", "train.accumulate=2"],
+        pytest.param(["objectives.intra_modal={space: teacher, teacher_decay: 0.7, position: remove}", "train.accumulate=2"], marks=pytest.mark.slow),
         ["objectives.intra_modal={space: teacher.stride4, teacher_decay: 0.7}", "image.levels=[4]"],
     ],
     ids=["accumulated, without what is common", "an earlier map of the copy"],
