@@ -19,6 +19,7 @@ from elvis.metrics import bootstrap
 from elvis.types import Metric, Result
 
 PAIRED = "± is the standard deviation over seeds. Differences are paired by case and seed; brackets: 95 % interval over patients and seeds"
+Gaps = Mapping[tuple[str, str], Mapping[str, tuple[Metric, str]]]
 LEGEND = f"{PAIRED}; bold where 0 is outside; k/n: in how many of the seeds the difference has this sign."
 
 
@@ -62,6 +63,17 @@ def difference(store: Store, ours: Sequence[Row], other: Sequence[Row], name: st
     return found, f"{sum(v * found.value > 0 for v in each)}/{len(each)}"
 
 
+def gaps_of(suite: Suite, store: Store, found: Mapping[str, Sequence[Row]]) -> dict[tuple[str, str], dict[str, tuple[Metric, str]]]:
+    """What every table and the picture show, computed once: one arm minus another -> what is compared -> `difference`."""
+    pairs = [(arm, suite.reference) for arm in comparable(suite, found)] + [pair for question in suite.questions for pair in question.compared()]
+    here = {
+        (one, other): {name: difference(store, found[one], found[other], name) for name in suite.paired}
+        for one, other in dict.fromkeys(pairs)
+        if one in found and other in found
+    }
+    return {pair: {name: gap for name, gap in own.items() if gap is not None} for pair, own in here.items()}
+
+
 def beaten(m: Metric) -> bool:
     return m.low is not None and m.high is not None and not m.low <= 0 <= m.high
 
@@ -72,10 +84,7 @@ def spread(m: Metric | None) -> str:
     return f"{m.value:.3f}" + (f" ± {m.sd:.3f}" if m.sd is not None else "")
 
 
-def signed(found: tuple[Metric, str] | None) -> str:
-    if found is None:
-        return "–"
-    m, signs = found
+def signed(m: Metric, signs: str) -> str:
     text = f"{m.value:+.3f}" + (f" [{m.low:+.3f}, {m.high:+.3f}]" if m.low is not None else "") + f" {signs}"
     return f"**{text}**" if beaten(m) else text
 
@@ -108,13 +117,15 @@ def blind(suite: Suite, found: Mapping[str, Sequence[Row]]) -> dict[str, dict[st
     return {name: next((r.priors[name] for r in rows if name in r.priors), {}) for name in suite.priors if any(name in r.priors for r in rows)}
 
 
-def differences(suite: Suite, store: Store, found: Mapping[str, Sequence[Row]], pairs: Sequence[tuple[str, str]], columns: Sequence[str]) -> str:
-    there = [(one, other) for one, other in pairs if one in found and other in found]
-    cells = {(one, other): {name: difference(store, found[one], found[other], name) for name in columns} for one, other in there}
-    shown = [name for name in columns if any(own[name] for own in cells.values())]
-    titles = {pair: " minus ".join(suite.arms[arm].title for arm in pair) for pair in there}
-    lines = [[titles[pair], *(signed(own[name]) for name in shown)] for pair, own in cells.items() if any(own.values())]
+def differences(suite: Suite, gaps: Gaps, pairs: Sequence[tuple[str, str]], columns: Sequence[str]) -> str:
+    there = {pair: own for pair in pairs if (own := {name: gap for name, gap in gaps.get(pair, {}).items() if name in columns})}
+    shown = [name for name in columns if any(name in own for own in there.values())]
+    lines = [[title(suite, pair), *(signed(*own[name]) if name in own else "–" for name in shown)] for pair, own in there.items()]
     return table(["", *shown], lines) if lines else ""
+
+
+def title(suite: Suite, pair: tuple[str, str]) -> str:
+    return " minus ".join(suite.arms[arm].title for arm in pair)
 
 
 def columns_of(suite: Suite, question: Question) -> list[str]:
@@ -122,9 +133,8 @@ def columns_of(suite: Suite, question: Question) -> list[str]:
     return [name for name in (question.columns or suite.paired) if name in suite.paired]
 
 
-def text(suite: Suite, store: Store, left: int) -> str:
+def text(suite: Suite, store: Store, found: Mapping[str, Sequence[Row]], gaps: Gaps, left: int) -> str:
     """The whole page in Markdown."""
-    found = by_arm(suite, store)
     rows = [row for some in found.values() for row in some]
     origin = {name: ", ".join(sorted({str(getattr(r, name)) for r in rows})) for name in ("commit", "machine", "torch", "threads")}
     tried = [row for row in store.rows() if "@" in row.arm]
@@ -138,14 +148,14 @@ def text(suite: Suite, store: Store, left: int) -> str:
         "## What came out", LEGEND, main_table(suite, found, list(found), list(suite.columns)),
     ]  # fmt: skip
     if others := [(arm, suite.reference) for arm in comparable(suite, found)]:
-        parts += [f"## Minus {suite.arms[suite.reference].title}", differences(suite, store, found, others, list(suite.paired))]
+        parts += [f"## Minus {suite.arms[suite.reference].title}", differences(suite, gaps, others, list(suite.paired))]
     for question in suite.questions:
         if not any(arm in found for arm in question.arms):
             continue
         here = [arm for arm in dict.fromkeys((*question.arms, *question.against)) if arm in found]
         columns = question.columns or tuple(suite.columns)
         parts += [f"## {question.title}", question.text.strip(), main_table(suite, found, here, [c for c in columns if c in suite.columns])]
-        parts += [differences(suite, store, found, question.compared(), columns_of(suite, question))]
+        parts += [differences(suite, gaps, question.compared(), columns_of(suite, question))]
     parts += ["## Runs", runs(rows)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -167,8 +177,9 @@ def runs(rows: Sequence[Row]) -> str:
 def write(suite: Suite, store: Store, out: Path, left: int) -> tuple[Path, Path]:
     """The table beside the store, and the page in OUT."""
     found = by_arm(suite, store)
+    gaps = gaps_of(suite, store, found)
     target = store.folder.with_suffix(".md")
-    results.write_file(target, text(suite, store, left).encode())
+    results.write_file(target, text(suite, store, found, gaps, left).encode())
     listed = []
     for arm, rows in found.items():
         numbers = {c: m for c in suite.columns if (m := metric(rows, c)) is not None}
@@ -176,24 +187,16 @@ def write(suite: Suite, store: Store, out: Path, left: int) -> tuple[Path, Path]
         listed.append(Result("benchmark", suite.name, suite.name, "test", suite.arms[arm].title, numbers, (), {"seeds": len(rows)}, origin))
     for row, own in blind(suite, found).items():
         listed.append(Result("benchmark", suite.name, "sees no image", "test", suite.priors[row], {c: Metric(v) for c, v in own.items()}))
-    panels: dict[str, dict[str, Metric]] = {}
-    for name in suite.paired if suite.reference in found else ():
-        own = {suite.arms[arm].title: difference(store, found[arm], found[suite.reference], name) for arm in comparable(suite, found)}
-        panels[name] = {title: pair[0] for title, pair in own.items() if pair is not None}
+    others = [(arm, suite.reference) for arm in comparable(suite, found)]
+    tables = [(f"minus {suite.arms[suite.reference].title}", others, list(suite.paired))] if others else []
+    tables += [(question.title, question.compared(), columns_of(suite, question)) for question in suite.questions]
+    for split, pairs, columns in tables:
+        for pair in pairs:
+            if numbers := {name: gap for name, (gap, _) in gaps.get(pair, {}).items() if name in columns}:
+                row = suite.arms[pair[0]].title if pairs is others else title(suite, pair)
+                listed.append(Result("benchmark", suite.name, PAIRED, split, row, numbers))
+    panels = {name: {suite.arms[pair[0]].title: gaps[pair][name][0] for pair in others if name in gaps[pair]} for name in suite.paired}
     panels = {name: own for name, own in panels.items() if own}
-    listed += [
-        Result("benchmark", suite.name, PAIRED, f"minus {suite.arms[suite.reference].title}", title, numbers)
-        for title in dict.fromkeys(title for own in panels.values() for title in own)
-        if (numbers := {name: own[title] for name, own in panels.items() if title in own})
-    ]
-    for question in suite.questions:
-        for one, other in question.compared():
-            gaps = {name: difference(store, found[one], found[other], name) for name in columns_of(suite, question) if {one, other} <= set(found)}
-            numbers = {name: gap[0] for name, gap in gaps.items() if gap is not None}
-            if numbers:
-                listed.append(
-                    Result("benchmark", suite.name, PAIRED, question.title, f"{suite.arms[one].title} minus {suite.arms[other].title}", numbers)
-                )
     drawn = []
     if panels:
         figure = pictures.draw_forest(panels, x=f"minus {suite.arms[suite.reference].title}")

@@ -10,6 +10,7 @@ A run whose row is there with the fingerprint of today's suite is done: it is no
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -27,8 +28,6 @@ from elvis.errors import ConfigError, DataError
 from elvis.results import write_file
 
 _COUNT = re.compile(r" \([\d,]+\)$")  # "model, 10 % (100)" is "model, 10 %", too: how many those are is the data's
-
-
 CHANGES_NO_STUDY = ("workers", "timeout", "cache", "units", "max_units")  # of the options of data: how studies are read, not which they are
 
 
@@ -76,7 +75,13 @@ class Row:
 
 
 def results_of(folder: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())
+    file = folder / "results.json"
+    return _parsed(file, file.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)  # asked for by every column of a run
+def _parsed(file: Path, written: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(file.read_text())
     return found
 
 
@@ -199,18 +204,11 @@ class Store:
     def add(self, run: Run, folder: Path) -> None:
         """Keep the row of a run that is done, and its cases."""
         row = read(folder, self.suite, run)
-        found = {
-            name: cases(folder, self.suite, compared, chosen_map(folder, self.suite, run.of))
-            for name, compared in self.suite.paired.items()
-            if not run.trial
-        }
-        columns = {}
-        for name, some in found.items():
-            if some is None:
-                continue
-            keys, values = some
-            self._same(name, keys)
-            columns[name] = values
+        map, columns = chosen_map(folder, self.suite, run.of), {}
+        for name, compared in self.suite.paired.items() if not run.trial else ():
+            if (found := cases(folder, self.suite, compared, map)) is not None:
+                self._same(name, found[0])
+                columns[name] = found[1]
         if columns:
             _write(self.folder / "cases" / f"{row.arm}-{row.seed}.csv", _wide(columns))
         rows = [r for r in self.rows() if (r.arm, r.seed) != (row.arm, row.seed)]
@@ -232,13 +230,12 @@ class Store:
         return np.array([float(r[name]) for r in rows if r[name]]) if rows and name in rows[0] else None
 
     def _same(self, name: str, keys: list[tuple[str, str]]) -> None:
+        """Keep the cases of a comparison, patients by number; ConfigError where those of earlier runs are others."""
         path = self.folder / "cases" / f"{_file(name)}.csv"
+        number = {patient: f"p{place}" for place, patient in enumerate(dict.fromkeys(p for p, _ in keys))}
         if not path.is_file():
-            names = {patient: f"p{number}" for number, patient in enumerate(dict.fromkeys(p for p, _ in keys))}
-            _write(path, "patient,category\n" + "".join(f"{names[p]},{c}\n" for p, c in keys))
-        old = self.keys(name)
-        numbers = {patient: f"p{number}" for number, patient in enumerate(dict.fromkeys(p for p, _ in keys))}
-        if [(numbers[p], c) for p, c in keys] != old:
+            _write(path, "patient,category\n" + "".join(f"{number[p]},{c}\n" for p, c in keys))
+        elif [(number[p], c) for p, c in keys] != self.keys(name):
             raise ConfigError(f"'{name}' was judged on other cases before", f"choose another --results, or remove {path.parent}")
 
 

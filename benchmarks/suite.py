@@ -112,9 +112,7 @@ class Suite:
     tune: Tune | None = None
     paired: Mapping[str, Compared] = field(default_factory=dict)
     questions: tuple[Question, ...] = ()
-    set: Mapping[str, str] = field(
-        default_factory=dict
-    )  # variables; ??? = has to be given: where data lies on this machine, no part of what a run is
+    set: Mapping[str, str] = field(default_factory=dict)  # variables; ??? = has to be given: where data lies, no part of what a run is
     places: tuple[str, ...] = ()  # those of `set` that have to be given
     reuse: str = ""
 

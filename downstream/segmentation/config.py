@@ -47,8 +47,8 @@ class Segmentation:
     layer_decay: float = 1.0  # learning rate of a ViT's blocks, times this for each one further from the head
     patience: int = 0  # validations without a better one before it ends; 0 = all steps
     threshold_by: str = "dice_pooled"  # which Dice the threshold maximises, on val
-    first_seed: int = 0  # the first of them
     seeds: int = 1  # how many: weights of the head (and of a backbone without any), order, augmentation
+    first_seed: int = 0  # of the seeds
     train: Train = field(default_factory=Train)
     cache: bool = False  # keep resized images and masks in memory
     workers: int = 0

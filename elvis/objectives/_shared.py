@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from elvis.distributed import gather, own_rows, sum_over_ranks
 from elvis.errors import ConfigError, nearest
-from elvis.ops import dots, info_nce, masked_softmax, masked_zero, normalize, real_places, soft_cross_entropy
+from elvis.ops import cosine, dots, info_nce, masked_softmax, masked_zero, normalize, real_places, soft_cross_entropy
 from elvis.types import Batch, Pair
 
 T = TypeVar("T")
@@ -105,6 +105,17 @@ def alike(text: Tensor, real: Tensor) -> Tensor:
 def matched(logits: Tensor, positive: Tensor, negative: Tensor, target: Tensor | None) -> Tensor:
     """InfoNCE of each row, B M -> B, or the cross entropy with its target."""
     return info_nce(logits, positive, negative) if target is None else soft_cross_entropy(logits, target, positive | negative)
+
+
+def itself_alone(pairs: Tensor) -> Tensor:
+    """The one-hot positives inside a study: comparable pairs B N N -> B N N bool."""
+    return torch.eye(pairs.shape[-1], dtype=torch.bool, device=pairs.device) & pairs
+
+
+def by_similarity(pairs: Tensor, raw: Tensor, temperature: float) -> Tensor:
+    """Positives inside a study that follow content: softmax of the cosines before projection, without gradient; pairs B N N, raw B N * -> B N N."""
+    raw = masked_zero(raw.detach(), pairs.any(-1))
+    return masked_softmax(cosine(raw, raw) / temperature, pairs)
 
 
 def rows_to_compare(mask: Tensor) -> Tensor:

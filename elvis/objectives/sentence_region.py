@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from elvis.distributed import gather_padded
 from elvis.errors import ConfigError
-from elvis.objectives._shared import check_share, choose, in_chunks, study_pairs
+from elvis.objectives._shared import by_similarity, check_share, choose, in_chunks, itself_alone, study_pairs
 from elvis.ops import (
     attend,
     cosine,
@@ -192,8 +192,7 @@ class SentenceRegion(nn.Module):
         return kernel / kernel.sum(-1, keepdim=True).clamp_min(1.0)  # a real row holds itself: e^0 = 1
 
     def similarity(self, pairs: Tensor, grid: tuple[int, ...], raw: Tensor) -> Tensor:
-        raw = masked_zero(raw.detach(), pairs.any(-1))
-        return masked_softmax(cosine(raw, raw) / self.positive_temperature, pairs)
+        return by_similarity(pairs, raw, self.positive_temperature)
 
     def one_hot(self, pairs: Tensor, grid: tuple[int, ...], raw: Tensor) -> Tensor:
-        return torch.eye(pairs.shape[-1], dtype=torch.bool, device=pairs.device) & pairs
+        return itself_alone(pairs)

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from elvis.errors import ConfigError
-from elvis.objectives._shared import choose
-from elvis.ops import attend, cosine, masked_mean, masked_pairs, masked_softmax, masked_zero, normalize, soft_cross_entropy, upcast
+from elvis.objectives._shared import by_similarity, choose, itself_alone
+from elvis.ops import attend, cosine, masked_mean, masked_pairs, masked_zero, normalize, soft_cross_entropy, upcast
 from elvis.registry import OBJECTIVES
 from elvis.types import Batch, ImageFeatures, Pair, TextFeatures
 
@@ -88,11 +88,10 @@ class TokenPair(nn.Module):
     # Positives: comparable pairs B N N, features before projection B N * -> p, rows sum to 1 over real columns.
 
     def one_hot(self, pairs: Tensor, raw: Tensor) -> Tensor:
-        return torch.eye(pairs.shape[-1], dtype=torch.bool, device=pairs.device) & pairs
+        return itself_alone(pairs)
 
     def similarity(self, pairs: Tensor, raw: Tensor) -> Tensor:
-        raw = masked_zero(raw.detach(), pairs.any(-1))
-        return masked_softmax(cosine(raw, raw) / self.positive_temperature, pairs)
+        return by_similarity(pairs, raw, self.positive_temperature)
 
     # Weights: those of the pool B N or None, what is real B N -> B N; None = all alike.
 
