@@ -202,5 +202,8 @@ def write(suite: Suite, store: Store, out: Path, left: int) -> tuple[Path, Path]
         figure = pictures.draw_forest(panels, x=f"minus {suite.arms[suite.reference].title}")
         drawn.append(results.Pictures("Differences", f"{PAIRED}; filled where 0 is outside.", [("", figure)], "wide", "differences"))
         figure.savefig(store.folder.with_suffix(".png"), dpi=90)
-    notes = [note.replace("**", "").replace("`", "") for note in (suite.about.strip(), *(f"{q.title} {q.text.strip()}" for q in suite.questions))]
+    notes = [
+        note.replace("**", "").replace("`", "")
+        for note in (suite.about.strip(), *(f"{q.title} {q.text.strip()}" for q in suite.questions if set(q.arms) & set(found)))
+    ]
     return target, results.write(out, listed, pictures=drawn, legend=f"{PAIRED}.", notes=notes, title=suite.title, public_text=True)

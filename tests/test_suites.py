@@ -234,7 +234,7 @@ def parses(module: str, line: list[str]) -> None:
         schema.load(flags["config"], words)
 
 
-@pytest.mark.parametrize("name", some_slow(suite.shipped(), {"phantom", "rsna"}))
+@pytest.mark.parametrize("name", some_slow(suite.shipped(), {"phantom", "phantom_cpu", "rsna", "siim"}))
 def test_a_shipped_suite_loads_and_every_line_of_it_is_read_by_its_command(name: str) -> None:
     chosen, folder = suite.load(name, PLACES.get(name, [])), Path("runs/x")
     lines = {(chosen.stages[stage].module, *chosen.line(arm, stage, 3, folder)) for arm in chosen.arms for stage in chosen.doing(arm)}

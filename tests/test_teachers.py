@@ -151,6 +151,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_command_measures_runs_and_writes_a_page(pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "page.md"
     assert teachers.main(["--checkpoint", str(pretrained), "--checkpoint", str(pretrained), "--images", "12", "--out", str(out)]) == 0
