@@ -106,7 +106,7 @@ def draw_forest(panels: Mapping[str, Mapping[str, Metric]], *, x: str) -> Figure
                 continue
             low, high = (m.value if end is None else end for end in (m.low, m.high))
             away = not low <= 0 <= high
-            look = {"color": PALETTE[0 if m.value >= 0 else 1] if away else QUIET, "markerfacecolor": None if away else "white"}
+            look: dict[str, Any] = {"color": PALETTE[0 if m.value >= 0 else 1] if away else QUIET, "markerfacecolor": None if away else "white"}
             axes.errorbar(m.value, height, xerr=[[max(0.0, m.value - low)], [max(0.0, high - m.value)]], marker="o", markersize=5, capsize=2, **look)
         axes.set_yticks(range(len(names)), [""] * len(names) if place else shown)
         axes.set_ylim(-0.6, len(names) - 0.4)
