@@ -1,7 +1,8 @@
 """A suite: one YAML that says which arms are trained, how each is judged, and which questions its tables answer.
 
     stages     what is done with an arm and a seed, in this order: the `main` of a module with its words. {seed}, {arm}, {maps}, {backbone}, a
-               variable of `set`, or the name of an earlier stage (its folder) are put in. One with `optional: true` is for arms that ask (`more`)
+               variable of `set`, the name of an earlier stage (its folder) or {runs} (the folder of all runs) are put in. One with `optional: true`
+               is for arms that ask (`more`)
     arms       name -> words of the first stage that make it differ; `like: ARM` adds to the words (and to what tuning chose) of another arm
     tune       `trials` of every arm, as many for each, run with a seed of their own and judged on a split that no table shows; the best one's words
                are the arm's from then on
@@ -140,7 +141,7 @@ class Suite:
 
     def line(self, arm: str, stage: str, seed: int, folder: Path, trial: Sequence[str] = (), here: bool = True) -> list[str]:
         """The words of a stage, all places filled; `here` = false: <NAME> instead of where data lies on this machine."""
-        known = {name: str(folder / name) for name in self.stages} | dict(self.set)
+        known = {name: str(folder / name) for name in self.stages} | {"runs": str(folder.parent)} | dict(self.set)
         known |= {} if here else {name: f"<{name}>" for name in self.places}
         trained = next((name for name in self.doing(arm) if self.trains(name)), "")
         known |= {"seed": str(seed), "arm": arm, "maps": ",".join(self.arms[arm].maps)}
@@ -255,7 +256,7 @@ def _mistakes(suite: Suite) -> list[str]:
         wrong += [f"arms.{name}: no start, and no stage that pretrains"] * (not arm.start and not _trained(suite, name))
     wrong += names([suite.reuse] * bool(suite.reuse), dict.fromkeys(shipped()), "reuse")
     wrong += [f"set.{name} has the name of a stage" for name in suite.set if name in suite.stages]
-    places = dict.fromkeys((*suite.stages, *suite.set, "seed", "arm", "maps", "backbone"))
+    places = dict.fromkeys((*suite.stages, *suite.set, "seed", "arm", "maps", "backbone", "runs"))
     for where, words in _lines(suite):
         wrong += names([place for word in words for place in _PLACE.findall(word)], places, where)
     for name, stage in suite.stages.items():

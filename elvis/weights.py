@@ -146,8 +146,9 @@ def _words(error: Exception) -> str:
 
 
 def _stated(folder: Path) -> tuple[Any, ...]:
-    """(mean, std, name of the file) that a folder of transformers, open_clip or timm says; () where it says none."""
+    """(mean, std, name of the file) that a folder of ours, of transformers, open_clip or timm says; () where it says none."""
     for name, key, mean, std in (
+        ("preprocess.json", "", "mean", "std"),  # a checkpoint of ours
         ("preprocessor_config.json", "", "image_mean", "image_std"),
         ("open_clip_config.json", "preprocess_cfg", "mean", "std"),
         ("config.json", "pretrained_cfg", "mean", "std"),

@@ -108,7 +108,7 @@ SUITE: dict[str, Any] = {
     "seeds": 2,
     "reference": "base",
     "stages": {
-        "pretrain": {"module": "fake_train", "words": ["--quiet", "--where={root}"]},
+        "pretrain": {"module": "fake_train", "words": ["--quiet", "--where={root}", "--first={runs}/base-0"]},
         "judge": {"module": "fake_judge", "words": ["evaluate", "--from={pretrain}", "maps=[{maps}]", "where={root}"], "row": "model ({map})"},
     },
     "map": "judge/val/good",
@@ -357,6 +357,7 @@ def test_trials_choose_by_the_tuned_metric_and_what_is_like_an_arm_inherits_its_
     assert found["local", 1]["words"] == found["more", 0]["words"] == ["train.lr=4.0e-3"]
     (line,) = calls(tmp_path, "more-1")
     assert line[:2] == ["--quiet", "--where=/data"]
+    assert (Path(line[2].removeprefix("--first=")) / "pretrain" / "results.json").is_file()  # {runs}: what another run has left
     order = ["data.size=64", "train.lr=5.0e-3", "train.seed=1", "train.lr=4.0e-3", "train.weight_decay=0.01", "train.weight_decay=0.02"]
     assert [w for w in line if w in order] == order  # what comes later wins
     assert "train.seed=1000" in calls(tmp_path, "base@0-1000")[0]

@@ -154,6 +154,18 @@ def test_a_dinov2_of_transformers_becomes_timms(form: str, tmp_path: Path, capfd
     assert [name.rsplit(".", 1)[-1] for name in backbone.report.left] == ["mask_token"]
 
 
+def test_a_checkpoint_of_ours_is_a_start_for_another_run_and_keeps_its_pixels(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    taught = create_backbone("resnet10t", in_chans=1, mean=(0.3,), std=(0.2,), arch={"channels": [4, 8, 8, 8], "stem_width": 4})
+    as_safetensors({f"image.net.{k}": v for k, v in taught.net.state_dict().items()} | {"image_global.into.bias": torch.zeros(3)}, tmp_path / "model")
+    (tmp_path / "preprocess.json").write_text(json.dumps({"fit": "pad", "mean": [0.3], "std": [0.2], "size": [32, 32], "zoom": 1.0}))
+    begun = create_backbone("resnet10t", in_chans=1, weights=str(tmp_path), arch={"channels": [4, 8, 8, 8], "stem_width": 4})
+    image = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(begun.eval()(image).tokens, taught.eval()(image).tokens)
+    assert (begun.spec.mean, begun.spec.std) == ((0.3,), (0.2,))
+    assert begun.report.left == ("image_global.into.bias",)
+
+
 @pytest.mark.slow
 def test_a_vit_of_transformers_becomes_timms(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from transformers import ViTConfig, ViTModel
