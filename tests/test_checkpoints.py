@@ -14,6 +14,7 @@ import torch
 
 import elvis
 from elvis import checkpoints
+from elvis.checkpoints import origin
 from elvis.data.images import Preprocess
 from elvis.data.structures import Structures
 from elvis.data.tokenizer import Tokenizer
@@ -249,3 +250,24 @@ def test_a_queue_of_texts_is_part_of_the_state_a_run_goes_on_from(tmp_path: Path
     again.load_state_dict({k.removeprefix("it."): v for k, v in back.items()})
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), trained.state_dict().values(), strict=True))
     assert set(trained.state_dict()) == {"vectors", "group", "study", "score", "filled", "steps"}
+
+
+def test_a_changed_checkout_says_so_and_results_that_benchmarks_write_are_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> str:
+        line = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c", *words]
+        return subprocess.run(line, check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.setattr(origin, "__file__", str(tmp_path / "elvis" / "checkpoints" / "origin.py"))
+    assert origin.commit() == "unknown"
+    rows = tmp_path / "benchmarks" / "results" / "rows.jsonl"
+    rows.parent.mkdir(parents=True)
+    for file in (rows, tmp_path / "code.py"):
+        file.write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "a")
+    head = git("rev-parse", "--short=12", "HEAD")
+    rows.write_text("2")
+    assert origin.commit() == head
+    (tmp_path / "code.py").write_text("2")
+    assert origin.commit() == head + "+"

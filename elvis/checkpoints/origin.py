@@ -31,13 +31,14 @@ def provenance(config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the checkout this runs from, `+` if it was changed, or 'unknown'."""
+    """The commit of the checkout this runs from, `+` if it was changed (what benchmarks write of their results is no change), or 'unknown'."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return "unknown"
     try:
         head = subprocess.run(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
-        dirty = subprocess.run(["git", "-C", str(root), "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True, timeout=10)
+        ask = ["git", "-C", str(root), "status", "--porcelain", "-uno", "--", ".", ":(exclude)benchmarks/results"]
+        dirty = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
