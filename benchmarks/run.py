@@ -121,16 +121,16 @@ def words_of(chosen: Suite, arm: str, store: Store) -> tuple[str, ...] | None:
     return max(found, key=lambda pair: pair[0])[1]
 
 
-def plan(chosen: Suite, arms: Sequence[str], seeds: int, store: Store) -> tuple[list[Run], int]:
+def plan(chosen: Suite, arms: Sequence[str], seeds: int | None, store: Store) -> tuple[list[Run], int]:
     """What can be done now, trials first and then seed by seed; and how many runs wait for trials."""
     ready, waiting = [], 0
     for run in trials(chosen, arms):
         if store.row(run) is None:
             ready.append(run)
-    for seed in range(seeds):
+    times = {arm: chosen.times(arm, seeds) for arm in arms}
+    for seed in range(max(times.values(), default=0)):
         for arm in arms:
-            most = chosen.arms[arm].seeds
-            if most is not None and seed >= most:
+            if seed >= times[arm]:
                 continue
             words = words_of(chosen, arm, store)
             if words is None:
@@ -145,7 +145,7 @@ def plan(chosen: Suite, arms: Sequence[str], seeds: int, store: Store) -> tuple[
 # -------------------------------------------------------------------------------------------------------- the processes
 
 
-def launch(chosen: Suite, arms: Sequence[str], seeds: int, out: Path, store: Store, jobs: int, minutes: float, given: Sequence[str]) -> None:
+def launch(chosen: Suite, arms: Sequence[str], seeds: int | None, out: Path, store: Store, jobs: int, minutes: float, given: Sequence[str]) -> None:
     """Do what is not done, `jobs` processes at a time, until `minutes` are over (0 = to the end). A run that fails stops no other: in the end,
     ConfigError with the end of its log."""
     begun, live, failed = time.monotonic(), dict[str, tuple[Run, subprocess.Popen[bytes]]](), dict[str, str]()
@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("suite", metavar="SUITE", help=f"{', '.join(suite.shipped())}, or a YAML file")
     parser.add_argument("--out", metavar="DIR", help="where the runs go (default runs/SUITE)")
     parser.add_argument("--results", metavar="DIR", help="where rows, cases and tables go (default benchmarks/results/SUITE)")
-    parser.add_argument("--seeds", type=int, help="instead of the suite's number")
+    parser.add_argument("--seeds", type=int, help="instead of the suite's number; of arms with a number of their own, at most so many")
     parser.add_argument("--arms", metavar="A,B", help="only these (their trials too)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores (default 1)")
     parser.add_argument("--minutes", type=float, default=0.0, help="stop after so many; the next call goes on (default 0: to the end)")
@@ -220,15 +220,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arms = args.arms.split(",") if args.arms else list(chosen.arms)
     if unknown := [name for name in arms if name not in chosen.arms]:
         raise ConfigError(f"the suite has no arm '{unknown[0]}'{nearest(unknown[0], list(chosen.arms))}", f"choose of: {', '.join(chosen.arms)}")
-    seeds = chosen.seeds if args.seeds is None else args.seeds
-    if seeds < 1 or args.jobs < 1 or args.minutes < 0:
+    seeds = args.seeds
+    if (seeds is not None and seeds < 1) or args.jobs < 1 or args.minutes < 0:
         raise ConfigError(f"--seeds {seeds} --jobs {args.jobs} --minutes {args.minutes:g}", "seeds and jobs are 1 or more, minutes not negative")
     store = Store(Path(args.results) if args.results else RESULTS / chosen.name, chosen)
     if not args.table:
         launch(chosen, arms, seeds, out, store, args.jobs, args.minutes, args.variables)
     if not evidence.by_arm(chosen, store):
         raise ConfigError(f"no run of '{chosen.name}' is done", "leave out --table, or give more --minutes")
-    ready, waiting = plan(chosen, list(chosen.arms), chosen.seeds, store)
+    ready, waiting = plan(chosen, list(chosen.arms), None, store)
     left = len(ready) + waiting
     table, page = evidence.write(chosen, store, out, left)
     print(f"{table.read_text()}\ntable: {table}\npage: {page}")

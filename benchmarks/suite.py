@@ -117,6 +117,11 @@ class Suite:
     places: tuple[str, ...] = ()  # those of `set` that have to be given
     reuse: str = ""
 
+    def times(self, arm: str, asked: int | None = None) -> int:
+        """How many seeds an arm has; `asked` takes the place of the suite's number, and cuts what is an arm's own."""
+        own = self.arms[arm].seeds
+        return (asked or self.seeds) if own is None else min(own, asked or own)
+
     def doing(self, arm: str) -> list[str]:
         """The stages of an arm, in their order."""
         chosen = self.arms[arm].stages or tuple(name for name, stage in self.stages.items() if not stage.optional)

@@ -436,6 +436,11 @@ def test_only_the_arms_and_seeds_asked_for_are_run_with_the_trials_they_need(her
     once = changed(lambda s: s["arms"]["base"].update(seeds=1))
     run.main([written(tmp_path, once), *place(tmp_path), "root=/data"])
     assert {key for key in kept(tmp_path) if "@" not in key[0]} == {("more", 0), ("more", 1), ("local", 0), ("local", 1), ("base", 0)}
+    more = written(tmp_path, changed(lambda s: [s["arms"][name].update(seeds=count) for name, count in (("base", 1), ("local", 3))]))
+    run.main([more, "--seeds", "2", *place(tmp_path), "root=/data"])  # asked for fewer than an arm has
+    assert ("local", 2) not in kept(tmp_path)
+    run.main([more, *place(tmp_path), "root=/data"])
+    assert {key for key in kept(tmp_path) if key[1] == 2} == {("local", 2)}
 
 
 def test_cases_that_differ_from_those_of_earlier_rows_are_refused(here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
