@@ -20,7 +20,10 @@ from elvis.types import Metric, Result
 
 PAIRED = "± is the standard deviation over seeds. Differences are paired by case and seed; brackets: 95 % interval over patients and seeds"
 Gaps = Mapping[tuple[str, str], Mapping[str, tuple[Metric, str]]]
-LEGEND = f"{PAIRED}; bold where 0 is outside; k/n: in how many of the seeds the difference has this sign."
+LEGEND = (
+    f"{PAIRED}; bold where 0 is outside; k/n: in how many of the seeds the difference has this sign. "
+    "Where there is one seed (1/1), a bracket is over patients alone: a hint."
+)
 
 
 def by_arm(suite: Suite, store: Store) -> dict[str, list[Row]]:
