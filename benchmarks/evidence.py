@@ -136,10 +136,15 @@ def columns_of(suite: Suite, question: Question) -> list[str]:
     return [name for name in (question.columns or suite.paired) if name in suite.paired]
 
 
+def origin_of(rows: Sequence[Row]) -> dict[str, str]:
+    """Where runs are from: each commit, machine, version of torch and number of threads that is among them."""
+    return {name: ", ".join(sorted({str(getattr(r, name)) for r in rows})) for name in ("commit", "machine", "torch", "threads")}
+
+
 def text(suite: Suite, store: Store, found: Mapping[str, Sequence[Row]], gaps: Gaps, left: int) -> str:
     """The whole page in Markdown."""
     rows = [row for some in found.values() for row in some]
-    origin = {name: ", ".join(sorted({str(getattr(r, name)) for r in rows})) for name in ("commit", "machine", "torch", "threads")}
+    origin = origin_of(rows)
     tried = [row for row in store.rows() if "@" in row.arm]
     parts = [
         f"# {suite.title}",
@@ -186,7 +191,7 @@ def write(suite: Suite, store: Store, out: Path, left: int) -> tuple[Path, Path]
     listed = []
     for arm, rows in found.items():
         numbers = {c: m for c in suite.columns if (m := metric(rows, c)) is not None}
-        origin = {"commit": rows[0].commit, "machine": rows[0].machine, "fingerprints": [r.fingerprint for r in rows]}
+        origin = origin_of(rows) | {"fingerprints": [r.fingerprint for r in rows]}
         listed.append(Result("benchmark", suite.name, suite.name, "test", suite.arms[arm].title, numbers, (), {"seeds": len(rows)}, origin))
     for row, own in blind(suite, found).items():
         listed.append(Result("benchmark", suite.name, "sees no image", "test", suite.priors[row], {c: Metric(v) for c, v in own.items()}))
@@ -205,8 +210,13 @@ def write(suite: Suite, store: Store, out: Path, left: int) -> tuple[Path, Path]
         figure = pictures.draw_forest(panels, x=f"minus {suite.arms[suite.reference].title}")
         drawn.append(results.Pictures("Differences", f"{PAIRED}; filled where 0 is outside.", [("", figure)], "wide", "differences"))
         figure.savefig(store.folder.with_suffix(".png"), dpi=90)
+    commits = origin_of([row for rows in found.values() for row in rows])["commit"]
     notes = [
         note.replace("**", "").replace("`", "")
-        for note in (suite.about.strip(), *(f"{q.title} {q.text.strip()}" for q in suite.questions if set(q.arms) & set(found)))
+        for note in (
+            f"Runs of commit {commits}.",
+            suite.about.strip(),
+            *(f"{q.title} {q.text.strip()}" for q in suite.questions if set(q.arms) & set(found)),
+        )
     ]
     return target, results.write(out, listed, pictures=drawn, legend=f"{PAIRED}.", notes=notes, title=suite.title, public_text=True)
